@@ -1,0 +1,71 @@
+"""The nouns of the toolkit: what flows from data to loss. One meaning per field, everywhere.
+
+Example -> Prompt -> Rollout (B, G) -> Score -> advantages (B, G) -> loss -> adapter
+
+Shape letters, used in every comment: B prompts, G samples of each, N = B * G or a number of
+tokens where it says so, P prompt tokens, C completion tokens, T = P + C, V vocabulary.
+"""
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One question with its known answer.
+
+    id: unique within a task, e.g. ``addition-train-17``.
+    gold: the final answer as text; `rlm.answers.read_gold` can read it (checked at load).
+    solution: the reasoning that leads to it, without tags and without the final answer;
+        None where the data has none (such examples serve GRPO and evaluation, not SFT).
+    template: the name of the template that generated it, "" where there is none.
+    """
+
+    id: str
+    question: str
+    gold: str
+    solution: str | None = None
+    template: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """A question after the chat template, ready for the model.
+
+    ids: token ids, P of them.
+    prefill: what the template itself has already opened of the assistant's turn
+        (``"<think>\\n"`` with some models, mostly ``""``); it is part of `ids`.
+    """
+
+    ids: list[int]
+    prefill: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Rollout:
+    """What the engine sampled for one prompt.
+
+    ids: the sampled tokens, C of them, the end token included when it was sampled.
+    logprobs: log-probability of each sampled token under the sampling distribution at
+        the given temperature (before top-k and top-p cut it), in nats, float32.
+    text: the whole assistant turn: the prompt's prefill and the decoded completion,
+        without the end token.
+    finish: "stop" (end token or stop string) or "length" (cut off at the maximum).
+    """
+
+    ids: list[int]
+    logprobs: list[float]
+    text: str
+    finish: str
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """What a rollout earned. total = sum of weight * part.
+
+    parts: reward name -> its unweighted value.
+    reason: why no answer could be read (`rlm.answers.REASONS`), None if one was read.
+    """
+
+    total: float
+    parts: dict[str, float] = field(default_factory=dict)
+    reason: str | None = None
