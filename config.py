@@ -1,0 +1,249 @@
+"""The settings of every script: one class per script, with the checks and the help texts.
+
+    settings = load(GRPOSettings)          # defaults < --config file < RLM_... < flags
+
+Wrong input ends the script with one line on stderr and exit code 2, before torch is imported.
+What the classes share is in config_training.py, how the layers are read in rlm/settings.py and
+rlm/configfile.py; recipes are in configs/.
+"""
+
+import math
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+from pydantic import field_validator
+
+from config_training import Common, GRPOSettings, SFTSettings, Training
+from rlm.configfile import read_file
+from rlm.errors import InputError
+from rlm.folders import adapter_base, check_adapter, check_model, is_adapter
+from rlm.settings import build, option, read_environment, read_flags
+
+
+class EvaluateSettings(Common):
+    """Measures models: accuracy with its interval, format, thinking and answer proportions."""
+
+    script = "evaluate"
+    auto_adapter = "final_rlm_lora"
+    adapter: str | None = option(
+        "auto", "adapter that is measured beside the base when --models is not given"
+    )
+    format: Literal["think", "xml", "solution"] | None = option(
+        None, "tags around reasoning and answer", shown="the adapter's, else think"
+    )
+    models: list[str] = option(
+        lambda v: ["base"] + ([v["adapter"]] if v.get("adapter") else []),
+        "what is compared: base, folders of adapters or models, names out of `models:`",
+        section="Evaluation",
+        flags=["--model-path"],
+        shown="base and the adapter",
+    )
+    split: Literal["train", "validation", "test"] = option("test", "part of the data")
+    eval_samples: int = option(500, "questions; 0: all", ge=0, env=["EVAL_SAMPLES"])
+    samples: int = option(1, "samples of each question; more give pass@k, majority", ge=1, le=4096)
+    temperature: float = option(
+        lambda v: 0.0 if v.get("samples", 1) == 1 else 1.0,
+        "of the sampling; 0: greedy",
+        ge=0,
+        le=10,
+        shown="0 for one sample, else 1",
+    )
+    output_file: str | None = option(
+        None, "CSV file with a row per question", shown="runs/NAME/evaluation.csv"
+    )
+    json_output: bool = option(False, "print the summaries as JSON")
+
+    @field_validator("models", mode="before")
+    @classmethod
+    def _split(cls, value):
+        words = value if isinstance(value, list) else [value]
+        return [name for word in words for name in str(word).split(",") if name]
+
+    def candidates(self) -> list[tuple[str, str, str | None]]:
+        """(name, model, adapter or None) of everything in `models`, in order."""
+        found = []
+        for name in self.models:
+            place = self.model if name == "base" else self.named_models.get(name, name)
+            adapter = place if is_adapter(place) else None
+            found.append((name, (adapter_base(place) or self.model) if adapter else place, adapter))
+        return found
+
+    def check_values(self) -> None:
+        super().check_values()
+        if self.samples > 1 and self.temperature == 0:
+            raise InputError(f"{self.given('samples')}: greedy samples are all the same; "
+                             "use --temperature above 0")  # fmt: skip
+        if not self.models:
+            raise InputError("--models: empty; name at least one, such as base")
+
+    def check_places(self) -> None:
+        for name, model, adapter in self.candidates():
+            given = self.given("model") if name == "base" else f"--models {name}"
+            check_adapter(adapter, given) if adapter else check_model(model, given)
+
+
+class InferenceSettings(Common):
+    """Asks the model: one prompt, a conversation, a batch of questions, or a short demo."""
+
+    script = "inference"
+    auto_adapter = "final_rlm_lora"
+    adapter: str | None = option(
+        "auto",
+        "adapter: a folder, a name out of `models:`, auto (weights/final_rlm_lora if it is there "
+        "and of the model), or none",
+        flags=["--checkpoint"],
+    )
+    format: Literal["think", "xml", "solution"] | None = option(
+        None, "tags around reasoning and answer", shown="the adapter's, else think"
+    )
+    prompt: str | None = option(
+        None,
+        "the question; read from a pipe if there is one",
+        flag="positional",
+        section="Inference",
+        shown="a short demo",
+    )
+    interactive: bool = option(False, "ask again and again")
+    batch: bool = option(False, "answer questions of the task's test split")
+    num_samples: int = option(10, "questions of --batch", ge=1)
+    temperature: float = option(0.0, "of the sampling; 0: greedy", ge=0, le=10)
+    json_output: bool = option(False, "print each answer as a line of JSON")
+
+    def check_values(self) -> None:
+        super().check_values()
+        ways = [w for w in ("interactive", "batch") if getattr(self, w)]
+        ways = [f"--{w}" for w in ways] + (["a prompt"] if self.prompt is not None else [])
+        if len(ways) > 1:
+            raise InputError(f"{' and '.join(ways)}: two ways to ask; choose one")
+
+
+class TrainSettings(Training):
+    """Both stages and their evaluations in one go; each stage reads its own section of the file."""
+
+    script = "train"
+    mode: Literal["sft", "grpo", "full"] = option(
+        "full", "which stages; grpo starts from --sft-checkpoint", section="Stages"
+    )
+    adapter: str | None = option(
+        "auto",
+        "adapter that --mode grpo starts from: a folder, a name, auto (weights/sft_lora), none",
+        flags=["--sft-checkpoint"],
+    )
+    weights: str = option(
+        "weights", "folder the adapters go to", flags=["--output-dir"], env=["OUTPUT_DIR"]
+    )
+    num_samples: int | None = option(
+        None, "training examples of each stage", ge=0, env=["TRAIN_SAMPLES"], shown="the stage's"
+    )
+    sft_epochs: float | None = option(None, "passes of SFT", gt=0, shown="sft: epochs")
+    sft_max_steps: int | None = option(None, "steps of SFT", ge=0, shown="sft: max_steps")
+    sft_batch_size: int | None = option(
+        None, "demonstrations a step", ge=1, shown="sft: batch_size"
+    )
+    sft_lr: float | None = option(None, "learning rate of SFT", gt=0, shown="sft: learning_rate")
+    grpo_epochs: float | None = option(
+        None, "passes of GRPO over its questions; sets its steps", gt=0, shown="grpo: max_steps"
+    )
+    grpo_max_steps: int | None = option(None, "steps of GRPO", ge=1, shown="grpo: max_steps")
+    grpo_samples: int | None = option(
+        None,
+        "samples of each question",
+        ge=2,
+        why="a group needs at least 2 samples to have a mean to beat",
+        shown="grpo: group_size",
+    )
+    grpo_lr: float | None = option(None, "learning rate of GRPO", gt=0, shown="grpo: learning_rate")
+
+    def sft(self) -> SFTSettings:
+        """The settings of the SFT stage."""
+        return self._stage(
+            SFTSettings,
+            epochs=self.sft_epochs,
+            max_steps=self.sft_max_steps,
+            batch_size=self.sft_batch_size,
+            learning_rate=self.sft_lr,
+        )
+
+    def grpo(self) -> GRPOSettings:
+        """The settings of the GRPO stage; it starts from the SFT stage's output in --mode full."""
+        start = self.sft().output if self.mode == "full" else self.adapter or "none"
+        stage = self._stage(
+            GRPOSettings,
+            adapter=start,
+            max_steps=self.grpo_max_steps,
+            group_size=self.grpo_samples,
+            learning_rate=self.grpo_lr,
+        )
+        if self.grpo_epochs is None or self.grpo_max_steps is not None:
+            return stage
+        if not stage.num_samples:
+            raise InputError(f"{self.given('grpo_epochs')}: needs a number of questions; "
+                             "give --num-samples, or --grpo-max-steps instead")  # fmt: skip
+        steps = math.ceil(self.grpo_epochs * stage.num_samples / stage.questions_per_step)
+        return stage.model_copy(update={"max_steps": max(1, steps)})
+
+    def evaluate(self) -> EvaluateSettings:
+        """The settings of the evaluations; `models`: the base, where GRPO starts, what comes out."""
+        stage = self.sft() if self.mode == "sft" else self.grpo()
+        start = [stage.adapter] if stage.adapter else []
+        models = ["base", *start, stage.output]
+        return self._stage(EvaluateSettings, adapter="none", models=models)
+
+    def _stage(self, cls, **own):
+        """A stage's settings: its section of the file < environment < what train.py was given."""
+        values, origins = _layers(cls, [], self.config)
+        shared = {
+            name: getattr(self, name)
+            for name, origin in self._origins.items()
+            if name in set(cls.model_fields) - {"run", "adapter"} and ": common: " not in origin
+        }
+        own = {name: value for name, value in own.items() if value is not None}
+        given = {"run": f"{self.run}/{cls.script}", "model": self.model} | shared | own
+        origins |= {name: self._origins[name] for name in shared if name not in own}
+        return build(cls, values | given | {"config": self.config}, origins)
+
+    def check(self) -> None:
+        super().check()
+        if self.mode != "grpo" and self.adapter:
+            raise InputError(f"{self.given('adapter')}: only --mode grpo starts from an adapter; "
+                             f"leave it out with --mode {self.mode}")  # fmt: skip
+        for stage in (self.sft, self.grpo, self.evaluate):
+            stage().check_values()
+        if self.mode != "grpo":
+            self.sft().check_places()
+
+
+SECTIONS = {
+    cls.script: cls
+    for cls in (SFTSettings, GRPOSettings, EvaluateSettings, InferenceSettings, TrainSettings)
+}
+
+
+def _layers(cls, argv: Sequence[str], config: str | None = None) -> tuple[dict, dict]:
+    """(values, origins) of a script: its file's sections, then the environment, then the flags."""
+    flags, flag_origins = read_flags(cls, list(argv), Path(sys.argv[0]).name)
+    known = {name for section in SECTIONS.values() for name in section.model_fields}
+    values, origins = read_environment(cls, known)
+    path = flags.get("config") or values.get("config") or config
+    if path:
+        below, below_origins, names = read_file(path, SECTIONS, cls.script)
+        values, origins = below | values | {"named_models": names}, below_origins | origins
+    return values | flags, origins | flag_origins
+
+
+def load(cls, argv: Sequence[str] | None = None):
+    """The settings of a script: defaults < --config file < environment < flags.
+
+    argv: the flags, without the program's name; None takes those of the command line. Wrong
+    input prints one line and exits with 2, `--help` with 0.
+    """
+    try:
+        values, origins = _layers(cls, sys.argv[1:] if argv is None else list(argv))
+        settings = build(cls, values, origins)
+        settings.check()
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    return settings

@@ -1,0 +1,256 @@
+"""The settings that all scripts share (model, data, output) and those of the two training stages.
+
+config.py is the door: it adds the other scripts' classes and loads all of them.
+"""
+
+import importlib.util
+import math
+import re
+from pathlib import Path
+from typing import ClassVar, Literal
+
+from pydantic import field_validator, model_validator
+
+from rlm.errors import InputError
+from rlm.folders import check_adapter, check_model, resolve, same_model
+from rlm.settings import Settings, option
+
+TINY_BASE = "weights/tiny_base"
+GENERATED = ("addition", "word_problems")
+
+
+def by_model(tiny, other, text, **more):
+    """An option with one default for the tiny base and one for real models."""
+    shown = f"{tiny} for {TINY_BASE}, else {other}"
+    return option(
+        lambda given: tiny if same_model(given["model"], TINY_BASE) else other,
+        text,
+        shown=shown,
+        **more,
+    )
+
+
+class Common(Settings):
+    script: ClassVar[str] = ""
+    auto_adapter: ClassVar[str | None] = None  # what `--adapter auto` means, inside `weights`
+
+    config: str | None = option(
+        None, "YAML or JSON file with `common:`, a section per script, `models:`", section="Common"
+    )
+    named_models: dict[str, str] = option({}, "names for adapters and models", flag=False)
+    model: str = option(
+        TINY_BASE,
+        "base model: a folder or a name on the hub; an adapter here stands on its own base",
+        flags=["--base-model"],
+        shown=f"the adapter's base, else {TINY_BASE}",
+    )
+    adapter: str | None = option("auto", "")
+    weights: str = option("weights", "folder that the adapters go to", env=["OUTPUT_DIR"])
+    run: str = option("", "what is logged goes to runs/NAME", shown="the script's name")
+    seed: int = option(0, "seed of data, sampling and new weights", ge=0, le=2**32 - 1)
+    device: Literal["auto", "cuda", "mps", "cpu"] = option(
+        "auto", "where it runs; auto: the first there is of cuda, mps, cpu"
+    )
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = option(
+        "auto", "number format of the base model"
+    )
+    threads: int = option(0, "CPU threads; 0: torch's choice", ge=0, le=1024)
+    log_level: Literal["debug", "info", "warning", "error"] = option("info", "what is printed")
+
+    task: Literal["addition", "word_problems", "gsm8k", "openmath", "jsonl"] = option(
+        "addition", "where the questions come from", section="Data"
+    )
+    data: str | None = option(
+        None, "file or folder of the task's data; needed for jsonl, else the hub", shown="the hub"
+    )
+    format: Literal["think", "xml", "solution"] = option(
+        "think", "tags around reasoning and answer"
+    )
+    digits: tuple[int, int] = option(
+        (1, 3), "digits of the numbers in task addition, 1 to 9: 3 or 1-3", shown="1-3"
+    )
+    terse_fraction: float = option(
+        0.0, "share of generated demonstrations that skip the working", ge=0, le=1
+    )
+    max_tokens: int = by_model(
+        160, 512, "longest completion that is sampled, tokens", ge=1, le=131072, section="Sampling"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _places(cls, given: dict) -> dict:
+        names = given.get("named_models") or {}
+        auto = cls.auto_adapter and f"{given.get('weights', 'weights')}/{cls.auto_adapter}"
+        default = cls.model_fields["adapter"].default
+        return {"run": cls.script} | resolve(given, names, default, auto)
+
+    @field_validator("log_level", mode="before")
+    @classmethod
+    def _lower(cls, value):
+        return str(value).lower()
+
+    @field_validator("digits", mode="before")
+    @classmethod
+    def _range(cls, value):
+        low_high = re.findall(r"\d+", str(value))
+        low, high = (int(low_high[0]), int(low_high[-1])) if low_high else (0, 0)
+        if len(low_high) > 2 or not 1 <= low <= high <= 9:
+            raise ValueError("not a range of digits; use 1 to 9, as in 2 or 1-3")
+        return low, high
+
+    @property
+    def run_dir(self) -> Path:
+        """The folder of this run: settings.json, log.csv, ..."""
+        return Path("runs") / self.run
+
+    def task_options(self) -> dict:
+        """What the task's generator takes, for `data.load_examples`."""
+        if self.task not in GENERATED:
+            return {}
+        digits = {"digits": self.digits} if self.task == "addition" else {}
+        return digits | {"terse_fraction": self.terse_fraction}
+
+    def check(self) -> None:
+        self.check_values()
+        self.check_places()
+
+    def check_values(self) -> None:
+        """All checks but those of folders that an earlier stage makes."""
+        if not re.fullmatch(r"[\w.+-]+(/[\w.+-]+)*", self.run) or ".." in self.run:
+            raise InputError(f"{self.given('run')}: a name of letters, digits, - _ . is needed")
+        if self.task in GENERATED and self.data:
+            raise InputError(f"{self.given('data')}: task {self.task} makes its own questions; "
+                                "leave --data out or choose --task jsonl")  # fmt: skip
+        if self.task == "jsonl" and not self.data:
+            raise InputError("--task jsonl: needs the file; give it with --data FILE.jsonl")
+        if self.data and not Path(self.data).exists():
+            raise InputError(f"{self.given('data')}: no such file or folder; check the path")
+        for name in ("num_samples", "eval_samples"):
+            if self.task in GENERATED and getattr(self, name, 1) == 0:
+                raise InputError(f"{self.given(name)}: task {self.task} has no end; use a number")
+
+    def check_places(self) -> None:
+        check_model(self.model, self.given("model"))
+        if self.adapter:
+            check_adapter(self.adapter, self.given("adapter"), self.model)
+
+
+class Training(Common):
+    lora_r: int = option(16, "rank of a new LoRA", ge=1, le=1024, section="LoRA")
+    lora_alpha: float = option(32, "scale of a new LoRA: alpha / r times its output", gt=0)
+    overwrite: bool = option(False, "replace an adapter that is there", section="Output")
+    eval_samples: int = option(
+        200, "validation questions of an evaluation; 0: all", ge=0, env=["EVAL_SAMPLES"]
+    )
+    wandb_project: str | None = option(None, "project of Weights & Biases that is logged to too")
+    wandb: bool = option(True, "--no-wandb: not logged there, whatever the project")
+
+    def check_values(self) -> None:
+        super().check_values()
+        if self.wandb_project and self.wandb and importlib.util.find_spec("wandb") is None:
+            raise InputError(f"{self.given('wandb_project')}: wandb is not installed; "
+                                "`pip install wandb`, or leave it out with --no-wandb")  # fmt: skip
+
+
+class SFTSettings(Training):
+    """Stage 1: teaches the format of visible reasoning from demonstrations."""
+
+    script = "sft"
+    stage: Literal["prep", "full"] = option(
+        "full", "prep: a short first stage of its own", section="Supervised fine-tuning"
+    )
+    adapter: str | None = option(
+        "none",
+        "adapter to go on training: a folder, a name out of `models:`, or none for a new one",
+        flags=["--base-adapter"],
+    )
+    output: str = option(
+        lambda v: f"{v['weights']}/{'sft_prep_lora' if v.get('stage') == 'prep' else 'sft_lora'}",
+        "folder of the trained adapter",
+        flags=["--output-dir"],
+        shown="weights/sft_lora, prep: weights/sft_prep_lora",
+    )
+    num_samples: int = option(1000, "demonstrations; 0: all", ge=0, env=["TRAIN_SAMPLES"])
+    epochs: float = option(3.0, "passes over the demonstrations", gt=0, le=1000)
+    max_steps: int = option(0, "optimiser steps; 0: the epochs decide", ge=0)
+    batch_size: int = option(8, "demonstrations an optimiser step", ge=1)
+    learning_rate: float = by_model(3e-3, 2e-4, "peak learning rate", gt=0, le=1)
+    warmup_fraction: float = option(0.05, "share of the steps with rising rate", ge=0, lt=1)
+    max_length: int = option(1024, "longest demonstration, tokens", ge=16)
+    packing: bool = option(False, "several demonstrations in a row of max-length tokens")
+
+
+class GRPOSettings(Training):
+    """Stage 2: GRPO, samples answers and reinforces those that earn more than their group."""
+
+    script = "grpo"
+    auto_adapter = "sft_lora"
+    adapter: str | None = option(
+        "auto",
+        "adapter to start from: a folder, a name out of `models:`, auto (weights/sft_lora if it is "
+        "there), or none: straight from the base",
+    )
+    output: str = option(
+        lambda v: f"{v['weights']}/final_rlm_lora",
+        "folder of the best adapter",
+        flags=["--output-dir"],
+        shown="weights/final_rlm_lora",
+    )
+    num_samples: int = option(
+        2000, "training questions; 0: all", ge=0, env=["TRAIN_SAMPLES"], section="GRPO"
+    )
+    max_steps: int = option(32, "steps, each with new samples", ge=1)
+    questions_per_step: int = option(16, "questions B of a step", ge=1, flags=["--batch-size"])
+    group_size: int = option(
+        8,
+        "samples G of each question",
+        ge=2,
+        why="a group needs at least 2 samples to have a mean to beat",
+    )
+    temperature: float = option(1.0, "of the sampling; below 1 is sharper", gt=0, le=10)
+    learning_rate: float = by_model(1e-3, 2e-5, "peak learning rate", gt=0, le=1)
+    lr_schedule: Literal["constant", "linear"] = option("constant", "linear: falls to 0 at the end")
+    warmup_steps: int = option(0, "first steps with rising learning rate", ge=0)
+    max_grad_norm: float = option(1.0, "gradients are cut to this norm", gt=0)
+    updates_per_batch: int = option(1, "optimiser steps on the same samples", ge=1, le=64)
+    token_budget: int = option(8192, "tokens of a micro-batch: memory, not the result", ge=64)
+
+    loss: Literal["grpo", "dapo", "bnpo", "dr_grpo", "cispo", "gspo"] = option(
+        "dapo", "which loss; dapo counts every token alike", section="Loss and reward"
+    )
+    clip_low: float = option(0.2, "ratio to the old policy is cut below 1 - this", gt=0, le=1)
+    clip_high: float = option(0.28, "ratio to the old policy is cut above 1 + this", gt=0)
+    kl_weight: float = option(0.0, "weight of the KL to the start; 0: none", ge=0)
+    advantage_scale: Literal["group", "batch", "none"] = option(
+        "group", "advantages are divided by this standard deviation"
+    )
+    rewards: dict[str, float] = option(
+        {"correctness": 1.0}, "NAME=WEIGHT,NAME=WEIGHT out of rewards.py", shown="correctness=1"
+    )
+    truncated: Literal["keep", "mask"] = option("keep", "cut-off completions in the loss")
+    replace_dead_groups: int = option(
+        0, "tries to replace a group of equal rewards by a new question", ge=0, le=100
+    )
+    eval_every: int = option(
+        8, "steps between validations; 0: only at the end", ge=0, section="Validation"
+    )
+    probe: int = option(8, "questions tried before training; 0: none", ge=0)
+
+    @field_validator("rewards", mode="before")
+    @classmethod
+    def _weights(cls, value):
+        return parse_rewards(value)
+
+
+def parse_rewards(value) -> dict:
+    """`"correctness=2,integer=0.5"` or a mapping -> {"correctness": 2.0, "integer": 0.5}."""
+    if isinstance(value, str):
+        pairs = [pair.partition("=") for pair in value.replace(" ", "").split(",") if pair]
+        value = {name: weight if equals else 1 for name, equals, weight in pairs}
+    try:
+        weights = {str(name): float(weight) for name, weight in dict(value).items()}
+    except (TypeError, ValueError):
+        raise ValueError("use NAME=WEIGHT,NAME=WEIGHT as in correctness=2,integer=0.5") from None
+    if not any(weights.values()) or not all(map(math.isfinite, weights.values())):
+        raise ValueError("all weights are 0 or not finite; give one reward a weight of 1")
+    return weights

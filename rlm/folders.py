@@ -1,0 +1,89 @@
+"""What lies in a model's or an adapter's folder, without torch: for settings and their checks."""
+
+import json
+import os
+from pathlib import Path
+
+from rlm.errors import InputError
+
+
+def is_adapter(path: str) -> bool:
+    return (Path(path) / "adapter_config.json").is_file()
+
+
+def adapter_base(path: str) -> str | None:
+    """The base model that a PEFT adapter names; None where there is no readable adapter."""
+    try:
+        config = json.loads((Path(path) / "adapter_config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return config.get("base_model_name_or_path") if isinstance(config, dict) else None
+
+
+def same_model(one: str, other: str) -> bool:
+    """Whether two names mean one model: equal, or the same folder."""
+    return one == other or (
+        os.path.isdir(one) and os.path.isdir(other) and os.path.samefile(one, other)
+    )
+
+
+def looks_like_path(name: str) -> bool:
+    """Whether a model's name can only be a folder: a hub id is `name` or `owner/name`."""
+    first = name.replace("\\", "/").split("/")[0]
+    local = name.startswith(("/", ".", "~")) or name.count("/") > 1
+    return local or first == "weights" or os.path.isdir(first)
+
+
+def check_model(name: str, given: str) -> None:
+    """InputError if a folder holds no model; a hub id is left to whoever loads it."""
+    path = Path(name)
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise InputError(f"{given}: the folder has no config.json; give a model's folder")
+        if not any(path.glob("*.safetensors")) and not any(path.glob("pytorch_model*.bin")):
+            raise InputError(
+                f"{given}: the folder has no weights (*.safetensors); save or download them there"
+            )
+    elif path.exists():
+        raise InputError(f"{given}: a file; give a model's folder or a name on the hub")
+    elif looks_like_path(name):
+        raise InputError(f"{given}: no folder {name}; give a model's folder or a name on the hub")
+
+
+def check_adapter(path: str, given: str, model: str | None = None) -> None:
+    """InputError unless `path` holds an adapter with weights, of `model` when that is given."""
+    folder = Path(path)
+    if not folder.is_dir():
+        raise InputError(f"{given}: no folder {path}; train it first or give another adapter")
+    if not is_adapter(path):
+        raise InputError(f"{given}: the folder has no adapter_config.json; give a PEFT adapter")
+    if not (folder / "adapter_model.safetensors").is_file():
+        raise InputError(f"{given}: the folder has no adapter_model.safetensors; train it again")
+    base = adapter_base(path)
+    if model is not None and base and not same_model(base, model):
+        raise InputError(f"{given}: an adapter of {base}, not of {model}; use --model {base}")
+
+
+def resolve(given: dict, names: dict[str, str], adapter: str, auto: str | None) -> dict:
+    """The given values with `model` and `adapter` as places: names looked up, bases found.
+
+    names: the file's `models:`. adapter: the default of the script, "auto" or "none". auto: the
+    folder that "auto" means; it is taken if it holds an adapter, of the model if one is given.
+    A model that is an adapter's folder is taken as that adapter on its own base. Without a model
+    the adapter's base is it.
+    """
+    found = dict(given)
+    model, adapter = found.pop("model", None), found.pop("adapter", None) or adapter
+    model, adapter = names.get(model, model), names.get(adapter, adapter)
+    if model and is_adapter(model):
+        if adapter not in ("auto", "none"):
+            raise ValueError(
+                f"--model {model} is an adapter, so --adapter {adapter} is one too many"
+            )
+        model, adapter = None, model
+    if adapter == "auto":
+        base = adapter_base(auto) if auto else None
+        adapter = auto if base and (model is None or same_model(base, model)) else "none"
+    found["adapter"] = None if adapter == "none" else adapter
+    model = model or (adapter_base(adapter) if adapter != "none" else None)
+    return found | ({"model": model} if model else {})
