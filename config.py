@@ -185,7 +185,7 @@ class TrainSettings(Training):
         return stage.model_copy(update={"max_steps": max(1, steps)})
 
     def evaluate(self) -> EvaluateSettings:
-        """The settings of the evaluations; `models`: the base, where GRPO starts, what comes out."""
+        """The settings of the evaluations: of the base, of where GRPO starts, of the result."""
         stage = self.sft() if self.mode == "sft" else self.grpo()
         start = [stage.adapter] if stage.adapter else []
         models = ["base", *start, stage.output]

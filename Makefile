@@ -1,0 +1,31 @@
+# make demo    sets everything up and trains the tiny model: base -> SFT -> GRPO, in minutes
+# make test    sets everything up and runs the quick tests
+# make lint    style and formatting
+# Another Python: make PYTHON=python3.12 demo. README.md has the same as plain commands.
+
+PYTHON ?= python3
+BIN := .venv/bin
+STAMP := .venv/.stamp
+
+.PHONY: setup demo test lint
+
+setup: $(STAMP)
+
+# Up to date as long as the requirements do not change. torch comes first, so that a machine with
+# a wheel of its own kind at hand takes that one.
+$(STAMP): $(wildcard requirements*.txt)
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet "$$(grep '^torch==' requirements.txt)"
+	$(BIN)/python -m pip install --quiet -r requirements.txt -r requirements-dev.txt
+	@touch $(STAMP)
+
+demo: setup
+	$(BIN)/python train.py --config configs/tiny_demo.yaml
+
+test: setup
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q -m "not slow"
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
