@@ -1,0 +1,223 @@
+"""Tasks -> Examples -> Prompts. Where the questions come from, and who may see which.
+
+    load_examples("addition", "train", n=1000)
+    load_examples("gsm8k", "test", data="FOLDER")           # or from the hub without `data`
+    load_examples("jsonl", "train", data="mine.jsonl")      # {"question": ..., "answer": ...}
+
+Add a task of your own in `load_examples`. How files are read is in rlm/sources.py, what a row
+means in rlm/corpora.py, the splits in rlm/splits.py, the chat template in rlm/chat.py.
+"""
+
+import hashlib
+import json
+import logging
+import random
+from collections.abc import Callable, Iterable, Iterator
+from itertools import chain
+
+from rlm import corpora, openmath, problems, sources
+from rlm.chat import check_room, end_ids, make_prompt, sft_tokens
+from rlm.errors import InputError
+from rlm.records import Example
+from rlm.seeds import derive
+from rlm.splits import SPLITS, check_no_overlap, split_of, subset, without
+
+__all__ = [
+    "GENERATED", "SPLITS", "TASKS", "Batches", "check_no_overlap", "check_room", "end_ids",
+    "examples_for", "fingerprint", "load_examples", "make_prompt", "sft_tokens", "training_sets",
+    "without",
+]  # fmt: skip
+
+GENERATED = ("addition", "word_problems")
+TASKS = (*GENERATED, "gsm8k", "openmath", "jsonl")
+
+logger = logging.getLogger("rlm.data")
+
+
+def load_examples(
+    task: str,
+    split: str,
+    *,
+    n: int | None = None,
+    seed: int = 0,
+    data: str | None = None,
+    digits: tuple[int, int] = (1, 3),
+    steps: tuple[int, int] = (2, 4),
+    terse_fraction: float = 0.0,
+    per_question: int = 1,
+) -> list[Example]:
+    """Return examples of a task's split; the same arguments give the same list.
+
+    n: how many; None or 0 takes all that a data set has. Fewer come back if there are fewer.
+    seed: which n of a data set, or which questions are made up.
+    data: a file or folder of JSONL or Parquet; gsm8k and openmath default to the hub.
+    digits, terse_fraction: of additions. steps, terse_fraction: of word problems.
+    per_question: solutions of each question in openmath.
+    InputError for unknown names, a broken row, a gold answer that cannot be read, an empty split.
+    """
+    _check(task, split, n, data)
+    if task == "addition":
+        options = {"digits": digits, "terse_fraction": terse_fraction}
+        return _made_up(problems.additions, split, n, seed, options)
+    if task == "word_problems":
+        options = {"steps": steps, "terse_fraction": terse_fraction}
+        return _made_up(problems.word_problems, split, n, seed, options)
+    if task == "openmath":
+        found = openmath.collect(data, split, n=n, seed=seed, per_question=per_question)
+    elif task == "gsm8k" and not data:
+        hub = {s: sources.hub_rows("openai/gsm8k", s, config="main") for s in ("train", "test")}
+        found = _split_parts(hub, split, task, corpora.gsm8k_example)
+    else:
+        convert = corpora.gsm8k_example if task == "gsm8k" else corpora.own_example
+        found = _split_parts(_file_parts(data), split, task, convert)
+    if not found:
+        raise InputError(
+            f"--task {task} --data {data or 'of the hub'}: the {split} split is empty; "
+            "add questions, or a file of that split (named train*, val* or test*) to a folder"
+        )
+    return subset(found, n, seed)
+
+
+def _check(task: str, split: str, n: int | None, data: str | None) -> None:
+    if task not in TASKS:
+        raise InputError(f"--task {task}: unknown; choose one of {', '.join(TASKS)}")
+    if split not in SPLITS:
+        raise InputError(f"split {split}: unknown; choose one of {', '.join(SPLITS)}")
+    if n is not None and n < 0:
+        raise InputError(f"{n} examples: use 1 or more, or 0 for all")
+    if task in GENERATED and data:
+        raise InputError(f"--data {data}: task {task} makes its own questions; leave --data out")
+    if task in GENERATED and not n:
+        raise InputError(f"--task {task}: its questions have no end; say how many, 1 or more")
+    if task == "jsonl" and not data:
+        raise InputError("--task jsonl: needs --data FILE.jsonl, or a folder of such files")
+
+
+def _made_up(generate: Callable, split: str, n: int, seed: int, options: dict) -> list[Example]:
+    """Return n generated examples; a question belongs to the split that its text hashes to."""
+    return generate(seed, n, split=split, keep=lambda q: split_of(q) == split, **options)
+
+
+def _file_parts(data: str) -> dict[str, Iterator[sources.Row]]:
+    """Return the rows of the files, by the split that their names say; "train" if they do not."""
+    files = sources.find_files(data)
+    names = [sources.named_split(file) or "train" for file in files]
+    parts: dict[str, Iterator[sources.Row]] = {}
+    for file, name in zip(files, names, strict=True):
+        parts[name] = chain(parts.get(name, ()), sources.read_rows(file))
+    return parts
+
+
+def _split_parts(
+    parts: dict[str, Iterator[sources.Row]], split: str, task: str, convert: Callable
+) -> list[Example]:
+    """Return one split of a data set whose parts are given by name.
+
+    validation and test are their own parts where there are such; otherwise they are cut from the
+    training part by hash. Questions of a held-out part never come back in an earlier split.
+    """
+
+    def part(name: str) -> list[Example]:
+        rows = enumerate(parts.get(name, ()), 1)
+        return [convert(row, where, f"{task}-{name}-{i}") for i, (where, row) in rows]
+
+    cut = [name for name in SPLITS[1:] if name not in parts]  # held-out splits cut by hash
+    if split in parts and split != "train":
+        found = part(split)
+    else:
+        found = [e for e in part("train") if _place(e.question, cut) == split]
+    kept, dropped = without(found, *map(part, SPLITS[SPLITS.index(split) + 1 :]))
+    if dropped:
+        logger.warning(
+            "%s: %d questions of the %s split left out, they are held out for evaluation too",
+            task, len(dropped), split,
+        )  # fmt: skip
+    return kept
+
+
+def _place(question: str, cut: list[str]) -> str:
+    """Return the split of a training part's question, if those in `cut` are taken from it.
+
+    Where test has a part of its own, the hash's share for test goes to validation: so whatever
+    one data set holds out by hash, another does not train on.
+    """
+    split = split_of(question)
+    return split if split in cut or split == "train" else (cut or ["train"])[0]
+
+
+def examples_for(settings, split: str, n: int | None) -> list[Example]:
+    """Return n examples (0: all) of the split of a script's task, as its settings say."""
+    return load_examples(
+        settings.task,
+        split,
+        n=n,
+        seed=settings.seed,
+        data=settings.data,
+        **settings.task_options(),
+    )
+
+
+def training_sets(settings) -> tuple[list[Example], list[Example]]:
+    """Return (training, validation) examples as the settings say; no question is in both."""
+    validation = examples_for(settings, "validation", settings.eval_samples)
+    train, dropped = without(examples_for(settings, "train", settings.num_samples), validation)
+    if dropped:
+        logger.warning("%d training questions left out: the validation has them", len(dropped))
+    check_no_overlap(train, validation)
+    return train, validation
+
+
+def fingerprint(examples: Iterable[Example]) -> str:
+    """Return 16 hex digits that change with any question, gold, solution or their order."""
+    digest = hashlib.sha256()
+    for e in examples:
+        digest.update(json.dumps([e.question, e.gold, e.solution]).encode() + b"\n")
+    return digest.hexdigest()[:16]
+
+
+class Batches:
+    """Batches of examples without end: each pass over them in a new order, fixed by the seed.
+
+    A batch may begin in one pass and end in the next; none is shorter. `state` is all that is
+    needed to go on at the same place later.
+    """
+
+    def __init__(self, examples: list[Example], batch_size: int, *, seed: int):
+        if not examples or batch_size < 1:
+            raise InputError(
+                f"{len(examples)} examples in batches of {batch_size}: both must be 1 or more"
+            )
+        self.examples, self.batch_size, self.seed = list(examples), batch_size, seed
+        self.drawn = 0  # examples that were given out, over all passes
+
+    def __iter__(self) -> "Batches":
+        return self
+
+    def __next__(self) -> list[Example]:
+        batch = []
+        while len(batch) < self.batch_size:
+            epoch, place = divmod(self.drawn, len(self.examples))
+            part = self._order(epoch)[place : place + self.batch_size - len(batch)]
+            batch += [self.examples[i] for i in part]
+            self.drawn += len(part)
+        return batch
+
+    def _order(self, epoch: int) -> list[int]:
+        order = list(range(len(self.examples)))
+        random.Random(derive("batches", self.seed, epoch)).shuffle(order)
+        return order
+
+    def state(self) -> dict:
+        """Return the position, for JSON."""
+        return {"drawn": self.drawn, "seed": self.seed, "data": fingerprint(self.examples)}
+
+    def restore(self, state: dict) -> None:
+        """Go on where `state` was taken; InputError if data or seed are not the same."""
+        now = self.state()
+        for name in ("data", "seed"):
+            if state[name] != now[name]:
+                raise InputError(
+                    f"the run to resume had {name} {state[name]}, this one has {now[name]}; "
+                    "resume with the same settings, or start anew with --resume never"
+                )
+        self.drawn = state["drawn"]
