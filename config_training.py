@@ -13,7 +13,7 @@ from pydantic import field_validator, model_validator
 
 from rlm.errors import InputError
 from rlm.folders import check_adapter, check_model, resolve, same_model
-from rlm.settings import Settings, option
+from rlm.settings import Settings, nearest, option
 
 TINY_BASE = "weights/tiny_base"
 GENERATED = ("addition", "word_problems")
@@ -72,6 +72,10 @@ class Common(Settings):
     terse_fraction: float = option(
         0.0, "share of generated demonstrations that skip the working", ge=0, le=1
     )
+    problem_steps: tuple[int, int] = option(
+        (2, 4), "steps of a word problem, 2 to 4: 3 or 2-4", shown="2-4"
+    )
+    per_question: int = option(1, "solutions of a question in openmath", ge=1, le=1000)
     max_tokens: int = by_model(
         160, 512, "longest completion that is sampled, tokens", ge=1, le=131072, section="Sampling"
     )
@@ -91,12 +95,13 @@ class Common(Settings):
 
     @field_validator("digits", mode="before")
     @classmethod
-    def _range(cls, value):
-        low_high = re.findall(r"\d+", str(value))
-        low, high = (int(low_high[0]), int(low_high[-1])) if low_high else (0, 0)
-        if len(low_high) > 2 or not 1 <= low <= high <= 9:
-            raise ValueError("not a range of digits; use 1 to 9, as in 2 or 1-3")
-        return low, high
+    def _digits(cls, value):
+        return parse_range(value, 1, 9)
+
+    @field_validator("problem_steps", mode="before")
+    @classmethod
+    def _steps(cls, value):
+        return parse_range(value, 2, 4)
 
     @property
     def run_dir(self) -> Path:
@@ -105,10 +110,13 @@ class Common(Settings):
 
     def task_options(self) -> dict:
         """What the task's generator takes, for `data.load_examples`."""
-        if self.task not in GENERATED:
-            return {}
-        digits = {"digits": self.digits} if self.task == "addition" else {}
-        return digits | {"terse_fraction": self.terse_fraction}
+        terse = {"terse_fraction": self.terse_fraction}
+        options = {
+            "addition": {"digits": self.digits} | terse,
+            "word_problems": {"steps": self.problem_steps} | terse,
+            "openmath": {"per_question": self.per_question},
+        }
+        return options.get(self.task, {})
 
     def check(self) -> None:
         self.check_values()
@@ -240,6 +248,25 @@ class GRPOSettings(Training):
     @classmethod
     def _weights(cls, value):
         return parse_rewards(value)
+
+    def check_values(self) -> None:
+        super().check_values()
+        from rewards import REWARDS
+
+        for name in set(self.rewards) - set(REWARDS):
+            hint = nearest(name, REWARDS)
+            raise InputError(f"{self.given('rewards')}: no reward {name}{hint}; use "
+                             f"{', '.join(REWARDS)}, or write it in rewards.py")  # fmt: skip
+
+
+def parse_range(value, low: int, high: int) -> tuple[int, int]:
+    """`"1-3"`, `3` or `[1, 3]` -> (1, 3), (3, 3), (1, 3); ValueError outside low to high."""
+    text = "-".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+    match = re.fullmatch(r"(\d{1,4})(?:-(\d{1,4}))?", text)
+    first, last = (int(match[1]), int(match[2] or match[1])) if match else (0, 0)
+    if not low <= first <= last <= high:
+        raise ValueError(f"not a range; use {low} to {high}, as in {low} or {low}-{high}")
+    return first, last
 
 
 def parse_rewards(value) -> dict:

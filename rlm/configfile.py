@@ -37,6 +37,8 @@ def read_file(path: str, sections: Mapping[str, type[Settings]], section: str) -
                 values[key] = value
                 origins[key] = f"{path}: {block}: {key}: {_shown(value)}"
     names = {str(name): str(place) for name, place in (content.get("models") or {}).items()}
+    if "base" in names:
+        raise InputError(f"{path}: models: base is the base model's own name; choose another")
     return values, origins, names
 
 

@@ -12,7 +12,7 @@ import os
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal, Union, get_args, get_origin
 
-from pydantic import Field, PrivateAttr, ValidationError
+from pydantic import Field, PrivateAttr, ValidationError, field_validator
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, EnvSettingsSource, SettingsConfigDict
 
@@ -63,6 +63,17 @@ class Settings(BaseSettings):
     )
     # field -> where its value came from, ready to open an error message: "--group-size 1"
     _origins: dict[str, str] = PrivateAttr(default_factory=dict)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_switch_for_a_number(cls, value, info):
+        # pydantic would take true for 1.
+        if isinstance(value, bool) and plain_type(cls.model_fields[info.field_name]) in (
+            int,
+            float,
+        ):
+            return str(value).lower()
+        return value
 
     @classmethod
     def settings_customise_sources(cls, settings_cls, init_settings, **others):

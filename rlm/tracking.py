@@ -88,8 +88,10 @@ def _open_wandb(project: str, folder: Path):
             f"--wandb-project {project}: wandb is not installed; "
             "`pip install wandb`, or leave it out with --no-wandb"
         )
+    from accelerate import PartialState
     from accelerate.tracking import WandBTracker
 
+    PartialState()  # accelerate's trackers log, and its loggers want to know their process
     tracker = WandBTracker(project, dir=str(folder))
     tracker.start()
     return tracker
