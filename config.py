@@ -19,6 +19,7 @@ from config_training import Common, GRPOSettings, SFTSettings, Training
 from rlm.configfile import read_file
 from rlm.errors import InputError
 from rlm.folders import adapter_base, check_adapter, check_model, is_adapter
+from rlm.parsing import words_of
 from rlm.settings import build, option, read_environment, read_flags
 
 
@@ -29,9 +30,6 @@ class EvaluateSettings(Common):
     auto_adapter = "final_rlm_lora"
     adapter: str | None = option(
         "auto", "adapter that is measured beside the base when --models is not given"
-    )
-    format: Literal["think", "xml", "solution"] | None = option(
-        None, "tags around reasoning and answer", shown="the adapter's, else think"
     )
     models: list[str] = option(
         lambda v: ["base"] + ([v["adapter"]] if v.get("adapter") else []),
@@ -58,8 +56,7 @@ class EvaluateSettings(Common):
     @field_validator("models", mode="before")
     @classmethod
     def _split(cls, value):
-        words = value if isinstance(value, list) else [value]
-        return [name for word in words for name in str(word).split(",") if name]
+        return words_of(value)
 
     def candidates(self) -> list[tuple[str, str, str | None]]:
         """(name, model, adapter or None) of everything in `models`, in order."""
@@ -94,9 +91,6 @@ class InferenceSettings(Common):
         "adapter: a folder, a name out of `models:`, auto (weights/final_rlm_lora if it is there "
         "and of the model), or none",
         flags=["--checkpoint"],
-    )
-    format: Literal["think", "xml", "solution"] | None = option(
-        None, "tags around reasoning and answer", shown="the adapter's, else think"
     )
     prompt: str | None = option(
         None,
@@ -202,6 +196,8 @@ class TrainSettings(Training):
         own = {name: value for name, value in own.items() if value is not None}
         given = {"run": f"{self.run}/{cls.script}", "model": self.model} | shared | own
         origins |= {name: self._origins[name] for name in shared if name not in own}
+        # A folder may still hold an adapter of an earlier run: its format must not decide.
+        values = {"format": self.format} | values
         return build(cls, values | given | {"config": self.config}, origins)
 
     def check(self) -> None:

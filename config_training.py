@@ -4,7 +4,6 @@ config.py is the door: it adds the other scripts' classes and loads all of them.
 """
 
 import importlib.util
-import math
 import re
 from pathlib import Path
 from typing import ClassVar, Literal
@@ -12,7 +11,16 @@ from typing import ClassVar, Literal
 from pydantic import field_validator, model_validator
 
 from rlm.errors import InputError
-from rlm.folders import check_adapter, check_model, resolve, same_model
+from rlm.folders import (
+    adapter_base,
+    adapter_format,
+    check_adapter,
+    check_model,
+    is_adapter,
+    resolve,
+    same_model,
+)
+from rlm.parsing import parse_range, parse_rewards, words_of
 from rlm.settings import Settings, nearest, option
 
 TINY_BASE = "weights/tiny_base"
@@ -64,7 +72,7 @@ class Common(Settings):
         None, "file or folder of the task's data; needed for jsonl, else the hub", shown="the hub"
     )
     format: Literal["think", "xml", "solution"] = option(
-        "think", "tags around reasoning and answer"
+        "think", "tags around reasoning and answer", shown="the adapter's, else think"
     )
     digits: tuple[int, int] = option(
         (1, 3), "digits of the numbers in task addition, 1 to 9: 3 or 1-3", shown="1-3"
@@ -85,8 +93,14 @@ class Common(Settings):
     def _places(cls, given: dict) -> dict:
         names = given.get("named_models") or {}
         auto = cls.auto_adapter and f"{given.get('weights', 'weights')}/{cls.auto_adapter}"
-        default = cls.model_fields["adapter"].default
-        return {"run": cls.script} | resolve(given, names, default, auto)
+        compared = [names.get(name, name) for name in words_of(given.get("models"))]
+        bases = [adapter_base(place) for place in compared if is_adapter(place)]
+        default = "none" if compared else cls.model_fields["adapter"].default
+        given = ({"model": bases[0]} if bases and bases[0] else {}) | given
+        found = {"run": cls.script} | resolve(given, names, default, auto)
+        formats = [adapter_format(place) for place in [found["adapter"], *compared] if place]
+        known = [name for name in formats if name]
+        return ({"format": known[0]} if known else {}) | found
 
     @field_validator("log_level", mode="before")
     @classmethod
@@ -257,27 +271,3 @@ class GRPOSettings(Training):
             hint = nearest(name, REWARDS)
             raise InputError(f"{self.given('rewards')}: no reward {name}{hint}; use "
                              f"{', '.join(REWARDS)}, or write it in rewards.py")  # fmt: skip
-
-
-def parse_range(value, low: int, high: int) -> tuple[int, int]:
-    """`"1-3"`, `3` or `[1, 3]` -> (1, 3), (3, 3), (1, 3); ValueError outside low to high."""
-    text = "-".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
-    match = re.fullmatch(r"(\d{1,4})(?:-(\d{1,4}))?", text)
-    first, last = (int(match[1]), int(match[2] or match[1])) if match else (0, 0)
-    if not low <= first <= last <= high:
-        raise ValueError(f"not a range; use {low} to {high}, as in {low} or {low}-{high}")
-    return first, last
-
-
-def parse_rewards(value) -> dict:
-    """`"correctness=2,integer=0.5"` or a mapping -> {"correctness": 2.0, "integer": 0.5}."""
-    if isinstance(value, str):
-        pairs = [pair.partition("=") for pair in value.replace(" ", "").split(",") if pair]
-        value = {name: weight if equals else 1 for name, equals, weight in pairs}
-    try:
-        weights = {str(name): float(weight) for name, weight in dict(value).items()}
-    except (TypeError, ValueError):
-        raise ValueError("use NAME=WEIGHT,NAME=WEIGHT as in correctness=2,integer=0.5") from None
-    if not any(weights.values()) or not all(map(math.isfinite, weights.values())):
-        raise ValueError("all weights are 0 or not finite; give one reward a weight of 1")
-    return weights

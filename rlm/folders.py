@@ -13,11 +13,20 @@ def is_adapter(path: str) -> bool:
 
 def adapter_base(path: str) -> str | None:
     """The base model that a PEFT adapter names; None where there is no readable adapter."""
+    return _entry(Path(path) / "adapter_config.json", "base_model_name_or_path")
+
+
+def adapter_format(path: str) -> str | None:
+    """The format that an adapter was trained on, by its manifest; None where it has none."""
+    return _entry(Path(path) / "manifest.json", "format")
+
+
+def _entry(path: Path, name: str) -> str | None:
     try:
-        config = json.loads((Path(path) / "adapter_config.json").read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    return config.get("base_model_name_or_path") if isinstance(config, dict) else None
+    return content.get(name) if isinstance(content, dict) else None
 
 
 def same_model(one: str, other: str) -> bool:

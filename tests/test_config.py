@@ -32,11 +32,12 @@ def place(tmp_path, monkeypatch):
     return tmp_path
 
 
-def adapter(path: str, base: str = "weights/tiny_base") -> str:
+def adapter(path: str, base: str = "weights/tiny_base", format: str = "think") -> str:
     folder = Path(path)
     folder.mkdir(parents=True)
     (folder / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": base}))
     (folder / "adapter_model.safetensors").write_bytes(b"")
+    (folder / "manifest.json").write_text(json.dumps({"base": base, "format": format}))
     return path
 
 
@@ -221,6 +222,33 @@ def test_names_of_the_file_stand_for_paths():
         assert (settings.model, settings.adapter) == ("weights/tiny_base", prep)
     settings = config.load(EvaluateSettings, ["--config", path, "--model-path", "prep_sft_model"])
     assert settings.candidates() == [("prep_sft_model", "weights/tiny_base", prep)]
+
+
+def test_the_format_is_the_adapters_unless_it_is_given():
+    adapter("weights/mine", format="xml")
+    for cls, flag in [(InferenceSettings, "--checkpoint"), (GRPOSettings, "--adapter"),
+                      (EvaluateSettings, "--models")]:  # fmt: skip
+        assert config.load(cls, [flag, "weights/mine"]).format == "xml"
+        given = config.load(cls, [flag, "weights/mine", "--format", "solution"])
+        assert given.format == "solution"
+    assert config.load(InferenceSettings, []).format == "think"
+
+
+def test_the_base_of_a_comparison_is_the_base_of_its_adapters():
+    adapter("weights/mine", base="Qwen/Qwen2.5-0.5B")
+    adapter("weights/final_rlm_lora")  # not asked for
+    settings = config.load(EvaluateSettings, ["--models", "base", "weights/mine"])
+    assert settings.candidates() == [
+        ("base", "Qwen/Qwen2.5-0.5B", None),
+        ("weights/mine", "Qwen/Qwen2.5-0.5B", "weights/mine"),
+    ]
+
+
+def test_an_adapter_of_an_earlier_run_does_not_decide_the_format_of_a_new_one():
+    adapter("weights/sft_lora", format="xml")
+    settings = config.load(TrainSettings, ["--mode", "full"])
+    stages = [settings.sft(), settings.grpo(), settings.evaluate()]
+    assert [stage.format for stage in stages] == ["think"] * 3
 
 
 def test_auto_is_taken_only_if_it_is_there_and_of_the_model():
