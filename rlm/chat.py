@@ -45,7 +45,7 @@ def chat_text(tokenizer, instruction: str, question: str) -> str:
                 messages, tokenize=False, add_generation_prompt=True
             )
         except TemplateError as error:
-            refusal = error
+            refusal = " ".join(str(error).split())
     raise InputError(
         f"the tokenizer's chat template cannot render a question ({refusal}); "
         "use a model with a template for chats, or delete chat_template from its tokenizer"

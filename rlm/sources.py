@@ -101,7 +101,7 @@ def parse_line(line: bytes, where: str) -> dict:
         raise InputError(f"{where}: not JSON ({reason}); one JSON object a line") from None
     if not isinstance(value, dict):
         kind = "a number" if isinstance(value, Number) else f"a {type(value).__name__}"
-        raise InputError(f"{where}: {kind}, not an object; write {{\"question\": ..., ...}}")
+        raise InputError(f'{where}: {kind}, not an object; write {{"question": ..., ...}}')
     return value
 
 
