@@ -10,6 +10,10 @@ It does not know about sampling, losses or adapters.
 
 from contextlib import contextmanager
 
+import torch
+import torch.nn.functional as F
+import torch
+from torch.nn import functional
 from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface
 
@@ -41,3 +45,237 @@ def use(model):
         yield model
     finally:
         model.set_attn_implementation(before)
+
+
+# --- packed groups: the learner's batch
+
+
+class PackedGroups:
+    """Attention where completions share one prompt: [prompt ; own tokens so far] for each.
+
+    The flat row holds the prompts, one after the other, then the completions' inputs. Prompt
+    tokens see their own prompt causally; a completion's see its prompt and themselves causally.
+    prompts: tokens of each prompt. completions: (index of its prompt, tokens) of each completion
+    in the order of the row, 1 token at least.
+
+    Keys and values are padded, per prompt and per completion, inside the attention only.
+    """
+
+    def __init__(self, prompts: list[int], completions: list[tuple[int, int]], device="cpu"):
+        lengths = torch.tensor([tokens for _, tokens in completions], dtype=torch.long)
+        owners = torch.tensor([owner for owner, _ in completions], dtype=torch.long)
+        prompt_lengths = torch.tensor(prompts)
+        self.prompt_tokens = sum(prompts)
+        self.groups, self.longest_prompt = len(prompts), max(prompts)
+        self.rows, self.longest = len(completions), int(lengths.max()) if completions else 0
+        # Where each flat token stands in its padded tensor: [prompt tokens], [completion tokens]
+        self.prompt_slots = _filled(prompt_lengths, self.longest_prompt).to(device)
+        self.slots = _filled(lengths, self.longest).to(device)
+        self.owners = owners.to(device)
+        # [rows, 1, C, P + C]: keys right of the prompt's end are padding, own keys are causal.
+        seen = torch.arange(self.longest_prompt) < prompt_lengths[owners][:, None]  # [rows, P]
+        causal = torch.ones(self.longest, self.longest, dtype=torch.bool).tril()
+        self.mask = torch.cat(
+            [
+                seen[:, None, :].expand(-1, self.longest, -1),
+                causal.expand(self.rows, -1, -1),
+            ],
+            dim=2,
+        )[:, None].to(device)
+
+    def attend(self, layer, query, key, value, scaling):
+        """Return [1, N, H, D]. query [H, N, D], key and value [KV, N, D]; `layer` is not used."""
+        n = self.prompt_tokens
+        flat = [x.transpose(0, 1) for x in (query, key, value)]  # [N, heads, D]
+        prompt = [_pad(x[:n], self.prompt_slots, self.groups, self.longest_prompt) for x in flat]
+        # Prompts are padded on the right: what is causal never sees the padding.
+        out = F.scaled_dot_product_attention(
+            *prompt, is_causal=True, scale=scaling, enable_gqa=query.shape[0] != key.shape[0]
+        )
+        out = _unpad(out, self.prompt_slots)
+        if self.rows:
+            own = [_pad(x[n:], self.slots, self.rows, self.longest) for x in flat]
+            key, value = (
+                torch.cat([p.index_select(0, self.owners), o], dim=2)
+                for p, o in zip(prompt[1:], own[1:], strict=True)
+            )
+            completed = F.scaled_dot_product_attention(
+                own[0],
+                key,
+                value,
+                attn_mask=self.mask,
+                scale=scaling,
+                enable_gqa=own[0].shape[1] != key.shape[1],
+            )
+            out = torch.cat([out, _unpad(completed, self.slots)])
+        return out[None]
+
+
+def _filled(lengths: torch.Tensor, longest: int) -> torch.Tensor:
+    """Return the indices of the filled places of a padded [len(lengths), longest], flattened."""
+    return (torch.arange(longest) < lengths[:, None]).reshape(-1).nonzero()[:, 0]
+
+
+def _pad(x: torch.Tensor, slots: torch.Tensor, rows: int, longest: int) -> torch.Tensor:
+    """Return [rows, heads, longest, D], zero where nothing stands; x [tokens, heads, D]."""
+    padded = x.new_zeros(rows * longest, *x.shape[1:]).index_copy(0, slots, x)
+    return padded.view(rows, longest, *x.shape[1:]).transpose(1, 2)
+
+
+def _unpad(x: torch.Tensor, slots: torch.Tensor) -> torch.Tensor:
+    """Return [tokens, heads, D]; x [rows, heads, longest, D]."""
+    return x.transpose(1, 2).flatten(0, 1).index_select(0, slots)
+
+
+# --- slots: the engine's cache
+
+
+class Prefix:
+    """The cached keys and values of one prompt: per layer ([P, KV, D], [P, KV, D])."""
+
+    def __init__(self, layers: list[tuple[torch.Tensor, torch.Tensor]], length: int):
+        self.layers = layers
+        self.length = length
+
+
+class Slots:
+    """Layout of the engine: a cache with one row per running sequence, each of its own length.
+
+    The N flat tokens of a forward are the next token of rows 0..n-1, then whole prompts one
+    after the other. Keys and values of a layer are [rows, T, KV, D] tensors; both grow to need.
+    """
+
+    def __init__(self):
+        self.clear()
+
+    def clear(self) -> None:
+        """Drop the cache and give its memory back."""
+        self.keys: dict[int, torch.Tensor] = {}
+        self.values: dict[int, torch.Tensor] = {}
+        self.bias = torch.zeros(0, 1, 1, 0)  # [rows, 1, 1, T]: 0 where cached, -inf elsewhere
+        self._prompts: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+
+    def begin(self, positions: torch.Tensor, width: int, prompts: list[int]) -> None:
+        """Prepare one forward.
+
+        positions: [n] where each row's token is cached. width: the highest of them + 1.
+        prompts: the lengths of the prompts that follow.
+        """
+        self._rows = len(positions)
+        self._prompts = {}
+        if self._rows:
+            self._width = width
+            capacity = self.bias.shape[-1]
+            rows = torch.arange(self._rows, device=positions.device)
+            self._places = rows * capacity + positions  # [n] in the flattened [rows * T]
+            self.bias.view(-1).index_fill_(0, self._places, 0.0)
+        self._lengths = prompts
+        if prompts:
+            longest = max(prompts)
+            starts = range(0, longest * len(prompts), longest)
+            places = [s + i for s, p in zip(starts, prompts, strict=True) for i in range(p)]
+            self._padded = torch.tensor(places, device=positions.device)
+
+    def attend(self, layer, query, key, value, scaling):
+        """Return the attention output [1, N, H, D]: query [H, N, D], key and value [KV, N, D]."""
+        n = self._rows
+        if not self._lengths:
+            return self._decode(layer, query, key, value, scaling)[None]
+        new = self._prefill(layer, query[:, n:], key[:, n:], value[:, n:], scaling)
+        if n == 0:
+            return new[None]
+        old = self._decode(layer, query[:, :n], key[:, :n], value[:, :n], scaling)
+        return torch.cat([old, new])[None]
+
+    def _decode(self, layer, query, key, value, scaling):
+        n, width = self._rows, self._width
+        keys, values = self.keys[layer], self.values[layer]
+        keys.view(-1, *keys.shape[2:]).index_copy_(0, self._places, key.transpose(0, 1))
+        values.view(-1, *values.shape[2:]).index_copy_(0, self._places, value.transpose(0, 1))
+        heads, kv = query.shape[0], key.shape[0]
+        # The query heads that share a key head stand as if they were positions: no repeated keys.
+        grouped = query.transpose(0, 1).reshape(n, kv, heads // kv, -1)
+        out = functional.scaled_dot_product_attention(
+            grouped,
+            keys[:n, :width].transpose(1, 2),
+            values[:n, :width].transpose(1, 2),
+            attn_mask=self.bias[:n, :, :, :width],
+            scale=scaling,
+        )
+        return out.reshape(n, heads, -1)  # [n, H, D]
+
+    def _prefill(self, layer, query, key, value, scaling):
+        prompts, longest = len(self._lengths), max(self._lengths)
+
+        def pad(flat):  # [H, N, D] -> [prompts, P, H, D], zeros on the right
+            heads, _, depth = flat.shape
+            padded = flat.new_zeros(prompts * longest, heads, depth)
+            padded.index_copy_(0, self._padded, flat.transpose(0, 1))
+            return padded.view(prompts, longest, heads, depth)
+
+        keys, values = pad(key), pad(value)
+        self._prompts[layer] = keys, values
+        out = functional.scaled_dot_product_attention(
+            pad(query).transpose(1, 2),
+            keys.transpose(1, 2),
+            values.transpose(1, 2),
+            is_causal=True,
+            scale=scaling,
+            enable_gqa=query.shape[0] != key.shape[0],
+        )
+        flat = out.transpose(1, 2).reshape(prompts * longest, query.shape[0], -1)
+        return flat.index_select(0, self._padded)  # [N, H, D]
+
+    def prefixes(self, layers: int) -> list[Prefix]:
+        """Return the prompts of the last forward. ValueError if not every layer came by here."""
+        if len(self._prompts) != layers:
+            raise ValueError(
+                f"only {len(self._prompts)} of the model's {layers} layers use an attention that "
+                "can be replaced; use a model whose layers are all plain attention"
+            )
+        taken = [self._prompts[layer] for layer in sorted(self._prompts)]
+        return [
+            Prefix([(keys[i, :length], values[i, :length]) for keys, values in taken], length)
+            for i, length in enumerate(self._lengths)
+        ]
+
+    def store(self, start: int, count: int, prefix: Prefix) -> None:
+        """Put the prompt's cache into rows start..start+count-1."""
+        rows = slice(start, start + count)
+        for layer, (keys, values) in enumerate(prefix.layers):
+            self.keys[layer][rows, : prefix.length] = keys
+            self.values[layer][rows, : prefix.length] = values
+        self.bias[rows, :, :, : prefix.length] = 0.0
+        self.bias[rows, :, :, prefix.length :] = float("-inf")
+
+    def reserve(self, rows: int, tokens: int, like: Prefix) -> None:
+        """Grow to at least `rows` rows of `tokens` tokens; what is cached stays."""
+        has_rows, has_tokens = self.bias.shape[0], self.bias.shape[-1]
+        if rows <= has_rows and tokens <= has_tokens:
+            return
+        rows, tokens = max(rows, has_rows), max(tokens, has_tokens)
+        first = like.layers[0][0]
+
+        def grown(old, fresh):
+            if old is not None:
+                fresh[:has_rows, :has_tokens] = old
+            return fresh
+
+        # Zeros, since what no row has written yet is multiplied by 0, and 0 * NaN is NaN.
+        for layer, (keys, values) in enumerate(like.layers):
+            for store, new in ((self.keys, keys), (self.values, values)):
+                shape = (rows, tokens, *new.shape[1:])
+                store[layer] = grown(store.get(layer), new.new_zeros(shape))
+        bias = torch.full((rows, 1, 1, tokens), float("-inf"), dtype=first.dtype)
+        bias = bias.to(first.device)
+        bias[:has_rows, :, :, :has_tokens] = self.bias
+        self.bias = bias
+
+    def move(self, sources: list[int], targets: list[int], width: int) -> None:
+        """Copy the first `width` cached tokens of each source row over its target row."""
+        device = self.bias.device
+        source, target = (torch.tensor(rows, device=device) for rows in (sources, targets))
+        for store in (self.keys, self.values):
+            for cached in store.values():
+                cached[target, :width] = cached[source, :width]
+        self.bias[target] = self.bias[source]

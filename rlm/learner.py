@@ -1,0 +1,231 @@
+"""Log-probabilities of sampled completions, with gradients, in bounded memory.
+
+Groups are packed: each prompt stands once in a flat row, its completions after it, no padding
+(`rlm.attention.PackedGroups`). Logits exist at completion positions only, a chunk at a time, and
+are made again in the backward, so memory does not grow with tokens * vocabulary.
+
+It does not know about rewards or losses. Any transformers causal LM, with or without PEFT.
+"""
+
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from torch.utils.checkpoint import checkpoint
+
+from rlm import attention
+
+Group = tuple[list[int], list[list[int]]]  # a prompt's ids, its completions' ids
+
+
+@dataclass(frozen=True)
+class Packed:
+    """Groups as one flat row of T tokens, with the N completion tokens to be predicted.
+
+    ids, positions: [T], the prompts, then every completion but its last token.
+    targets: [N] the completion tokens; order: groups, then samples, then tokens.
+    sequence: [N] each target's completion, counted from 0; lengths: tokens of each completion.
+    rows: [U] the distinct places of the row that predict something: the last one of a prompt
+        predicts the first token of all its completions.
+    by_row: [N] the targets in the order of the rows that predict them; row_of: [N], beside it,
+        indices into `rows`, ascending, kept on the CPU.
+    """
+
+    ids: torch.Tensor
+    positions: torch.Tensor
+    targets: torch.Tensor
+    sequence: torch.Tensor
+    lengths: tuple[int, ...]
+    rows: torch.Tensor
+    by_row: torch.Tensor
+    row_of: torch.Tensor
+    layout: attention.PackedGroups
+
+    def spread(self, values: torch.Tensor) -> torch.Tensor:
+        """Return [N] from one value per completion, e.g. its advantage."""
+        return values.to(self.targets.device)[self.sequence]
+
+
+def pack(groups: list[Group], *, device="cpu") -> Packed:
+    """Return the groups as one flat row. ValueError for an empty prompt or completion.
+
+    A completion's last token is a target but no input: nothing follows from it.
+    """
+    for index, (prompt, completions) in enumerate(groups):
+        if not prompt or not completions or not all(completions):
+            raise ValueError(
+                f"group {index}: {len(prompt)} prompt tokens, completions of "
+                f"{[len(c) for c in completions]} tokens; each needs at least 1"
+            )
+    prompts = [prompt for prompt, _ in groups]
+    ids = [token for prompt in prompts for token in prompt]
+    positions = [place for prompt in prompts for place in range(len(prompt))]
+    ends = torch.tensor([len(prompt) for prompt in prompts]).cumsum(0).sub(1).tolist()
+    inputs, sources, lengths = [], [], []
+    for index, (prompt, completions) in enumerate(groups):
+        for completion in completions:
+            start, more = len(ids), len(completion) - 1
+            sources += [ends[index], *range(start, start + more)]
+            lengths.append(more + 1)
+            ids += completion[:-1]
+            positions += range(len(prompt), len(prompt) + more)
+            if more:
+                inputs.append((index, more))
+    rows, row_of = torch.tensor(sources).unique(return_inverse=True)
+    row_of, by_row = row_of.sort(stable=True)
+    place = {"device": device, "dtype": torch.long}
+    return Packed(
+        ids=torch.tensor(ids, **place),
+        positions=torch.tensor(positions, **place),
+        targets=torch.tensor([t for _, cs in groups for c in cs for t in c], **place),
+        sequence=torch.arange(len(lengths)).repeat_interleave(torch.tensor(lengths)).to(device),
+        lengths=tuple(lengths),
+        rows=rows.to(device),
+        by_row=by_row.to(device),
+        row_of=row_of,
+        layout=attention.PackedGroups([len(p) for p in prompts], inputs, device),
+    )
+
+
+def micro_batches(groups: list[Group], token_budget: int) -> list[list[int]]:
+    """Return indices of groups, cut so that each part packs into at most `token_budget` tokens.
+
+    Groups stay whole: one larger than the budget is a part of its own. Groups of like length
+    share a part, since attention pads inside it. ValueError for a budget below 1.
+
+    >>> micro_batches([([1] * 6, [[1] * 5]), ([1], [[1, 1]]), ([1] * 4, [[1]])], 6)
+    [[1, 2], [0]]
+    """
+    if token_budget < 1:
+        raise ValueError(f"token budget {token_budget}: must be at least 1 token")
+    sizes = [len(p) + sum(len(c) - 1 for c in completions) for p, completions in groups]
+    longest = [max(map(len, completions)) for _, completions in groups]
+    parts, room = [], 0
+    for index in sorted(range(len(groups)), key=lambda i: (longest[i], sizes[i])):
+        if not parts or sizes[index] > room:
+            parts.append([])
+            room = token_budget
+        parts[-1].append(index)
+        room -= sizes[index]
+    return parts
+
+
+def token_logprobs(
+    model,
+    packed: Packed,
+    *,
+    temperature: float = 1.0,
+    chunk: int = 512,
+    statistics: bool = False,
+    vocab_size: int | None = None,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Return (log-probabilities [N] of `packed.targets`, entropies [N] detached or None), nats.
+
+    In float32, of softmax(logits / temperature) before any top-k or top-p; with gradient unless
+    under torch.no_grad(). Entropies only with `statistics`.
+    chunk: rows of logits held at once. vocab_size: tokens the tokenizer knows; rows of the head
+    from there on count as impossible, as in the engine, or ratios would not be 1.
+    With gradient checkpointing in the model, forward and backward must both run inside
+    `rlm.attention.use(model)`: the backward runs the attention again. ValueError otherwise.
+    """
+    if temperature <= 0:
+        raise ValueError(f"temperature {temperature}: must be above 0 (greedy has no gradient)")
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    _check(base)
+    with attention.use(base):
+        hidden = base.get_decoder()(
+            input_ids=packed.ids[None],
+            position_ids=packed.positions[None],
+            use_cache=False,
+            layout=packed.layout,
+        ).last_hidden_state[0]
+    hidden = hidden.index_select(0, packed.rows)  # [U, H]
+    head = base.get_output_embeddings()
+    cap = getattr(base.config.get_text_config(), "final_logit_softcapping", None)
+
+    def score(hidden, targets, rows):  # [chunk, H], [n], [n] -> [n]
+        logits = head(hidden).float()  # [chunk, V]
+        logits = cap * torch.tanh(logits / cap) if cap else logits
+        logits = logits[:, :vocab_size] / temperature
+        log_all = logits.log_softmax(-1)
+        if statistics and len(entropies) < len(parts):  # not when made again in the backward
+            with torch.no_grad():
+                entropies.append(-(log_all.exp() * log_all).sum(-1).index_select(0, rows))
+        return log_all[rows, targets]
+
+    starts = list(range(0, len(packed.rows), chunk))
+    cuts = torch.searchsorted(packed.row_of, torch.tensor([*starts, len(packed.rows)])).tolist()
+    parts, entropies = list(zip(starts, pairwise(cuts), strict=True)), []
+    row_of = packed.row_of.to(hidden.device)
+    targets = packed.targets[packed.by_row]
+    logprobs = [
+        checkpoint(
+            score,
+            hidden[start : start + chunk],
+            targets[first:last],
+            row_of[first:last] - start,
+            use_reentrant=False,
+            preserve_rng_state=False,
+        )
+        for start, (first, last) in parts
+    ]
+    order = packed.by_row.argsort()
+    logprobs = torch.cat(logprobs).index_select(0, order)
+    return logprobs, torch.cat(entropies).index_select(0, order) if statistics else None
+
+
+class ReferencePolicy:
+    """The policy as it is now, kept as a reference for later: never a second model.
+
+    A frozen copy of the trainable tensors, or none where LoRA's B are still zero: then the
+    adapter is turned off instead, which is the same policy and faster.
+    """
+
+    def __init__(self, model):
+        trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
+        plain_lora = hasattr(model, "disable_adapter") and all("lora_" in name for name in trained)
+        untouched = not any(bool(p.any()) for n, p in trained.items() if "lora_B" in n)
+        self.model = model
+        self.adapter_off = plain_lora and untouched
+        self.frozen = [] if self.adapter_off else [(p, p.data.clone()) for p in trained.values()]
+
+    @contextmanager
+    def active(self):
+        """Inside the block the model is the reference, without dropout; after it, bit-equal.
+
+        No backward of an earlier forward may run inside.
+        """
+        modes = [(module, module.training) for module in self.model.modules() if module.training]
+        now = [parameter.data for parameter, _ in self.frozen]
+        try:
+            self.model.eval()
+            for parameter, copy in self.frozen:
+                parameter.data = copy
+            with self.model.disable_adapter() if self.adapter_off else nullcontext():
+                yield self.model
+        finally:
+            for (parameter, _), data in zip(self.frozen, now, strict=True):
+                parameter.data = data
+            for module, mode in modes:
+                module.training = mode
+
+    def logprobs(self, packed: Packed, **options) -> torch.Tensor:
+        """Return the reference's [N] log-probabilities; options as of `token_logprobs`."""
+        with self.active(), torch.no_grad():
+            return token_logprobs(self.model, packed, **options)[0]
+
+
+def _check(base) -> None:
+    """ValueError for a model whose log-probabilities this module would get wrong."""
+    text = base.config.get_text_config()
+    scales = ("logit_scale", "output_multiplier", "lm_head_multiplier", "logits_scaling")
+    scaled = [name for name in scales if getattr(text, name, None) not in (None, 1, 1.0)]
+    if scaled:
+        raise ValueError(f"{text.model_type}: {scaled[0]} is not supported; use another model")
+    again = getattr(base, "is_gradient_checkpointing", False) and base.training
+    if again and torch.is_grad_enabled() and base.config._attn_implementation != attention.NAME:
+        raise ValueError(
+            "the model has gradient checkpointing on: run forward and backward inside "
+            "`with rlm.attention.use(model):`, or turn it off"
+        )
