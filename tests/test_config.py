@@ -122,6 +122,7 @@ BAD = [
     (GRPOSettings, ["--gruop-size", "4"], "--gruop-size: unknown flag; did you mean --group-size?"),
     (GRPOSettings, ["--group", "4"], "--group: unknown flag"),
     (GRPOSettings, ["--learning-rate", "nan"], "--learning-rate nan: out of range; use above 0"),
+    (GRPOSettings, ["--lora-alpha", "inf"], "--lora-alpha inf: out of range; use above 0"),
     (GRPOSettings, ["--temperature", "0"], "--temperature 0: out of range; use above 0"),
     (GRPOSettings, ["--rewards", "correctness=0"], "--rewards correctness=0: all weights are 0"),
     (GRPOSettings, ["--rewards", "correctness=x"], "--rewards correctness=x: use NAME=WEIGHT"),
@@ -279,7 +280,7 @@ def test_evaluation_compares_base_and_shipped_adapter_by_default():
 
 KNOWN = """--mode full --num-samples 100 --seed 3 --sft-epochs 2 --sft-batch-size 4 --sft-lr 1e-4
     --grpo-epochs 2 --grpo-samples 6 --grpo-lr 2e-5 --output-dir out --wandb-project demo
-    --no-wandb --log-level INFO"""
+    --no-wandb --log-level INFO --run mine"""
 
 
 def test_known_command_line_reaches_the_stages(monkeypatch):
@@ -293,7 +294,7 @@ def test_known_command_line_reaches_the_stages(monkeypatch):
     assert (grpo.max_steps, grpo.group_size, grpo.learning_rate) == (13, 6, 2e-5)
     assert (grpo.adapter, grpo.output) == ("out/sft_lora", "out/final_rlm_lora")
     assert evaluate.models == ["base", "out/sft_lora", "out/final_rlm_lora"]
-    assert (evaluate.seed, sft.run, grpo.run) == (3, "train/sft", "train/grpo")
+    assert (evaluate.seed, sft.run, grpo.run) == (3, "mine/sft", "mine/grpo")
 
 
 def test_a_stage_reads_its_section_and_train_goes_over_it(monkeypatch):

@@ -96,6 +96,7 @@ def test_wandb_gets_finite_numbers_with_their_step(tmp_path, monkeypatch):
     monkeypatch.setattr(tracking.importlib.util, "find_spec", lambda name: object())
     with Tracker(tmp_path / "log.csv", wandb_project="demo", settings={"seed": 1}) as tracker:
         tracker.log({"step": 4, "reward": 0.5, "kl": float("nan"), "note": "x"})
+    tracker.close()  # a second time
     assert calls == [
         ("open", "demo", {"dir": str(tmp_path)}),
         ("start",),
