@@ -8,6 +8,7 @@ import hashlib
 import re
 import unicodedata
 from collections.abc import Iterable
+from functools import lru_cache
 
 from rlm.errors import InputError
 from rlm.records import Example
@@ -23,6 +24,7 @@ DIGIT_COMMA = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
 TOKENS = re.compile(r"\d+(?:\.\d+)?|[^\W\d]+|[+*/=^%<>]|-(?=\s*[($.]*\d)")
 
 
+@lru_cache(maxsize=1 << 16)  # data sets repeat their questions: one solution a row
 def question_key(text: str) -> str:
     """Return the question without what does not make it another one: case, spaces, punctuation.
 
