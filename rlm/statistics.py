@@ -15,7 +15,9 @@ def wilson(successes: int, trials: int, z: float = 1.959963984540054) -> tuple[f
     [0.4038, 0.5962]
     """
     if not 0 <= successes <= trials or trials <= 0:
-        raise ValueError(f"wilson({successes}, {trials}): need 0 <= successes <= trials, trials > 0")
+        raise ValueError(
+            f"wilson({successes}, {trials}): need 0 <= successes <= trials, trials > 0"
+        )
     share = successes / trials
     denominator = 1 + z * z / trials
     centre = (share + z * z / (2 * trials)) / denominator
@@ -33,7 +35,9 @@ def pass_at_k(samples: int, right: int, k: int) -> float:
     0.5
     """
     if not (1 <= k <= samples and 0 <= right <= samples):
-        raise ValueError(f"pass_at_k({samples}, {right}, {k}): need 1 <= k <= samples >= right >= 0")
+        raise ValueError(
+            f"pass_at_k({samples}, {right}, {k}): need 1 <= k <= samples >= right >= 0"
+        )
     return 1.0 - comb(samples - right, k) / comb(samples, k)
 
 

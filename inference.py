@@ -1,0 +1,158 @@
+"""Ask the model and watch it reason.
+
+    python inference.py "Calculate 23 + 15 + 8"        # one question
+    echo "Calculate 23 + 15 + 8" | python inference.py # the same from a pipe
+    python inference.py                                # a short demonstration
+    python inference.py --interactive                  # ask again and again
+    python inference.py --batch --num-samples 10       # held-out questions of a task, judged
+    python inference.py --checkpoint weights/sft_lora "Calculate 23 + 15 + 8" --json
+
+The adapter's manifest names its base model and its format, so neither has to be given.
+"""
+
+import json
+import sys
+
+import config
+import data
+from rlm import answers, formats
+from rlm.errors import InputError, run
+from rlm.splitter import REASONING, Splitter
+
+DEMONSTRATION = ("Calculate 23 + 15 + 8", "Calculate 417 + 85 + 9", "Calculate 999 + 1 + 250")
+DIM, BOLD, PLAIN = "\033[2m", "\033[1m", "\033[0m"
+
+
+class Reasoner:
+    """A model with its adapter, format and limits: what a question needs to be answered."""
+
+    def __init__(self, settings):
+        from rlm.engine import Engine, Sampling
+        from rlm.policy import open_policy
+
+        opened = open_policy(
+            settings.model, settings.adapter, device=settings.device, dtype=settings.dtype
+        )
+        self.tokenizer = opened.tokenizer
+        self.format = formats.get_format(settings.format)
+        self.engine = Engine(opened.model, opened.tokenizer)
+        self.engine.sync()
+        self.sampling = Sampling(max_tokens=settings.max_tokens, temperature=settings.temperature)
+        self.seed = settings.seed
+
+    def ask(self, question: str, show=None) -> dict:
+        """Return reasoning, answer and text; `show(channel, delta)` sees them as they arrive."""
+        prompt = data.make_prompt(question, self.tokenizer, self.format.name)
+        splitter, shown, pieces = Splitter(self.format), {"reasoning": "", "answer": ""}, []
+
+        def take(deltas):
+            for channel, delta in deltas:
+                shown[channel] += delta
+                if show:
+                    show(channel, delta)
+
+        for piece in self.engine.stream(prompt, self.sampling, seed=self.seed):
+            pieces.append(piece)
+            take(splitter.feed(piece))
+        take(splitter.finish())
+        text = "".join(pieces)
+        answer = answers.read_answer(text, self.format.name)
+        return {
+            "question": question,
+            "reasoning": shown["reasoning"],
+            "answer": answer.canonical,
+            "reason": answer.reason,
+            "text": text,
+        }
+
+
+def show_stream(channel_styles: bool):
+    """Return a printer of deltas that sets the reasoning apart from the answer."""
+    dim, bold, plain = (DIM, BOLD, PLAIN) if channel_styles else ("", "", "")
+    state = {"channel": None}
+
+    def show(channel: str, delta: str) -> None:
+        if channel != state["channel"]:
+            state["channel"] = channel
+            title = "Reasoning" if channel == REASONING else "Answer"
+            print(f"{plain}\n{bold}{title}{plain}\n{dim if channel == REASONING else bold}", end="")
+        print(delta.replace("\x1b", "?"), end="", flush=True)
+
+    def end() -> None:
+        print(f"{plain}\n", flush=True)
+        state["channel"] = None
+
+    return show, end
+
+
+def answer_one(reasoner: Reasoner, question: str, as_json: bool) -> dict:
+    """Ask one question and print it: as a stream for a person, as one line of JSON otherwise."""
+    if as_json:
+        result = reasoner.ask(question)
+        print(json.dumps(result, ensure_ascii=False), flush=True)
+        return result
+    show, end = show_stream(sys.stdout.isatty())
+    print(f"Question: {question}")
+    result = reasoner.ask(question, show)
+    end()
+    if result["answer"] is None:
+        print(f"(no answer could be read: {result['reason']})\n")
+    return result
+
+
+def interactive(reasoner: Reasoner, as_json: bool) -> None:
+    """Ask until an empty line, "exit" or the end of the input; a bad question is no end."""
+    while True:
+        try:
+            question = input("Question (empty line to end): " if sys.stdin.isatty() else "").strip()
+        except EOFError:
+            return
+        if question.lower() in ("", "exit", "quit"):
+            return
+        try:
+            answer_one(reasoner, question, as_json)
+        except InputError as error:
+            print(f"error: {error}", file=sys.stderr)
+
+
+def batch(reasoner: Reasoner, settings) -> None:
+    """Answer held-out questions of the task and judge them against their known answers."""
+    examples = data.examples_for(settings, "test", settings.num_samples)
+    right = 0
+    for example in examples:
+        result = reasoner.ask(example.question)
+        verdict = answers.is_correct(result["text"], example.gold, reasoner.format.name)
+        right += verdict
+        result |= {"gold": example.gold, "right": verdict}
+        if settings.json_output:
+            print(json.dumps(result, ensure_ascii=False), flush=True)
+        else:
+            mark = "right" if verdict else f"wrong, it is {example.gold}"
+            print(f"{example.question}\n{result['reasoning']}\n-> {result['answer']} ({mark})\n")
+    if not settings.json_output:
+        print(f"{right} of {len(examples)} right")
+
+
+def main(argv: list[str] | None = None) -> int:
+    settings = config.load(config.InferenceSettings, argv)
+    question = settings.prompt
+    if question is None and not (settings.interactive or settings.batch) and not sys.stdin.isatty():
+        question = sys.stdin.read().strip() or None
+    if question is not None and not question.strip():
+        raise InputError("the prompt is blank: give a question, e.g. 'Calculate 23 + 15 + 8'")
+    from rlm.runs import start
+
+    start(log_level=settings.log_level, threads=settings.threads, seed=settings.seed)
+    reasoner = Reasoner(settings)
+    if settings.interactive:
+        interactive(reasoner, settings.json_output)
+    elif settings.batch:
+        batch(reasoner, settings)
+    else:
+        for each in [question] if question else DEMONSTRATION:
+            answer_one(reasoner, each, settings.json_output)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run(main))

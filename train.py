@@ -1,0 +1,71 @@
+"""Both stages and their evaluations in one go: base, SFT, GRPO, and a table of the three.
+
+    python train.py --config configs/tiny_demo.yaml
+    python train.py --mode sft --num-samples 500 --sft-epochs 3
+    python train.py --mode grpo --sft-checkpoint weights/sft_lora --grpo-samples 8
+
+It only calls train_sft.py, train_grpo.py and evaluate.py in order, in one process.
+"""
+
+import logging
+import sys
+from pathlib import Path
+
+import config
+import data
+import evaluate
+import train_grpo
+import train_sft
+from rlm.errors import run
+
+logger = logging.getLogger("rlm")
+
+
+def main(argv: list[str] | None = None) -> int:
+    settings = config.load(config.TrainSettings, argv)
+    rows = train(settings)
+    from rlm.evaluation import table
+
+    print(f"\n{table(rows)}\n")
+    return 0
+
+
+def train(settings) -> list[dict]:
+    """Measure the base, then run each stage and measure it; return the summaries in order."""
+    from rlm import files
+    from rlm.runs import start
+
+    start(log_level=settings.log_level, threads=settings.threads, seed=settings.seed)
+    measured = settings.evaluate()
+    examples = data.examples_for(measured, measured.split, measured.eval_samples)
+    stages = {"sft": (train_sft, settings.sft), "grpo": (train_grpo, settings.grpo)}
+    names = ["sft", "grpo"] if settings.mode == "full" else [settings.mode]
+    rows = [measure(measured, examples, "base", settings.run_dir)]
+    for name in names:
+        script, stage_settings = stages[name]
+        script.train(stage_settings())
+        rows.append(measure(measured, examples, name, settings.run_dir, stage_settings().output))
+    files.write_json(settings.run_dir / "summary.json", rows)
+    show_one(settings.run_dir / f"test-{names[-1]}.csv")
+    return rows
+
+
+def measure(settings, examples, name: str, folder: Path, adapter: str | None = None) -> dict:
+    """Return the summary of the base, or of an adapter on it, over the held-out examples."""
+    return evaluate.evaluate_one(
+        settings, examples, name, settings.model, adapter, folder / f"test-{name}.csv"
+    )
+
+
+def show_one(path: Path) -> None:
+    """Print the first question of an evaluation with the reasoning of the trained model."""
+    import csv
+
+    with open(path, encoding="utf-8", newline="") as file:
+        row = next(csv.DictReader(file))
+    print(f"\nQuestion: {row['prompt']}\n\nReasoning\n{row['reasoning']}\n")
+    print(f"Answer: {row['answer']} ({row['verdict']}; known answer {row['gold']})")
+
+
+if __name__ == "__main__":
+    sys.exit(run(main))

@@ -1,0 +1,212 @@
+"""Stage 2, GRPO: the model learns which reasoning is right, from right or wrong alone.
+
+    python train_grpo.py                                       # the tiny base, additions
+    python train_grpo.py --task gsm8k --data DIR --model Qwen/Qwen2.5-0.5B-Instruct \\
+        --adapter weights/sft_lora --learning-rate 2e-5
+
+Group Relative Policy Optimization (arXiv:2402.03300). One step:
+
+    sample      G answers to each of B questions, from the current policy     rlm/engine.py
+    reward      1 if the final number is right, else 0                        rewards.py
+    advantage   how much better an answer is than its own group               rlm/grpo.py
+    update      make the better answers' tokens likelier, the others' less so rlm/learner.py
+
+No value network, no reward model. A group whose answers are all right or all wrong has
+advantage 0 and teaches nothing. What differs from the paper by default: the loss is averaged
+over all tokens of the step (DAPO, arXiv:2503.14476), and there is no KL term (--kl-weight 0).
+"""
+
+import sys
+import time
+
+import config
+import data
+import rewards
+from rlm.errors import run
+from rlm.rollouts import Batch, describe, probe_advice, records
+from rlm.seeds import derive
+
+
+def main(argv: list[str] | None = None) -> int:
+    train(config.load(config.GRPOSettings, argv))
+    return 0
+
+
+def train(settings) -> dict:
+    """Train, keep the best adapter by validation accuracy, return the summary of its evaluation."""
+    import torch
+
+    from rlm.best import Best
+    from rlm.engine import Engine
+    from rlm.evaluation import measure
+    from rlm.grpo import advantages
+    from rlm.learner import ReferencePolicy
+    from rlm.policy import check_output, open_policy, save_policy
+    from rlm.runs import Run, start
+
+    start(log_level=settings.log_level, threads=settings.threads, seed=settings.seed)
+    # 1. Questions with known answers; the policy; the engine that samples from it.
+    examples, validation = data.training_sets(settings)
+    policy = open_policy(
+        settings.model,
+        settings.adapter,
+        device=settings.device,
+        dtype=settings.dtype,
+        lora={"r": settings.lora_r, "alpha": settings.lora_alpha, "seed": settings.seed},
+    )
+    facts = {"task": settings.task, "format": settings.format, "settings": settings.dump()}
+    check_output(policy, settings.output, overwrite=settings.overwrite, **facts)
+    out = Run(settings.run_dir, facts["settings"], settings.wandb and settings.wandb_project)
+    engine = Engine(policy.model, policy.tokenizer)
+    reference = ReferencePolicy(policy.model) if settings.kl_weight else None
+    weights = [p for p in policy.model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(weights, betas=(0.9, 0.95), weight_decay=0.0)
+    questions = data.Batches(examples, settings.questions_per_step, seed=settings.seed)
+
+    # 2. Can these settings teach anything? And how good is the start?
+    if settings.probe:
+        probed = sample(engine, policy, examples[: settings.probe], settings, "probe")
+        for line in probe_advice(describe(probed), settings.max_tokens):
+            out.say(line)
+    options = {"name": "grpo", "max_tokens": settings.max_tokens}
+    best = Best(
+        policy.model,
+        lambda: measure(engine, policy.tokenizer, validation, settings.format, **options),
+    )
+    best.offer(step=0)
+
+    # 3. Sample, score, compare, update.
+    for step in range(1, settings.max_steps + 1):
+        started = time.perf_counter()
+        batch = sample_live(engine, policy, questions, settings, step)
+        advantage = advantages(batch.rewards(), settings.advantage_scale)  # [B, G]
+        sampled = time.perf_counter()
+        rate = optimizer.param_groups[0]["lr"] = learning_rate(step, settings)
+        learned = update(policy, optimizer, batch, advantage, settings, reference)
+        engine.sync()
+        ended = time.perf_counter()
+        row = {"step": step} | describe(batch) | learned | {"learning_rate": rate}
+        row |= {"generate_seconds": sampled - started, "learn_seconds": ended - sampled}
+        row["tokens_per_second"] = batch.tokens() / (ended - started)
+        if step == settings.max_steps or (settings.eval_every and step % settings.eval_every == 0):
+            row["validation_accuracy"] = best.offer(step)
+        out.log(row)
+        out.write_rollouts(records(step, batch, advantage))
+
+    # 4. What is kept is the best adapter by validation accuracy, not the last one.
+    best.restore()
+    facts |= {"data": data.fingerprint(examples), "step": best.step}
+    save_policy(
+        policy, settings.output, best.evaluation, out, overwrite=settings.overwrite, **facts
+    )
+    out.close()
+    return best.evaluation.summary
+
+
+def sample(engine, policy, examples, settings, seed) -> Batch:
+    """Return G scored answers to each example's question, drawn from the current policy."""
+    from rlm.engine import Sampling
+
+    prompts = [data.make_prompt(e.question, policy.tokenizer, settings.format) for e in examples]
+    groups = engine.generate(
+        prompts,
+        settings.group_size,
+        Sampling(max_tokens=settings.max_tokens, temperature=settings.temperature),
+        seed=derive("rollouts", settings.seed, seed),
+    )
+    scores = [
+        [rewards.score(e, rollout, settings.format, settings.rewards) for rollout in group]
+        for e, group in zip(examples, groups, strict=True)
+    ]
+    return Batch(examples, prompts, groups, scores)
+
+
+def sample_live(engine, policy, questions, settings, step: int) -> Batch:
+    """Return a step's batch; dead groups are replaced by new questions as often as allowed.
+
+    What is replaced is still counted in the step's reward, or it would look better than it is.
+    """
+    batch = sample(engine, policy, next(questions), settings, (step, 0))
+    for attempt in range(1, settings.replace_dead_groups + 1):
+        if batch.all_live():
+            break
+        fresh = sample(engine, policy, next(questions), settings, (step, attempt))
+        batch = batch.with_dead_replaced(fresh)
+    return batch
+
+
+def update(policy, optimizer, batch: Batch, advantage, settings, reference) -> dict:
+    """Take the optimiser steps on one batch; return their mean metrics.
+
+    advantage [B, G]. Dead groups stay out of forward and backward when there is no KL term:
+    their share of the gradient is exactly 0. They still count in the loss's denominator.
+    """
+    import torch
+
+    from rlm.grpo import policy_loss
+    from rlm.learner import micro_batches, pack, token_logprobs
+
+    model, device = policy.model, next(policy.model.parameters()).device
+    model.train()
+    options = {"temperature": settings.temperature, "vocab_size": len(policy.tokenizer)}
+    kept = [b for b in range(len(batch.groups)) if settings.kl_weight or advantage[b].any()]
+    packs = []
+    for part in micro_batches([batch.ids(b) for b in kept], settings.token_budget):
+        chosen = [kept[i] for i in part]
+        packed = pack([batch.ids(b) for b in chosen], device=device)
+        each_token = packed.spread(advantage[chosen].reshape(-1))  # [N]
+        sampler = batch.logprobs(chosen).to(device)  # [N]
+        mask = packed.spread(batch.counted(chosen, settings.truncated == "keep"))  # [N]
+        ref = reference.logprobs(packed, **options) if reference else None
+        packs.append((packed, each_token, sampler, mask, ref))
+
+    totals: dict[str, float] = {}
+    for _ in range(settings.updates_per_batch):
+        for packed, each_token, sampler, mask, ref in packs:
+            logprobs, entropy = token_logprobs(model, packed, statistics=True, **options)
+            # One update: the policy that sampled is the one that learns, its ratio is 1.
+            old = sampler if settings.updates_per_batch > 1 else None
+            loss, metrics = policy_loss(
+                logprobs,
+                old,
+                each_token,
+                packed.sequence,
+                loss_type=settings.loss,
+                tokens=batch.counted_tokens(settings.truncated == "keep"),
+                sequences=batch.sequences(),
+                max_tokens=settings.max_tokens,
+                clip_low=settings.clip_low,
+                clip_high=settings.clip_high,
+                ref_logprobs=ref,
+                kl_weight=settings.kl_weight,
+                mask=mask,
+            )
+            loss.backward()
+            gap = (logprobs.detach() - sampler).abs().max()
+            add(totals, loss=loss.detach(), entropy=entropy.sum() / batch.tokens(), **metrics)
+            totals["sampler_gap"] = max(totals.get("sampler_gap", 0.0), float(gap))
+        weights = [p for p in model.parameters() if p.requires_grad]
+        norm = torch.nn.utils.clip_grad_norm_(weights, settings.max_grad_norm)
+        add(totals, gradient_norm=norm)
+        optimizer.step()
+        optimizer.zero_grad()
+    gap = totals.pop("sampler_gap", 0.0)
+    means = {name: value / settings.updates_per_batch for name, value in totals.items()}
+    return means | {"sampler_gap": gap}
+
+
+def add(totals: dict[str, float], **values) -> None:
+    """Add each value to the total of its name."""
+    for name, value in values.items():
+        totals[name] = totals.get(name, 0.0) + float(value)
+
+
+def learning_rate(step: int, settings) -> float:
+    """Return the rate of a step, counted from 1: a linear rise, then constant or a linear fall."""
+    rise = min(1.0, step / settings.warmup_steps) if settings.warmup_steps else 1.0
+    fall = 1.0 - (step - 1) / settings.max_steps if settings.lr_schedule == "linear" else 1.0
+    return settings.learning_rate * rise * fall
+
+
+if __name__ == "__main__":
+    sys.exit(run(main))

@@ -1,0 +1,145 @@
+"""Stage 1, SFT: the model learns to show its reasoning in a fixed format.
+
+    python train_sft.py                                        # the tiny base, additions
+    python train_sft.py --task gsm8k --data DIR --model Qwen/Qwen2.5-0.5B-Instruct
+    python train_sft.py --stage prep --config configs/solution_prep_full_grpo.yaml
+    python train_sft.py --stage full --base-adapter prep_sft_model --config ...
+
+Supervised fine-tuning of a LoRA with trl's SFTTrainer. The loss falls on the assistant's turn
+only, its end token included. SFT teaches the format and the habits of its demonstrations; it
+does not learn which reasoning is right (that is train_grpo.py).
+"""
+
+import sys
+
+import config
+import data
+from rlm.errors import InputError, run
+
+
+def main(argv: list[str] | None = None) -> int:
+    train(config.load(config.SFTSettings, argv))
+    return 0
+
+
+def train(settings) -> dict:
+    """Train, evaluate, save the adapter; return the summary of the evaluation."""
+    from rlm.engine import Engine
+    from rlm.evaluation import measure
+    from rlm.policy import check_output, open_policy, save_policy
+    from rlm.runs import Run, start
+
+    start(log_level=settings.log_level, threads=settings.threads, seed=settings.seed)
+    # 1. Demonstrations, none of which is a question of the validation set.
+    examples, validation = data.training_sets(settings)
+    solved = [e for e in examples if e.solution is not None]
+    if not solved:
+        raise InputError(
+            f"--task {settings.task}: none of {len(examples)} examples has a solution to learn "
+            "from; add a 'solution' field, or use train_grpo.py, which needs only answers"
+        )
+
+    # 2. The policy: a fresh LoRA, or an earlier stage's adapter to go on from.
+    policy = open_policy(
+        settings.model,
+        settings.adapter,
+        device=settings.device,
+        dtype=settings.dtype,
+        lora={"r": settings.lora_r, "alpha": settings.lora_alpha, "seed": settings.seed},
+    )
+    records = token_records(solved, policy, settings)
+    facts = {"task": settings.task, "format": settings.format, "settings": settings.dump()}
+    check_output(policy, settings.output, overwrite=settings.overwrite, **facts)
+    out = Run(settings.run_dir, facts["settings"], settings.wandb and settings.wandb_project)
+    out.say(
+        f"SFT ({settings.stage}) on {len(records)} of {len(examples)} demonstrations: epochs "
+        f"{settings.epochs:g}, batch {settings.batch_size}, rate {settings.learning_rate:g}"
+    )
+
+    # 3. Train, then measure on questions that were not trained on.
+    fit(policy, records, settings, out)
+    engine = Engine(policy.model, policy.tokenizer)
+    evaluation = measure(
+        engine,
+        policy.tokenizer,
+        validation,
+        settings.format,
+        name="sft",
+        max_tokens=settings.max_tokens,
+    )
+
+    # 4. Keep it.
+    facts |= {"stage": settings.stage, "data": data.fingerprint(solved)}
+    save_policy(policy, settings.output, evaluation, out, overwrite=settings.overwrite, **facts)
+    out.close()
+    return evaluation.summary
+
+
+def token_records(examples, policy, settings) -> list[dict]:
+    """Return input_ids and labels of each demonstration; -100 marks what is not trained on.
+
+    A demonstration longer than --max-length is left out, never cut: a cut one would teach the
+    model not to stop. InputError if none is left.
+    """
+    stops = policy.model.generation_config
+    records = []
+    for example in examples:
+        tokens = data.sft_tokens(
+            example, policy.tokenizer, settings.format, generation_config=stops
+        )
+        prompt, completion = tokens["prompt_ids"], tokens["completion_ids"]
+        # The trap this guards: an end token that is masked, and a model that never stops.
+        assert completion[-1] in tokens["end_ids"], "the end token must be trained"
+        if len(prompt) + len(completion) <= settings.max_length:
+            labels = [-100] * len(prompt) + completion
+            records.append({"input_ids": prompt + completion, "labels": labels})
+    if not records:
+        raise InputError(
+            f"--max-length {settings.max_length}: all {len(examples)} demonstrations are longer; "
+            "use a larger --max-length"
+        )
+    return records
+
+
+def fit(policy, records: list[dict], settings, out) -> None:
+    """Run trl's SFTTrainer over the records; its figures go to the run's log."""
+    import torch
+    from datasets import Dataset
+    from trl import SFTConfig, SFTTrainer
+
+    weight = next(policy.model.parameters())
+    arguments = SFTConfig(
+        output_dir=str(out.path),
+        num_train_epochs=settings.epochs,
+        max_steps=settings.max_steps or -1,
+        per_device_train_batch_size=settings.batch_size,
+        learning_rate=settings.learning_rate,
+        lr_scheduler_type="linear",
+        warmup_steps=settings.warmup_fraction,
+        weight_decay=0.0,
+        max_length=settings.max_length,
+        packing=settings.packing,
+        # The records are tokenised, masked and short enough; only packing has work to do.
+        dataset_kwargs={"skip_prepare_dataset": not settings.packing},
+        # It saves memory and costs a third of the time: worth it where memory is scarce.
+        gradient_checkpointing=weight.device.type == "cuda",
+        bf16=weight.dtype == torch.bfloat16,
+        fp16=weight.dtype == torch.float16,
+        use_cpu=weight.device.type == "cpu",
+        dataloader_pin_memory=weight.device.type == "cuda",
+        seed=settings.seed,
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+    )
+    SFTTrainer(
+        model=policy.model,
+        args=arguments,
+        train_dataset=Dataset.from_list(records),
+        processing_class=policy.tokenizer,
+        callbacks=[out.trainer_callback()],
+    ).train()
+
+
+if __name__ == "__main__":
+    sys.exit(run(main))
