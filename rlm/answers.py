@@ -25,12 +25,14 @@ REASONS = (
     "no_close",  # the reasoning was never closed
     "no_tag",  # no answer tag where one is due
     "empty",  # nothing stated
-    "repeated",  # a tag more often than once, or too many differing statements
+    "repeated",  # a tag more often than once, or far too many statements
     "several_values",  # two numbers, or two statements that differ
     "unparsable",  # not exactly one plain number
     "too_long",  # more than 400 characters
 )
-MAX_SPELLINGS = 64  # different spellings that a repeated answer may have
+# Beside word for word repetitions of the first statement of an answer:
+MAX_STATEMENTS = 100  # differently worded statements
+MAX_MARKS = 2000  # places that look like one
 
 
 def read_answer(text: object, format_name: str) -> Answer:
@@ -130,40 +132,53 @@ def _nested(depth: int) -> str:
 
 
 # Every pattern that meets a whole completion is possessive (`*+`): it never goes back.
-_HASHES = re.compile(r"####([^\n\r]*+)")
+_HASHES = re.compile(r"####([^\n\r]*+)[\n\r]?")
 # A box that is not closed takes the rest of the text with it and leaves its group empty.
 _BOXED = re.compile(rf"\\boxed(?:\s*+\{{({_nested(5)})\}}|(?s:.*+))")
 _ANSWER_IS = re.compile(
     r"[Aa](?:nswer|NSWER)[\s*]*+(?:(?:is|IS)\b|[:=])[\s*:=]*+"
     # To the end of the sentence: a mark with white space behind it, or the end of the line.
     # 400 marks inside one sentence are more than a value may be long.
-    r"([^\n\r.!?]*+(?:[.!?](?!\s|\Z)[^\n\r.!?]*+){0,400}+[.!?]?)"
+    r"([^\n\r.!?]*+(?:[.!?](?!\s|\Z)[^\n\r.!?]*+){0,400}+[.!?]?)\s?"
+)
+
+
+# The kinds of statement, strongest first; with each the marks of which it holds at least one.
+_KINDS = (
+    (_HASHES, ("####",)),
+    (_BOXED, ("\\boxed",)),
+    (_ANSWER_IS, ("nswer", "NSWER")),
 )
 
 
 def _read_prose(text: str) -> Answer:
     """The value of the first kind of statement that occurs; all of that kind must agree."""
-    if "####" in text:
-        return _read_all(_HASHES.findall(text))
-    if "\\boxed" in text:
-        return _read_all(_BOXED.findall(text))
-    if stated := _ANSWER_IS.findall(text):
-        return _read_all(stated)
+    text += "\n"  # so that the last statement ends as the others do
+    for pattern, marks in _KINDS:
+        if any(mark in text for mark in marks) and (first := pattern.search(text)):
+            return _read_all(first, text, marks)
     return read_value(text)
 
 
-def _read_all(statements: list[str]) -> Answer:
-    """The one value that all statements share. Equal spellings are read once."""
-    spellings = dict.fromkeys(statements)
-    if len(spellings) > MAX_SPELLINGS:
+def _read_all(first: re.Match[str], text: str, marks: tuple[str, ...]) -> Answer:
+    """The one value that all statements of a kind share. first: the first of them in the text."""
+    answer = read_value(first[1] or "")
+    if answer.value is None:
+        return answer
+    # A model in a loop repeats itself word for word: what was read is plain text from here on.
+    plain = first[1]
+    for mark in marks:
+        plain = plain.replace(mark, "")
+    rest = text.replace(first[0], f" {plain}\n")
+    if sum(map(rest.count, marks)) > MAX_MARKS:
         return Answer(reason="repeated")
-    first = None
-    for spelling in spellings:
-        answer = read_value(spelling)
-        if answer.value is None:
-            return answer
-        if first is None:
-            first = answer
-        elif answer != first:
+    others = dict.fromkeys(first.re.findall(rest))
+    if len(others) > MAX_STATEMENTS:
+        return Answer(reason="repeated")
+    for statement in others:
+        other = read_value(statement)
+        if other.value is None:
+            return other
+        if other != answer:
             return Answer(reason="several_values")
-    return first
+    return answer
