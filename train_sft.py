@@ -108,6 +108,7 @@ def fit(policy, records: list[dict], settings, out) -> None:
     from trl import SFTConfig, SFTTrainer
 
     weight = next(policy.model.parameters())
+    steps = settings.max_steps or settings.epochs * len(records) / settings.batch_size
     arguments = SFTConfig(
         output_dir=str(out.path),
         num_train_epochs=settings.epochs,
@@ -128,6 +129,7 @@ def fit(policy, records: list[dict], settings, out) -> None:
         use_cpu=weight.device.type == "cpu",
         dataloader_pin_memory=weight.device.type == "cuda",
         seed=settings.seed,
+        logging_steps=max(1, min(10, int(steps / 10))),
         save_strategy="no",
         report_to="none",
         disable_tqdm=True,

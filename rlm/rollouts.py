@@ -29,7 +29,7 @@ class Batch:
 
     def rewards(self) -> torch.Tensor:
         """Return the total rewards [B, G]."""
-        return torch.tensor([[s.total for s in group] for group in self.scores])
+        return torch.tensor([[float(s.total) for s in group] for group in self.scores])
 
     def ids(self, b: int) -> tuple[list[int], list[list[int]]]:
         """Return group b as the learner packs it: the prompt's ids, the completions' ids."""
@@ -94,10 +94,10 @@ def describe(batch: Batch) -> dict[str, float]:
     rollouts = [r for group in groups for r in group]
     flat = [s for group in scores for s in group]
     count = len(flat)
-    totals = torch.tensor([[s.total for s in group] for group in scores])
+    totals = torch.tensor([[float(s.total) for s in group] for group in scores])
     verdicts = totals
     if "correctness" in flat[0].parts:
-        verdicts = torch.tensor([[s.parts["correctness"] for s in group] for group in scores])
+        verdicts = torch.tensor([[float(s.parts["correctness"]) for s in g] for g in scores])
     figures = {
         "reward_mean": totals.mean().item(),
         "reward_spread": totals.std(correction=0).item(),

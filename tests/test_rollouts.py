@@ -1,0 +1,111 @@
+"""A batch's figures, its replaced groups, and what a probe advises; all by hand."""
+
+import pytest
+import torch
+
+from rlm.best import Best
+from rlm.evaluation import Evaluation
+from rlm.records import Example, Prompt, Rollout, Score
+from rlm.rollouts import Batch, describe, probe_advice, records
+
+
+def rollout(tokens: int, finish: str = "stop", text: str = "<think>\n</think>\n1") -> Rollout:
+    return Rollout(list(range(tokens)), [-0.5] * tokens, text, finish)
+
+
+def scored(*values: float) -> list[Score]:
+    return [
+        Score(v, {"correctness": v}, None if v else "no_close" if i % 2 else "empty")
+        for i, v in enumerate(values)
+    ]
+
+
+def batch(*groups: tuple[float, ...]) -> Batch:
+    """Groups of these rewards; the completions of a group have 1, 2, 3, ... tokens."""
+    examples = [Example(f"q{b}", f"question {b}", "1") for b in range(len(groups))]
+    prompts = [Prompt([b, b + 1]) for b in range(len(groups))]
+    rollouts = [[rollout(i + 1) for i in range(len(group))] for group in groups]
+    return Batch(examples, prompts, rollouts, [scored(*group) for group in groups])
+
+
+def test_figures_by_hand():
+    figures = describe(batch((1, 0), (0, 0), (1, 1), (0, 1)))
+    assert figures["reward_mean"] == 0.5
+    assert figures["reward_spread"] == 0.5  # four ones, four zeros; divided by n
+    assert figures["live_fraction"] == 0.5
+    assert figures["all_right_fraction"] == 0.25
+    assert figures["all_wrong_fraction"] == 0.25
+    assert figures["mixed_fraction"] == 0.5
+    assert figures["completion_tokens"] == 1.5
+    # wrong completions: (.,0)->index 1, (0,0)->0 and 1, (0,.)->0: two "empty", two "no_close"
+    assert figures["unreadable_empty"] == 0.25
+    assert figures["unreadable_no_close"] == 0.25
+    assert figures["unreadable_fraction"] == 0.5
+
+
+def test_truncated_completions_leave_the_count_only_if_asked():
+    made = batch((1, 0))
+    made.groups[0][1] = rollout(5, "length")
+    assert made.counted_tokens(True) == 6 and made.counted_tokens(False) == 1
+    assert made.counted([0], True).tolist() == [1, 1]
+    assert made.counted([0], False).tolist() == [1, 0]
+    assert describe(made)["truncated_fraction"] == 0.5
+
+
+def test_dead_groups_are_replaced_and_still_counted():
+    first, fresh = batch((1, 1), (1, 0), (0, 0)), batch((0, 0), (0, 1))
+    done = first.with_dead_replaced(fresh)
+    assert done.rewards().tolist() == [[0, 1], [1, 0], [0, 0]]
+    assert [e.id for e in done.examples] == ["q1", "q1", "q2"]
+    # five groups were sampled: 1, 1, 1, 0, 0, 0, 0, 0, 0, 1 in all
+    assert describe(done)["reward_mean"] == pytest.approx(0.4)
+    assert describe(done)["live_fraction"] == pytest.approx(0.4)
+    assert not done.all_live()
+    assert first.rewards().tolist() == [[1, 1], [1, 0], [0, 0]], "the old batch is not changed"
+
+
+def test_records_are_one_per_completion():
+    found = records(3, batch((1, 0)), torch.tensor([[1.0, -1.0]]))
+    assert [(r["step"], r["reward"], r["advantage"]) for r in found] == [(3, 1, 1.0), (3, 0, -1.0)]
+
+
+HEALTHY = {
+    "reward_mean": 0.4,
+    "all_right_fraction": 0.1,
+    "all_wrong_fraction": 0.4,
+    "mixed_fraction": 0.5,
+    "live_fraction": 0.5,
+    "truncated_fraction": 0.2,
+    "unreadable_fraction": 0.1,
+}
+
+
+def test_a_healthy_probe_gives_no_warning():
+    assert len(probe_advice(HEALTHY, 160)) == 1
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        ({"truncated_fraction": 0.21}, "--max-tokens 160"),
+        ({"live_fraction": 0.0, "unreadable_fraction": 0.9}, "train_sft.py"),
+        ({"live_fraction": 0.0, "all_right_fraction": 1.0}, "too easy"),
+        ({"live_fraction": 0.0, "all_right_fraction": 0.0}, "--group-size"),
+    ],
+)
+def test_a_probe_names_what_to_change(change, words):
+    lines = probe_advice(HEALTHY | change, 160)
+    assert len(lines) == 2 and words in lines[1]
+
+
+def test_the_best_is_kept_not_the_last_and_ties_keep_the_earlier():
+    model = torch.nn.Linear(1, 1)
+    accuracies = iter([0.2, 0.6, 0.6, 0.4])
+    best = Best(model, lambda: Evaluation("x", [], {"accuracy": next(accuracies)}))
+    for step in range(4):
+        with torch.no_grad():
+            model.weight.fill_(float(step))
+        best.offer(step)
+    best.restore()
+    assert best.step == 1 and model.weight.item() == 1.0
+    assert best.evaluation.summary["accuracy"] == 0.6
