@@ -12,8 +12,6 @@ from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
-import torch
-from torch.nn import functional
 from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface
 
@@ -29,6 +27,12 @@ def layout_attention(
     """
     if layout is None:
         raise ValueError("the 'rlm' attention needs a layout= keyword in the forward call")
+    for name in ("softcap", "s_aux"):
+        if kwargs.get(name) is not None:
+            raise ValueError(
+                f"the model's attention has {name} ({type(module).__name__}), which is not "
+                "supported; use a model with plain softmax attention"
+            )
     return layout.attend(module.layer_idx, query[0], key[0], value[0], scaling), None
 
 
@@ -56,59 +60,62 @@ class PackedGroups:
     The flat row holds the prompts, one after the other, then the completions' inputs. Prompt
     tokens see their own prompt causally; a completion's see its prompt and themselves causally.
     prompts: tokens of each prompt. completions: (index of its prompt, tokens) of each completion
-    in the order of the row, 1 token at least.
+    in the order of the row, 1 token at least, the longest first.
 
-    Keys and values are padded, per prompt and per completion, inside the attention only.
+    Padding exists inside the attention only, and there in buckets of completions of like length.
     """
 
     def __init__(self, prompts: list[int], completions: list[tuple[int, int]], device="cpu"):
-        lengths = torch.tensor([tokens for _, tokens in completions], dtype=torch.long)
-        owners = torch.tensor([owner for owner, _ in completions], dtype=torch.long)
-        prompt_lengths = torch.tensor(prompts)
-        self.prompt_tokens = sum(prompts)
-        self.groups, self.longest_prompt = len(prompts), max(prompts)
-        self.rows, self.longest = len(completions), int(lengths.max()) if completions else 0
-        # Where each flat token stands in its padded tensor: [prompt tokens], [completion tokens]
-        self.prompt_slots = _filled(prompt_lengths, self.longest_prompt).to(device)
-        self.slots = _filled(lengths, self.longest).to(device)
-        self.owners = owners.to(device)
-        # [rows, 1, C, P + C]: keys right of the prompt's end are padding, own keys are causal.
-        seen = torch.arange(self.longest_prompt) < prompt_lengths[owners][:, None]  # [rows, P]
-        causal = torch.ones(self.longest, self.longest, dtype=torch.bool).tril()
-        self.mask = torch.cat(
-            [
-                seen[:, None, :].expand(-1, self.longest, -1),
-                causal.expand(self.rows, -1, -1),
-            ],
-            dim=2,
-        )[:, None].to(device)
+        lengths = torch.tensor(prompts)
+        self.prompt_tokens, self.shape = sum(prompts), (len(prompts), max(prompts))
+        self.slots = _filled(lengths, max(prompts)).to(device)
+        self.buckets = []
+        for rows in _buckets([tokens for _, tokens in completions]):
+            owners = torch.tensor([owner for owner, _ in completions[rows]])
+            inputs = torch.tensor([tokens for _, tokens in completions[rows]])
+            longest = int(inputs[0])
+            # [rows, 1, C, P + C]: keys right of the prompt's end are padding, own keys causal.
+            seen = torch.arange(max(prompts)) < lengths[owners][:, None]  # [rows, P]
+            causal = torch.ones(longest, longest, dtype=torch.bool).tril()
+            seen, causal = seen[:, None].expand(-1, longest, -1), causal.expand(len(owners), -1, -1)
+            mask = torch.cat([seen, causal], dim=2)[:, None]
+            slots, tokens = _filled(inputs, longest), int(inputs.sum())
+            self.buckets.append(
+                (tokens, longest, owners.to(device), slots.to(device), mask.to(device))
+            )
 
     def attend(self, layer, query, key, value, scaling):
         """Return [1, N, H, D]. query [H, N, D], key and value [KV, N, D]; `layer` is not used."""
-        n = self.prompt_tokens
         flat = [x.transpose(0, 1) for x in (query, key, value)]  # [N, heads, D]
-        prompt = [_pad(x[:n], self.prompt_slots, self.groups, self.longest_prompt) for x in flat]
+        n, grouped = self.prompt_tokens, query.shape[0] != key.shape[0]
+        prompt = [_pad(x[:n], self.slots, *self.shape) for x in flat]
         # Prompts are padded on the right: what is causal never sees the padding.
         out = F.scaled_dot_product_attention(
-            *prompt, is_causal=True, scale=scaling, enable_gqa=query.shape[0] != key.shape[0]
+            *prompt, is_causal=True, scale=scaling, enable_gqa=grouped
         )
-        out = _unpad(out, self.prompt_slots)
-        if self.rows:
-            own = [_pad(x[n:], self.slots, self.rows, self.longest) for x in flat]
-            key, value = (
-                torch.cat([p.index_select(0, self.owners), o], dim=2)
-                for p, o in zip(prompt[1:], own[1:], strict=True)
+        outs = [_unpad(out, self.slots)]
+        for tokens, longest, owners, slots, mask in self.buckets:
+            q, k, v = (_pad(x[n : n + tokens], slots, len(owners), longest) for x in flat)
+            k, v = (
+                torch.cat([whole.index_select(0, owners), own], dim=2)
+                for whole, own in zip(prompt[1:], (k, v), strict=True)
             )
-            completed = F.scaled_dot_product_attention(
-                own[0],
-                key,
-                value,
-                attn_mask=self.mask,
-                scale=scaling,
-                enable_gqa=own[0].shape[1] != key.shape[1],
+            out = F.scaled_dot_product_attention(
+                q, k, v, attn_mask=mask, scale=scaling, enable_gqa=grouped
             )
-            out = torch.cat([out, _unpad(completed, self.slots)])
-        return out[None]
+            outs.append(_unpad(out, slots))
+            n += tokens
+        return torch.cat(outs)[None]
+
+
+def _buckets(lengths: list[int]) -> list[slice]:
+    """Return slices of descending lengths: the longest of each at most twice its shortest."""
+    buckets, start = [], 0
+    for index, length in enumerate(lengths):
+        if 2 * length < lengths[start]:
+            buckets.append(slice(start, index))
+            start = index
+    return [*buckets, slice(start, len(lengths))] if lengths else []
 
 
 def _filled(lengths: torch.Tensor, longest: int) -> torch.Tensor:
@@ -195,7 +202,7 @@ class Slots:
         heads, kv = query.shape[0], key.shape[0]
         # The query heads that share a key head stand as if they were positions: no repeated keys.
         grouped = query.transpose(0, 1).reshape(n, kv, heads // kv, -1)
-        out = functional.scaled_dot_product_attention(
+        out = F.scaled_dot_product_attention(
             grouped,
             keys[:n, :width].transpose(1, 2),
             values[:n, :width].transpose(1, 2),
@@ -215,7 +222,7 @@ class Slots:
 
         keys, values = pad(key), pad(value)
         self._prompts[layer] = keys, values
-        out = functional.scaled_dot_product_attention(
+        out = F.scaled_dot_product_attention(
             pad(query).transpose(1, 2),
             keys.transpose(1, 2),
             values.transpose(1, 2),
@@ -248,27 +255,32 @@ class Slots:
         self.bias[rows, :, :, : prefix.length] = 0.0
         self.bias[rows, :, :, prefix.length :] = float("-inf")
 
-    def reserve(self, rows: int, tokens: int, like: Prefix) -> None:
-        """Grow to at least `rows` rows of `tokens` tokens; what is cached stays."""
-        has_rows, has_tokens = self.bias.shape[0], self.bias.shape[-1]
-        if rows <= has_rows and tokens <= has_tokens:
-            return
-        rows, tokens = max(rows, has_rows), max(tokens, has_tokens)
-        first = like.layers[0][0]
+    @property
+    def capacity(self) -> tuple[int, int]:
+        """Return (rows, tokens of a row) that there is room for."""
+        return self.bias.shape[0], self.bias.shape[-1]
 
-        def grown(old, fresh):
-            if old is not None:
-                fresh[:has_rows, :has_tokens] = old
-            return fresh
+    def resize(self, rows: int, tokens: int, like: Prefix | None) -> None:
+        """Make room for `rows` rows of `tokens` tokens; what is cached in both sizes stays.
 
+        like: tells shapes and dtype for the first time.
+        """
+        has_rows, has_tokens = self.capacity
+        old_rows, old_tokens = min(rows, has_rows), min(tokens, has_tokens)
+        if not self.keys:
+            first = like.layers[0][0]
+            for layer, (key, value) in enumerate(like.layers):
+                self.keys[layer] = key.new_empty(0, 0, *key.shape[1:])
+                self.values[layer] = value.new_empty(0, 0, *value.shape[1:])
+            self.bias = self.bias.to(first)
         # Zeros, since what no row has written yet is multiplied by 0, and 0 * NaN is NaN.
-        for layer, (keys, values) in enumerate(like.layers):
-            for store, new in ((self.keys, keys), (self.values, values)):
-                shape = (rows, tokens, *new.shape[1:])
-                store[layer] = grown(store.get(layer), new.new_zeros(shape))
-        bias = torch.full((rows, 1, 1, tokens), float("-inf"), dtype=first.dtype)
-        bias = bias.to(first.device)
-        bias[:has_rows, :, :, :has_tokens] = self.bias
+        for store in (self.keys, self.values):
+            for layer, old in store.items():
+                new = old.new_zeros(rows, tokens, *old.shape[2:])
+                new[:old_rows, :old_tokens] = old[:old_rows, :old_tokens]
+                store[layer] = new
+        bias = self.bias.new_full((rows, 1, 1, tokens), float("-inf"))
+        bias[:old_rows, :, :, :old_tokens] = self.bias[:old_rows, :, :, :old_tokens]
         self.bias = bias
 
     def move(self, sources: list[int], targets: list[int], width: int) -> None:

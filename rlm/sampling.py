@@ -1,0 +1,165 @@
+"""Draw the next token of each row: exact, vectorised, one uniform number a row.
+
+A row's token depends on its own logits, settings and number alone, whatever rows stand beside
+it: greedy rows, plain rows and rows with top-k or top-p each go their own way. Pure functions.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch.nn import functional
+
+from rlm.errors import InputError
+
+BLOCK = 256  # vocabulary entries of a block of the two-level draw
+CANDIDATES = 1024  # highest logits looked at first for top-p
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How to sample a completion.
+
+    max_tokens: at most so many tokens, the end token included.
+    temperature: 0 is greedy. top_k: only the k likeliest tokens, 0 for all.
+    top_p: only the likeliest tokens that together reach this share, after top_k.
+    stop: texts that end the completion and are kept out of it.
+    """
+
+    max_tokens: int
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    stop: tuple[str, ...] = ()
+
+    def __post_init__(self):
+        if self.max_tokens < 1:
+            raise InputError(f"max_tokens {self.max_tokens}: at least 1 token is needed")
+        if not 0.0 <= self.temperature < math.inf:
+            raise InputError(f"temperature {self.temperature}: use 0 (greedy) or more")
+        if self.top_k < 0:
+            raise InputError(f"top_k {self.top_k}: use 0 (all tokens) or more")
+        if not 0.0 < self.top_p <= 1.0:
+            raise InputError(f"top_p {self.top_p}: use a share above 0, up to 1 (all tokens)")
+        if isinstance(self.stop, str) or not all(self.stop):
+            raise InputError(f"stop {self.stop!r}: use a tuple of texts that are not empty")
+
+    @property
+    def way(self) -> str:
+        """Return which of the three draws below serves it: greedy, plain or cut."""
+        if self.temperature == 0.0:
+            return "greedy"
+        return "cut" if self.top_k or self.top_p < 1.0 else "plain"
+
+
+def sample(logits, uniforms, settings: list[Sampling], size: int):
+    """Return (tokens [n], log-probabilities [n] float32) for logits [n, V].
+
+    uniforms: [n] numbers in [0, 1). settings: one per row. size: ids from here on are never
+    drawn. A log-probability is that of softmax(logits / temperature) over all V entries, before
+    top-k and top-p cut it; the temperature counts as 1 for greedy rows.
+    """
+    logits = logits.float()
+    rows: dict[str, list[int]] = {}
+    for row, setting in enumerate(settings):
+        rows.setdefault(setting.way, []).append(row)
+    if len(rows) == 1:
+        return DRAWS[settings[0].way](logits, uniforms, settings, size)
+    tokens = torch.empty(len(settings), dtype=torch.long, device=logits.device)
+    logprobs = torch.empty(len(settings), device=logits.device)
+    for way, members in rows.items():
+        index = torch.tensor(members, device=logits.device)
+        own = [settings[row] for row in members]
+        tokens[index], logprobs[index] = DRAWS[way](logits[index], uniforms[index], own, size)
+    return tokens, logprobs
+
+
+def draw_greedy(logits, uniforms, settings, size: int):
+    """Return the likeliest tokens and their log-probabilities at temperature 1."""
+    tokens = logits[:, :size].argmax(1)
+    return tokens, logprobs_of(logits, tokens)
+
+
+def draw_plain(logits, uniforms, settings, size: int):
+    """Return tokens by the inverse of the cumulative distribution, and log-probabilities.
+
+    Large vocabularies go in two levels: sums of blocks first, then inside one block, so that
+    nothing of size V is accumulated or sorted.
+    """
+    scaled = _scale(logits, settings)
+    highest = scaled.amax(1, keepdim=True)
+    weights = (scaled - highest).exp_()  # [n, V]
+    normaliser = weights.sum(1)
+    allowed = weights[:, :size]
+    tokens = invert(allowed, uniforms) if size <= 8 * BLOCK else invert_blocks(allowed, uniforms)
+    chosen = scaled.gather(1, tokens[:, None])[:, 0]
+    return tokens, chosen - highest[:, 0] - normaliser.log()
+
+
+def invert(weights, uniforms):
+    """Return for each row the first index whose cumulative weight exceeds uniform * sum."""
+    cumulative = weights.cumsum(1)
+    return _first_above(cumulative, uniforms[:, None] * cumulative[:, -1:])[:, 0]
+
+
+def invert_blocks(weights, uniforms):
+    """Return what `invert` returns, but for rounding, in two levels."""
+    size = weights.shape[1]
+    whole = size // BLOCK * BLOCK
+    sums = weights[:, :whole].unflatten(1, (-1, BLOCK)).sum(2)
+    if whole < size:
+        sums = torch.cat([sums, weights[:, whole:].sum(1, keepdim=True)], 1)
+    cumulative = sums.cumsum(1)  # [n, blocks]
+    target = uniforms[:, None] * cumulative[:, -1:]
+    block = _first_above(cumulative, target)  # [n, 1]
+    before = functional.pad(cumulative[:, :-1], (1, 0)).gather(1, block)
+    entries = block * BLOCK + torch.arange(BLOCK, device=weights.device)  # [n, BLOCK]
+    inside = weights.gather(1, entries.clamp(max=size - 1)) * (entries < size)
+    place = _first_above(inside.cumsum(1), target - before)
+    return (block * BLOCK + place)[:, 0]
+
+
+def draw_cut(logits, uniforms, settings, size: int):
+    """Return tokens from the top-k and then top-p part, and log-probabilities of the whole."""
+    scaled = _scale(logits, settings)
+    ks = [min(setting.top_k, size) or size for setting in settings]
+    k = torch.tensor(ks, device=logits.device)[:, None]
+    p = torch.tensor([setting.top_p for setting in settings], device=logits.device)[:, None]
+    total = scaled[:, :size].logsumexp(1, keepdim=True)
+    # Top-p rarely needs the whole order, which is slow to make: look at the likeliest first.
+    for width in (min(size, max([CANDIDATES, *(k for k in ks if k < size)])), size):
+        values, ids = scaled[:, :size].topk(width, dim=1)  # highest first
+        weights = (values - total).exp_()
+        weights.masked_fill_(torch.arange(width, device=k.device) >= k, 0.0)
+        cumulative = weights.cumsum(1)
+        enough = p * torch.where(k < size, cumulative[:, -1:], 1.0)
+        if width == size or bool((cumulative[:, -1:] >= enough).all()):
+            break
+    kept = cumulative - weights < enough
+    tokens = ids.gather(1, invert(weights * kept, uniforms)[:, None])[:, 0]
+    return tokens, logprobs_of(scaled, tokens)
+
+
+DRAWS = {"greedy": draw_greedy, "plain": draw_plain, "cut": draw_cut}
+
+
+def logprobs_of(logits, tokens):
+    """Return log softmax(logits)[token] for each row, [n]."""
+    return logits.gather(1, tokens[:, None])[:, 0] - logits.logsumexp(1)
+
+
+def _scale(logits, settings):
+    """Return logits / temperature. By a tensor: a scalar is rounded otherwise on some devices."""
+    temperatures = [setting.temperature for setting in settings]
+    if all(temperature == 1.0 for temperature in temperatures):
+        return logits
+    return logits / torch.tensor(temperatures, device=logits.device)[:, None]
+
+
+def _first_above(cumulative, target):
+    """Return the first index where cumulative [n, m] exceeds target [n, 1]; none of weight 0.
+
+    Rounding can lift the target to the last sum itself; it stays below.
+    """
+    below = torch.nextafter(cumulative[:, -1:], torch.zeros_like(target))
+    return torch.searchsorted(cumulative, torch.minimum(target, below), right=True)
