@@ -30,6 +30,7 @@ def reachable(timeout_seconds: float = 2.0) -> bool:
     Honours the proxies of the environment. In a thread of its own, since neither the look-up of
     a name nor a slow handshake keeps to a socket's timeout.
     """
+    import http.client
     import ssl
     import urllib.error
     import urllib.request
@@ -47,7 +48,8 @@ def reachable(timeout_seconds: float = 2.0) -> bool:
             # A certificate that only the hub's client knows: something is there and answers.
             if isinstance(error.reason, ssl.SSLCertVerificationError):
                 answered.set()
-        except (OSError, ValueError):  # cut off, no answer in time, an address that is none
+        # Cut off, no answer in time, no HTTP, an address that is none.
+        except (OSError, ValueError, http.client.HTTPException):
             pass
         finally:
             done.set()

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import time
+import typing
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -315,7 +316,7 @@ VALUES = st.recursive(
 ROWS = st.dictionaries(st.sampled_from(["question", "answer", "solution", "#"]), VALUES) | VALUES
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(rows=st.lists(ROWS, max_size=4))
 def test_arbitrary_json_is_read_or_refused_by_line(tmp_path_factory, rows):
     content = "\n".join(map(json.dumps, rows)).encode()
@@ -385,6 +386,13 @@ def test_wrong_input_is_told_in_one_line(tmp_path):
         assert "\n" not in str(caught.value)
 
 
+def test_settings_know_the_same_tasks():
+    import config
+
+    found = typing.get_args(config.SFTSettings.model_fields["task"].annotation)
+    assert found == data.TASKS
+
+
 def test_import_is_light():
     heavy = ("torch", "datasets", "transformers", "pyarrow", "jinja2")
     code = f"import data, sys; print([m for m in {heavy} if m in sys.modules])"
@@ -439,7 +447,12 @@ def test_a_hub_that_is_not_there_is_told_within_three_seconds(
     with socket.create_server(("127.0.0.1", 0)) as closed:
         refusing = f"http://127.0.0.1:{closed.getsockname()[1]}"
     if kind == "no name":  # a name server that does not answer: resolvers wait 5 to 30 s
-        monkeypatch.setattr(socket, "getaddrinfo", lambda *a, **k: time.sleep(6))
+
+        def resolve(*_, **__):
+            time.sleep(6)
+            raise socket.gaierror("no answer")
+
+        monkeypatch.setattr(socket, "getaddrinfo", resolve)
     address = {"refuses": refusing, "silent": server.url, "no name": "http://hub.invalid"}[kind]
     monkeypatch.setenv("HF_ENDPOINT", address)
     start = time.perf_counter()
@@ -452,6 +465,19 @@ def test_any_answer_of_the_hub_counts(monkeypatch, no_switches, server):
     server.answer = b"HTTP/1.1 503 Busy\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
     monkeypatch.setenv("HF_ENDPOINT", server.url)
     assert hub.reachable()
+
+
+@pytest.mark.filterwarnings("error")  # an error in the thread would be a warning
+@pytest.mark.parametrize("address", ["nonsense", "http://[", "http://localhost:port", "ftp://"])
+def test_an_address_that_is_none_does_not_answer(address, monkeypatch, no_switches):
+    monkeypatch.setenv("HF_ENDPOINT", address)
+    assert not hub.reachable()
+
+
+def test_what_is_no_hub_does_not_answer(monkeypatch, no_switches, server):
+    server.answer = b"220 mail.example ESMTP\r\n"
+    monkeypatch.setenv("HF_ENDPOINT", server.url)
+    assert not hub.reachable()
 
 
 @pytest.mark.parametrize("name", ["HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE"])
