@@ -201,6 +201,13 @@ def test_a_model_without_weights_is_refused(capsys, place):
     assert refused(capsys, SFTSettings).startswith(message)
 
 
+def test_wandb_that_is_not_installed_is_found_before_training(capsys, monkeypatch):
+    monkeypatch.setattr(config_training.importlib.util, "find_spec", lambda name: None)
+    message = "--wandb-project demo: wandb is not installed; `pip install wandb`, or leave it out"
+    assert refused(capsys, SFTSettings, "--wandb-project", "demo").startswith(message)
+    assert not config.load(SFTSettings, ["--wandb-project", "demo", "--no-wandb"]).wandb
+
+
 def test_a_line_break_in_a_value_stays_one_line(capsys):
     assert "'a\\nb'" in refused(capsys, SFTSettings, "--task", "a\nb")
 
