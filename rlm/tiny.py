@@ -1,0 +1,293 @@
+"""Trains weights/tiny_base from scratch: a small Qwen2 that does sums and knows no output format.
+
+    python -m rlm.tiny                          # the shipped base; about 45 minutes of one core
+    python -m rlm.tiny --steps 20 --hidden 32 --layers 2 --output /tmp/toy
+
+The text comes from rlm/corpus.py. One document stands in a row; rows of one kind and similar
+length form a batch; only numbers and signs of the replies weigh fully in the loss. Matrices learn
+by Muon, the rest by AdamW, with a long decay of the learning rate to almost nothing.
+Weights are learned in float32 and kept in bfloat16.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import platform
+import random
+import shutil
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+
+from rlm import corpus, tiny_tokenizer
+from rlm.files import write_json
+from rlm.muon import Muon
+from rlm.problems import additions, word_problems
+from rlm.seeds import derive
+from rlm.splits import split_of
+
+POOL = 16  # batches of one kind that are cut from one pool of documents
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What makes a base; with the same numbers the same corpus and the same start come back."""
+
+    seed: int = 0
+    steps: int = 3200
+    batch_tokens: int = 2816
+    hidden: int = 128
+    layers: int = 4
+    heads: int = 4
+    kv_heads: int = 2
+    mlp: int = 512
+    vocabulary: int = 768
+    muon_rate: float = 6e-3
+    adam_rate: float = 4e-3
+    warmup_steps: int = 50
+    decay_fraction: float = 0.7  # of the steps, at the end, over which the rate falls
+    last_rate: float = 0.01  # of the peak rate, at the very end
+    word_weight: float = 0.2  # of a token of a reply that is neither number nor sign
+    tokenizer_texts: int = 20_000
+
+
+def new_model(settings: Settings, tokenizer):
+    """Return a Qwen2 with fresh weights, drawn from torch's generator."""
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    return Qwen2ForCausalLM(Qwen2Config(
+        vocab_size=len(tokenizer),
+        hidden_size=settings.hidden,
+        num_hidden_layers=settings.layers,
+        num_attention_heads=settings.heads,
+        num_key_value_heads=settings.kv_heads,
+        intermediate_size=settings.mlp,
+        max_position_embeddings=tiny_tokenizer.CONTEXT,
+        tie_word_embeddings=True,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    ))  # fmt: skip
+
+
+def token_weights(tokenizer, word_weight: float) -> torch.Tensor:
+    """Return the loss weight of each token, [V]: 1 for numbers, signs and the end of a turn."""
+    weights = torch.full((len(tokenizer),), word_weight)
+    for token in range(len(tokenizer)):
+        text = tokenizer.decode([token])
+        if any(c.isdigit() or c in "+-*/=" for c in text) or token == tokenizer.eos_token_id:
+            weights[token] = 1.0
+    return weights
+
+
+def batches(settings: Settings, tokenizer) -> Iterator[tuple[str, torch.Tensor, torch.Tensor]]:
+    """Yield (kind, ids [rows, T], weights [rows, T]) without end.
+
+    rows * T is at most batch_tokens; padding stands on the right and weighs nothing.
+    """
+    rng = random.Random(derive("batches", settings.seed))
+    table = token_weights(tokenizer, settings.word_weight)
+    streams = {kind: _of_kind(kind, settings, tokenizer, table) for kind in corpus.KINDS}
+    while True:
+        kind = rng.choices(list(corpus.KINDS), list(corpus.KINDS.values()))[0]
+        yield kind, *next(streams[kind])
+
+
+def _of_kind(kind: str, settings: Settings, tokenizer, table) -> Iterator[tuple]:
+    rng = random.Random(derive("order", kind, settings.seed))
+    index, rows_a_pool = 0, settings.batch_tokens // 4
+    while True:
+        made = [corpus.document(kind, settings.seed, index + i) for i in range(rows_a_pool)]
+        index += rows_a_pool
+        encoded = tokenizer([d.text for d in made], return_offsets_mapping=True)
+        pairs = zip(encoded["input_ids"], encoded["offset_mapping"], strict=True)
+        rows = []
+        for d, (ids, offsets) in zip(made, pairs, strict=True):
+            rows.append((ids, next(i for i, (_, end) in enumerate(offsets) if end > d.given)))
+        rows.sort(key=lambda row: len(row[0]))
+        cut = []
+        while rows:
+            count = max(1, settings.batch_tokens // len(rows[-1][0]))
+            rows, batch = rows[:-count], rows[-count:]
+            cut.append(batch)
+        rng.shuffle(cut)
+        for batch in cut:
+            yield _tensors(batch, table, tokenizer.pad_token_id)
+
+
+def _tensors(rows: list[tuple[list[int], int]], table, pad: int):
+    longest = max(len(ids) for ids, _ in rows)
+    ids = torch.tensor([ids + [pad] * (longest - len(ids)) for ids, _ in rows])
+    place = torch.arange(longest)
+    first = torch.tensor([[given] for _, given in rows])
+    end = torch.tensor([[len(ids)] for ids, _ in rows])
+    return ids, table[ids] * ((place >= first) & (place < end))
+
+
+def loss_of(model, ids: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """Return the weighted mean cross-entropy in nats; logits exist only where weights do."""
+    hidden = model.model(input_ids=ids, use_cache=False).last_hidden_state[:, :-1]
+    targets, weights = ids[:, 1:], weights[:, 1:]
+    chosen = weights > 0
+    logits = model.lm_head(hidden[chosen])
+    losses = F.cross_entropy(logits, targets[chosen], reduction="none")
+    return (losses * weights[chosen]).sum() / weights[chosen].sum()
+
+
+def rate(settings: Settings, step: int) -> float:
+    """Return the share of the peak learning rate at a step from 1 on."""
+    left = (settings.steps - step) / (settings.decay_fraction * settings.steps)
+    return min(1.0, step / settings.warmup_steps, max(settings.last_rate, left))
+
+
+def train(settings: Settings, log=print, save=None):
+    """Return (model, tokenizer, seconds of processor time) after all steps."""
+    torch.manual_seed(derive("weights", settings.seed))
+    began, shown = time.process_time(), {}
+    texts = corpus.texts(settings.seed, settings.tokenizer_texts)
+    tokenizer = tiny_tokenizer.build(texts, settings.vocabulary)
+    model = new_model(settings, tokenizer).train()
+    named = list(model.named_parameters())
+    matrices = [p for name, p in named if p.ndim == 2 and "embed" not in name]
+    others = [p for name, p in named if p.ndim != 2 or "embed" in name]
+    optimizers = {
+        settings.muon_rate: Muon(matrices, lr=0.0),
+        settings.adam_rate: torch.optim.AdamW(others, betas=(0.9, 0.98), weight_decay=0.0),
+    }
+    stream = batches(settings, tokenizer)
+    for step in range(1, settings.steps + 1):
+        kind, ids, weights = next(stream)
+        loss = loss_of(model, ids, weights)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        for peak, optimizer in optimizers.items():
+            for group in optimizer.param_groups:
+                group["lr"] = peak * rate(settings, step)
+            optimizer.step()
+            optimizer.zero_grad()
+        shown[kind] = 0.95 * shown.get(kind, loss.item()) + 0.05 * loss.item()
+        if step % 100 == 0 or step == settings.steps:
+            losses = " ".join(f"{k} {v:.4f}" for k, v in sorted(shown.items()))
+            log(f"step {step} of {settings.steps}, {time.process_time() - began:.0f} s: {losses}")
+        if save and step % 200 == 0:
+            save(model, tokenizer, step)
+    return model, tokenizer, time.process_time() - began
+
+
+@torch.inference_mode()
+def replies(model, tokenizer, prompts: list[str], max_tokens: int) -> list[str]:
+    """Return the greedy continuations of the prompts, without the end token."""
+    model.eval()
+    out = []
+    for i in range(0, len(prompts), 100):
+        batch = tokenizer(prompts[i : i + 100], padding=True, padding_side="left",
+                          return_tensors="pt")  # fmt: skip
+        ids = model.generate(
+            input_ids=batch["input_ids"], attention_mask=batch["attention_mask"],
+            max_new_tokens=max_tokens, do_sample=False,
+        )  # fmt: skip
+        out += tokenizer.batch_decode(ids[:, batch["input_ids"].shape[1] :],
+                                      skip_special_tokens=True)  # fmt: skip
+    return out
+
+
+def scores(model, tokenizer, seed: int, n: int = 200) -> dict[str, float]:
+    """Return shares, 0 to 1, of n held-out items each that are right by the last number said."""
+    rng = random.Random(derive("facts", "test", seed))
+    facts = [corpus.fact(rng) for _ in range(n)]
+    asked = [f"{s.left} {s.sign} {s.right} =" for s in facts]
+    said = replies(model, tokenizer, asked, 7)
+    right = [t.split("\n")[0].strip() == str(s.result) for t, s in zip(said, facts, strict=True)]
+    found = {"facts": sum(right) / n}
+    for name, generate in (("additions", additions), ("word_problems", word_problems)):
+        examples = generate(seed, n, split="test", keep=lambda q: split_of(q) == "test")
+        prompts = [
+            tokenizer.apply_chat_template(
+                [{"role": "user", "content": e.question}],
+                tokenize=False, add_generation_prompt=True,
+            )
+            for e in examples
+        ]  # fmt: skip
+        said = replies(model, tokenizer, prompts, 160)
+        right = [_last_number(t) == e.gold for t, e in zip(said, examples, strict=True)]
+        found[name] = sum(right) / n
+    return found
+
+
+def _last_number(text: str) -> str | None:
+    digits = "".join(c if c.isdigit() else " " for c in text).split()
+    return digits[-1] if digits else None
+
+
+def save(model, tokenizer, folder: Path, manifest: dict) -> None:
+    """Write the base to the folder at once: an old one is there until the new one is whole."""
+    folder = Path(folder)
+    fresh = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
+    fresh.mkdir(parents=True)
+    rounded = new_like(model)
+    rounded.save_pretrained(fresh)
+    tokenizer.save_pretrained(fresh)
+    weights = fresh / "model.safetensors"
+    manifest = manifest | {
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "weights_sha256": hashlib.sha256(weights.read_bytes()).hexdigest(),
+        "weights_bytes": weights.stat().st_size,
+    }
+    write_json(fresh / "manifest.json", manifest)
+    if folder.exists():
+        folder.rename(old)
+    fresh.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def new_like(model):
+    """Return a bfloat16 copy of the model."""
+    copy = type(model)(model.config)
+    copy.load_state_dict(model.state_dict())
+    return copy.to(torch.bfloat16)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command line: a flag for each field of Settings."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    for name, default in asdict(Settings()).items():
+        flag = "--" + name.replace("_", "-")
+        parser.add_argument(flag, type=type(default), default=default, help=f"default {default}")
+    parser.add_argument("--output", default="weights/tiny_base", help="the base's folder")
+    parser.add_argument("--threads", type=int, default=1, help="processor threads")
+    parser.add_argument("--checkpoint", default="", help="folder saved to every 200 steps")
+    options = vars(parser.parse_args(arguments))
+    folder, threads = Path(options.pop("output")), options.pop("threads")
+    checkpoint = options.pop("checkpoint")
+    settings = Settings(**options)
+    torch.set_num_threads(threads)
+
+    def keep(model, tokenizer, step):
+        save(model, tokenizer, Path(checkpoint), {"step": step})
+
+    log = lambda line: print(line, flush=True)  # noqa: E731
+    model, tokenizer, seconds = train(settings, log, keep if checkpoint else None)
+    loaded = new_like(model).float()
+    manifest = {
+        "seed": settings.seed,
+        "settings": asdict(settings),
+        "corpus_sha256": corpus.fingerprint(settings.seed),
+        "scores": scores(loaded, tokenizer, settings.seed),
+        "processor_seconds": round(seconds),
+        "versions": {"python": platform.python_version(), "torch": torch.__version__},
+    }
+    save(model, tokenizer, folder, manifest)
+    print(json.dumps(manifest, indent=2))
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
