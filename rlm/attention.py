@@ -138,7 +138,7 @@ def _unpad(x: torch.Tensor, slots: torch.Tensor) -> torch.Tensor:
 
 
 class Prefix:
-    """The cached keys and values of one prompt: per layer ([P, KV, D], [P, KV, D])."""
+    """The cached keys and values of one prompt: per layer ([KV, P, D], [KV, P, D])."""
 
     def __init__(self, layers: list[tuple[torch.Tensor, torch.Tensor]], length: int):
         self.layers = layers
@@ -149,7 +149,7 @@ class Slots:
     """Layout of the engine: a cache with one row per running sequence, each of its own length.
 
     The N flat tokens of a forward are the next token of rows 0..n-1, then whole prompts one
-    after the other. Keys and values of a layer are [rows, T, KV, D] tensors; both grow to need.
+    after the other. Keys and values of a layer are [rows, KV, T, D] tensors; rows and T grow.
     """
 
     def __init__(self):
@@ -173,9 +173,12 @@ class Slots:
         if self._rows:
             self._width = width
             capacity = self.bias.shape[-1]
+            heads = next(iter(self.keys.values())).shape[1]
             rows = torch.arange(self._rows, device=positions.device)
-            self._places = rows * capacity + positions  # [n] in the flattened [rows * T]
-            self.bias.view(-1).index_fill_(0, self._places, 0.0)
+            self.bias.view(-1).index_fill_(0, rows * capacity + positions, 0.0)
+            # Where the new keys go in the flattened [rows * KV * T], [n * KV].
+            row_heads = torch.arange(self._rows * heads, device=positions.device).view(-1, heads)
+            self._places = (row_heads * capacity + positions[:, None]).view(-1)
         self._lengths = prompts
         if prompts:
             longest = max(prompts)
@@ -197,15 +200,16 @@ class Slots:
     def _decode(self, layer, query, key, value, scaling):
         n, width = self._rows, self._width
         keys, values = self.keys[layer], self.values[layer]
-        keys.view(-1, *keys.shape[2:]).index_copy_(0, self._places, key.transpose(0, 1))
-        values.view(-1, *values.shape[2:]).index_copy_(0, self._places, value.transpose(0, 1))
+        for cached, new in ((keys, key), (values, value)):
+            flat = new.transpose(0, 1).reshape(-1, new.shape[2])  # [n * KV, D]
+            cached.view(-1, new.shape[2]).index_copy_(0, self._places, flat)
         heads, kv = query.shape[0], key.shape[0]
         # The query heads that share a key head stand as if they were positions: no repeated keys.
         grouped = query.transpose(0, 1).reshape(n, kv, heads // kv, -1)
         out = F.scaled_dot_product_attention(
             grouped,
-            keys[:n, :width].transpose(1, 2),
-            values[:n, :width].transpose(1, 2),
+            keys[:n, :, :width],
+            values[:n, :, :width],
             attn_mask=self.bias[:n, :, :, :width],
             scale=scaling,
         )
@@ -214,18 +218,18 @@ class Slots:
     def _prefill(self, layer, query, key, value, scaling):
         prompts, longest = len(self._lengths), max(self._lengths)
 
-        def pad(flat):  # [H, N, D] -> [prompts, P, H, D], zeros on the right
+        def pad(flat):  # [H, N, D] -> [prompts, H, P, D], zeros on the right
             heads, _, depth = flat.shape
             padded = flat.new_zeros(prompts * longest, heads, depth)
             padded.index_copy_(0, self._padded, flat.transpose(0, 1))
-            return padded.view(prompts, longest, heads, depth)
+            return padded.view(prompts, longest, heads, depth).transpose(1, 2)
 
         keys, values = pad(key), pad(value)
         self._prompts[layer] = keys, values
         out = F.scaled_dot_product_attention(
-            pad(query).transpose(1, 2),
-            keys.transpose(1, 2),
-            values.transpose(1, 2),
+            pad(query),
+            keys,
+            values,
             is_causal=True,
             scale=scaling,
             enable_gqa=query.shape[0] != key.shape[0],
@@ -242,7 +246,7 @@ class Slots:
             )
         taken = [self._prompts[layer] for layer in sorted(self._prompts)]
         return [
-            Prefix([(keys[i, :length], values[i, :length]) for keys, values in taken], length)
+            Prefix([(keys[i, :, :length], values[i, :, :length]) for keys, values in taken], length)
             for i, length in enumerate(self._lengths)
         ]
 
@@ -250,8 +254,8 @@ class Slots:
         """Put the prompt's cache into rows start..start+count-1."""
         rows = slice(start, start + count)
         for layer, (keys, values) in enumerate(prefix.layers):
-            self.keys[layer][rows, : prefix.length] = keys
-            self.values[layer][rows, : prefix.length] = values
+            self.keys[layer][rows, :, : prefix.length] = keys
+            self.values[layer][rows, :, : prefix.length] = values
         self.bias[rows, :, :, : prefix.length] = 0.0
         self.bias[rows, :, :, prefix.length :] = float("-inf")
 
@@ -270,14 +274,14 @@ class Slots:
         if not self.keys:
             first = like.layers[0][0]
             for layer, (key, value) in enumerate(like.layers):
-                self.keys[layer] = key.new_empty(0, 0, *key.shape[1:])
-                self.values[layer] = value.new_empty(0, 0, *value.shape[1:])
+                self.keys[layer] = key.new_empty(0, key.shape[0], 0, key.shape[2])
+                self.values[layer] = value.new_empty(0, value.shape[0], 0, value.shape[2])
             self.bias = self.bias.to(first)
         # Zeros, since what no row has written yet is multiplied by 0, and 0 * NaN is NaN.
         for store in (self.keys, self.values):
             for layer, old in store.items():
-                new = old.new_zeros(rows, tokens, *old.shape[2:])
-                new[:old_rows, :old_tokens] = old[:old_rows, :old_tokens]
+                new = old.new_zeros(rows, old.shape[1], tokens, old.shape[3])
+                new[:old_rows, :, :old_tokens] = old[:old_rows, :, :old_tokens]
                 store[layer] = new
         bias = self.bias.new_full((rows, 1, 1, tokens), float("-inf"))
         bias[:old_rows, :, :, :old_tokens] = self.bias[:old_rows, :, :, :old_tokens]
@@ -289,5 +293,5 @@ class Slots:
         source, target = (torch.tensor(rows, device=device) for rows in (sources, targets))
         for store in (self.keys, self.values):
             for cached in store.values():
-                cached[target, :width] = cached[source, :width]
+                cached[target, :, :width] = cached[source, :, :width]
         self.bias[target] = self.bias[source]
