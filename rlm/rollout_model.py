@@ -54,7 +54,7 @@ class RolloutModel:
         base = layer.base_layer
         names = [] if layer.disable_adapters or layer.merged else layer.active_adapters
         adapters = [key for key in names if key in layer.lora_A]
-        twin = nn.Linear(0, 0, bias=False, device="meta")
+        twin = nn.Linear(1, 1, bias=False, device="meta")
         twin.in_features, twin.out_features = base.in_features, base.out_features
         twin.weight, twin.bias = base.weight, base.bias
         if adapters:
