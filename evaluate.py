@@ -67,7 +67,7 @@ def evaluate_one(settings, examples, name: str, model: str, adapter: str | None,
 
 
 def csv_path(settings, name: str, count: int) -> Path:
-    """Return where a model's rows go: --output-file, with the model's name in it if it is several."""
+    """Return where a model's rows go; the file's name has the model's where there are several."""
     path = Path(settings.output_file or settings.run_dir / "evaluation.csv")
     if count == 1 and settings.output_file:
         return path

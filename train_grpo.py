@@ -23,8 +23,8 @@ import config
 import data
 import rewards
 from rlm.errors import run
-from rlm.rollouts import Batch, describe, probe_advice, records
 from rlm.seeds import derive
+from stage import begin
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -37,42 +37,24 @@ def train(settings) -> dict:
     import torch
 
     from rlm.best import Best
-    from rlm.engine import Engine
-    from rlm.evaluation import measure
     from rlm.grpo import advantages
     from rlm.learner import ReferencePolicy
-    from rlm.policy import check_output, open_policy, save_policy
-    from rlm.runs import Run, start
+    from rlm.rollouts import describe, records
+    from rlm.runs import start
 
     start(log_level=settings.log_level, threads=settings.threads, seed=settings.seed)
     # 1. Questions with known answers; the policy; the engine that samples from it.
     examples, validation = data.training_sets(settings)
-    policy = open_policy(
-        settings.model,
-        settings.adapter,
-        device=settings.device,
-        dtype=settings.dtype,
-        lora={"r": settings.lora_r, "alpha": settings.lora_alpha, "seed": settings.seed},
-    )
-    facts = {"task": settings.task, "format": settings.format, "settings": settings.dump()}
-    check_output(policy, settings.output, overwrite=settings.overwrite, **facts)
-    out = Run(settings.run_dir, facts["settings"], settings.wandb and settings.wandb_project)
-    engine = Engine(policy.model, policy.tokenizer)
+    stage = begin(settings)
+    policy, engine, out = stage.policy, stage.engine, stage.out
     reference = ReferencePolicy(policy.model) if settings.kl_weight else None
     weights = [p for p in policy.model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(weights, betas=(0.9, 0.95), weight_decay=0.0)
     questions = data.Batches(examples, settings.questions_per_step, seed=settings.seed)
 
     # 2. Can these settings teach anything? And how good is the start?
-    if settings.probe:
-        probed = sample(engine, policy, examples[: settings.probe], settings, "probe")
-        for line in probe_advice(describe(probed), settings.max_tokens):
-            out.say(line)
-    options = {"name": "grpo", "max_tokens": settings.max_tokens}
-    best = Best(
-        policy.model,
-        lambda: measure(engine, policy.tokenizer, validation, settings.format, **options),
-    )
+    probe(stage, examples)
+    best = Best(policy.model, lambda: stage.validate(validation))
     best.offer(step=0)
 
     # 3. Sample, score, compare, update.
@@ -95,17 +77,24 @@ def train(settings) -> dict:
 
     # 4. What is kept is the best adapter by validation accuracy, not the last one.
     best.restore()
-    facts |= {"data": data.fingerprint(examples), "step": best.step}
-    save_policy(
-        policy, settings.output, best.evaluation, out, overwrite=settings.overwrite, **facts
-    )
-    out.close()
-    return best.evaluation.summary
+    return stage.finish(best.evaluation, examples, step=best.step)
 
 
-def sample(engine, policy, examples, settings, seed) -> Batch:
-    """Return G scored answers to each example's question, drawn from the current policy."""
+def probe(stage, examples) -> None:
+    """Try some questions before training and say what the settings would make of them."""
+    from rlm.rollouts import describe, probe_advice
+
+    settings = stage.settings
+    if settings.probe:
+        batch = sample(stage.engine, stage.policy, examples[: settings.probe], settings, "probe")
+        for line in probe_advice(describe(batch), settings.max_tokens):
+            stage.out.say(line)
+
+
+def sample(engine, policy, examples, settings, seed):
+    """Return the `Batch` of G scored answers to each question, drawn from the current policy."""
     from rlm.engine import Sampling
+    from rlm.rollouts import Batch
 
     prompts = [data.make_prompt(e.question, policy.tokenizer, settings.format) for e in examples]
     groups = engine.generate(
@@ -121,7 +110,7 @@ def sample(engine, policy, examples, settings, seed) -> Batch:
     return Batch(examples, prompts, groups, scores)
 
 
-def sample_live(engine, policy, questions, settings, step: int) -> Batch:
+def sample_live(engine, policy, questions, settings, step: int):
     """Return a step's batch; dead groups are replaced by new questions as often as allowed.
 
     What is replaced is still counted in the step's reward, or it would look better than it is.
@@ -135,7 +124,7 @@ def sample_live(engine, policy, questions, settings, step: int) -> Batch:
     return batch
 
 
-def update(policy, optimizer, batch: Batch, advantage, settings, reference) -> dict:
+def update(policy, optimizer, batch, advantage, settings, reference) -> dict:
     """Take the optimiser steps on one batch; return their mean metrics.
 
     advantage [B, G]. Dead groups stay out of forward and backward when there is no KL term:
@@ -161,38 +150,29 @@ def update(policy, optimizer, batch: Batch, advantage, settings, reference) -> d
         packs.append((packed, each_token, sampler, mask, ref))
 
     totals: dict[str, float] = {}
+    counted = batch.counted_tokens(settings.truncated == "keep")
     for _ in range(settings.updates_per_batch):
         for packed, each_token, sampler, mask, ref in packs:
             logprobs, entropy = token_logprobs(model, packed, statistics=True, **options)
             # One update: the policy that sampled is the one that learns, its ratio is 1.
             old = sampler if settings.updates_per_batch > 1 else None
             loss, metrics = policy_loss(
-                logprobs,
-                old,
-                each_token,
-                packed.sequence,
+                logprobs, old, each_token, packed.sequence,
                 loss_type=settings.loss,
-                tokens=batch.counted_tokens(settings.truncated == "keep"),
-                sequences=batch.sequences(),
-                max_tokens=settings.max_tokens,
-                clip_low=settings.clip_low,
-                clip_high=settings.clip_high,
-                ref_logprobs=ref,
-                kl_weight=settings.kl_weight,
-                mask=mask,
-            )
+                tokens=counted, sequences=batch.sequences(), max_tokens=settings.max_tokens,
+                clip_low=settings.clip_low, clip_high=settings.clip_high,
+                ref_logprobs=ref, kl_weight=settings.kl_weight, mask=mask,
+            )  # fmt: skip
             loss.backward()
             gap = (logprobs.detach() - sampler).abs().max()
-            add(totals, loss=loss.detach(), entropy=entropy.sum() / batch.tokens(), **metrics)
             totals["sampler_gap"] = max(totals.get("sampler_gap", 0.0), float(gap))
+            add(totals, loss=loss.detach(), entropy=entropy.sum() / batch.tokens(), **metrics)
         weights = [p for p in model.parameters() if p.requires_grad]
-        norm = torch.nn.utils.clip_grad_norm_(weights, settings.max_grad_norm)
-        add(totals, gradient_norm=norm)
+        add(totals, gradient_norm=torch.nn.utils.clip_grad_norm_(weights, settings.max_grad_norm))
         optimizer.step()
         optimizer.zero_grad()
-    gap = totals.pop("sampler_gap", 0.0)
     means = {name: value / settings.updates_per_batch for name, value in totals.items()}
-    return means | {"sampler_gap": gap}
+    return means | {"sampler_gap": totals.get("sampler_gap", 0.0)}
 
 
 def add(totals: dict[str, float], **values) -> None:

@@ -15,6 +15,7 @@ import sys
 import config
 import data
 from rlm.errors import InputError, run
+from stage import begin
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -24,10 +25,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def train(settings) -> dict:
     """Train, evaluate, save the adapter; return the summary of the evaluation."""
-    from rlm.engine import Engine
-    from rlm.evaluation import measure
-    from rlm.policy import check_output, open_policy, save_policy
-    from rlm.runs import Run, start
+    from rlm.runs import start
 
     start(log_level=settings.log_level, threads=settings.threads, seed=settings.seed)
     # 1. Demonstrations, none of which is a question of the validation set.
@@ -40,39 +38,16 @@ def train(settings) -> dict:
         )
 
     # 2. The policy: a fresh LoRA, or an earlier stage's adapter to go on from.
-    policy = open_policy(
-        settings.model,
-        settings.adapter,
-        device=settings.device,
-        dtype=settings.dtype,
-        lora={"r": settings.lora_r, "alpha": settings.lora_alpha, "seed": settings.seed},
-    )
-    records = token_records(solved, policy, settings)
-    facts = {"task": settings.task, "format": settings.format, "settings": settings.dump()}
-    check_output(policy, settings.output, overwrite=settings.overwrite, **facts)
-    out = Run(settings.run_dir, facts["settings"], settings.wandb and settings.wandb_project)
-    out.say(
+    stage = begin(settings)
+    records = token_records(solved, stage.policy, settings)
+    stage.out.say(
         f"SFT ({settings.stage}) on {len(records)} of {len(examples)} demonstrations: epochs "
         f"{settings.epochs:g}, batch {settings.batch_size}, rate {settings.learning_rate:g}"
     )
 
-    # 3. Train, then measure on questions that were not trained on.
-    fit(policy, records, settings, out)
-    engine = Engine(policy.model, policy.tokenizer)
-    evaluation = measure(
-        engine,
-        policy.tokenizer,
-        validation,
-        settings.format,
-        name="sft",
-        max_tokens=settings.max_tokens,
-    )
-
-    # 4. Keep it.
-    facts |= {"stage": settings.stage, "data": data.fingerprint(solved)}
-    save_policy(policy, settings.output, evaluation, out, overwrite=settings.overwrite, **facts)
-    out.close()
-    return evaluation.summary
+    # 3. Train, measure on questions that were not trained on, and keep the adapter.
+    fit(stage.policy, records, settings, stage.out)
+    return stage.finish(stage.validate(validation), solved, stage=settings.stage)
 
 
 def token_records(examples, policy, settings) -> list[dict]:
@@ -105,6 +80,7 @@ def fit(policy, records: list[dict], settings, out) -> None:
     """Run trl's SFTTrainer over the records; its figures go to the run's log."""
     import torch
     from datasets import Dataset
+    from transformers import PrinterCallback
     from trl import SFTConfig, SFTTrainer
 
     weight = next(policy.model.parameters())
@@ -134,13 +110,15 @@ def fit(policy, records: list[dict], settings, out) -> None:
         report_to="none",
         disable_tqdm=True,
     )
-    SFTTrainer(
+    trainer = SFTTrainer(
         model=policy.model,
         args=arguments,
         train_dataset=Dataset.from_list(records),
         processing_class=policy.tokenizer,
         callbacks=[out.trainer_callback()],
-    ).train()
+    )
+    trainer.remove_callback(PrinterCallback)
+    trainer.train()
 
 
 if __name__ == "__main__":

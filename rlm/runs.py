@@ -7,6 +7,7 @@ An earlier run of the same name is kept beside it as <name>.1, <name>.2 and so o
 import json
 import logging
 import os
+import warnings
 from pathlib import Path
 
 from rlm import files
@@ -23,8 +24,16 @@ SHOWN = (
 
 def start(*, log_level: str, threads: int, seed: int) -> None:
     """Set up what is global to a process: what is printed, CPU threads, torch's own seed."""
+    import datasets
     import torch
+    import transformers
 
+    # Loading a model takes less time than reading its progress bar; problems are still told.
+    transformers.logging.disable_progress_bar()
+    datasets.disable_progress_bars()
+    if log_level != "debug":
+        transformers.logging.set_verbosity_error()
+        warnings.filterwarnings("ignore", message="Initializing zero-element tensors")
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     logger.setLevel(log_level.upper())
     if threads:
@@ -53,11 +62,11 @@ class Run:
 
     def trainer_callback(self):
         """Return a callback that logs what a transformers Trainer logs."""
-        from transformers import PrinterCallback
+        from transformers import TrainerCallback
 
         run, names = self, {"grad_norm": "gradient_norm", "mean_token_accuracy": "token_accuracy"}
 
-        class Log(PrinterCallback):
+        class Log(TrainerCallback):
             def on_log(self, arguments, state, control, logs=None, **kwargs):
                 if logs and "loss" in logs:
                     numbers = {names.get(k, k): float(v) for k, v in logs.items()}

@@ -1,0 +1,58 @@
+"""What both training stages begin with and end with: the policy, its run's folder, its adapter."""
+
+from dataclasses import dataclass
+
+import data
+
+
+@dataclass(frozen=True)
+class Stage:
+    """policy: `rlm.policy.Policy`. engine: samples from it. out: `rlm.runs.Run`, the folder."""
+
+    settings: object
+    policy: object
+    engine: object
+    out: object
+
+    def validate(self, examples):
+        """Return the greedy `rlm.evaluation.Evaluation` of the policy as it is now."""
+        from rlm.evaluation import measure
+
+        self.engine.sync()
+        name, limit = self.settings.script, self.settings.max_tokens
+        tokenizer, form = self.policy.tokenizer, self.settings.format
+        return measure(self.engine, tokenizer, examples, form, name=name, max_tokens=limit)
+
+    def finish(self, evaluation, examples, **facts) -> dict:
+        """Save the adapter with what is known of it, end the logs, return the summary."""
+        from rlm.policy import save_policy
+
+        facts |= described(self.settings) | {"data": data.fingerprint(examples)}
+        options = {"overwrite": self.settings.overwrite}
+        save_policy(self.policy, self.settings.output, evaluation, self.out, **options, **facts)
+        self.out.close()
+        return evaluation.summary
+
+
+def begin(settings) -> Stage:
+    """Open the policy and the run's folder; InputError if the output could not be written."""
+    from rlm.engine import Engine
+    from rlm.policy import check_output, open_policy
+    from rlm.runs import Run
+
+    policy = open_policy(
+        settings.model,
+        settings.adapter,
+        device=settings.device,
+        dtype=settings.dtype,
+        lora={"r": settings.lora_r, "alpha": settings.lora_alpha, "seed": settings.seed},
+    )
+    facts = described(settings)
+    check_output(policy, settings.output, overwrite=settings.overwrite, **facts)
+    out = Run(settings.run_dir, facts["settings"], settings.wandb and settings.wandb_project)
+    return Stage(settings, policy, Engine(policy.model, policy.tokenizer), out)
+
+
+def described(settings) -> dict:
+    """Return what an adapter's manifest says of the settings it came from."""
+    return {"task": settings.task, "format": settings.format, "settings": settings.dump()}
