@@ -73,7 +73,8 @@ def test_chatml_prompt():
 
 
 def test_refused_system_turn_goes_in_front_of_the_question():
-    prompt = chat.make_prompt("1 + 1?", made := make_tokenizer(NO_SYSTEM), "think")
+    made = make_tokenizer(NO_SYSTEM, processor="<s> $0")
+    prompt = chat.make_prompt("1 + 1?", made, "think")
     assert made.decode(prompt.ids) == (
         f"<s><start_of_turn>user\n{formats.THINK.instruction}\n\n1 + 1?<end_of_turn>\n"
         "<start_of_turn>model\n"
