@@ -54,6 +54,11 @@ def use(model):
 # --- packed groups: the learner's batch
 
 
+# Devices whose attention takes fewer key heads than query heads together with a mask. Elsewhere
+# it would fall back to holding all scores, so keys and values are repeated instead.
+GROUPED_HEADS_ON = ("cpu",)
+
+
 class PackedGroups:
     """Attention where completions share one prompt: [prompt ; own tokens so far] for each.
 
@@ -86,8 +91,10 @@ class PackedGroups:
 
     def attend(self, layer, query, key, value, scaling):
         """Return [1, N, H, D]. query [H, N, D], key and value [KV, N, D]; `layer` is not used."""
+        if query.device.type not in GROUPED_HEADS_ON:
+            key, value = (x.repeat_interleave(len(query) // len(x), 0) for x in (key, value))
         flat = [x.transpose(0, 1) for x in (query, key, value)]  # [N, heads, D]
-        n, grouped = self.prompt_tokens, query.shape[0] != key.shape[0]
+        n, grouped = self.prompt_tokens, len(query) != len(key)
         prompt = [_pad(x[:n], self.slots, *self.shape) for x in flat]
         # Prompts are padded on the right: what is causal never sees the padding.
         out = F.scaled_dot_product_attention(

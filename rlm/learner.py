@@ -62,23 +62,27 @@ def pack(groups: list[Group], *, device="cpu") -> Packed:
     ids = [token for prompt in prompts for token in prompt]
     positions = [place for prompt in prompts for place in range(len(prompt))]
     ends = torch.tensor([len(prompt) for prompt in prompts]).cumsum(0).sub(1).tolist()
-    inputs, sources, lengths = [], [], []
-    for index, (prompt, completions) in enumerate(groups):
-        for completion in completions:
-            start, more = len(ids), len(completion) - 1
-            sources += [ends[index], *range(start, start + more)]
-            lengths.append(more + 1)
-            ids += completion[:-1]
-            positions += range(len(prompt), len(prompt) + more)
-            if more:
-                inputs.append((index, more))
+    lengths = [len(completion) for _, completions in groups for completion in completions]
+    owners = [index for index, (_, completions) in enumerate(groups) for _ in completions]
+    targets = [token for _, completions in groups for c in completions for token in c]
+    starts = torch.tensor([0, *lengths]).cumsum(0).tolist()
+    # The longest completions stand first: the attention pads those of like length together.
+    sources = [0] * len(targets)
+    inputs = []
+    for row in sorted(range(len(lengths)), key=lambda row: -lengths[row]):
+        owner, more = owners[row], lengths[row] - 1
+        first, prompt = starts[row], len(prompts[owner])
+        sources[first : first + more + 1] = [ends[owner], *range(len(ids), len(ids) + more)]
+        ids += targets[first : first + more]
+        positions += range(prompt, prompt + more)
+        inputs += [(owner, more)] if more else []
     rows, row_of = torch.tensor(sources).unique(return_inverse=True)
     row_of, by_row = row_of.sort(stable=True)
     place = {"device": device, "dtype": torch.long}
     return Packed(
         ids=torch.tensor(ids, **place),
         positions=torch.tensor(positions, **place),
-        targets=torch.tensor([t for _, cs in groups for c in cs for t in c], **place),
+        targets=torch.tensor(targets, **place),
         sequence=torch.arange(len(lengths)).repeat_interleave(torch.tensor(lengths)).to(device),
         lengths=tuple(lengths),
         rows=rows.to(device),
@@ -147,12 +151,13 @@ def token_logprobs(
     def score(hidden, targets, rows):  # [chunk, H], [n], [n] -> [n]
         logits = head(hidden).float()  # [chunk, V]
         logits = cap * torch.tanh(logits / cap) if cap else logits
-        logits = logits[:, :vocab_size] / temperature
-        log_all = logits.log_softmax(-1)
+        logits = logits[:, :vocab_size]
+        log_all = (logits if temperature == 1 else logits / temperature).log_softmax(-1)
         if statistics and len(entropies) < len(parts):  # not when made again in the backward
             with torch.no_grad():
                 entropies.append(-(log_all.exp() * log_all).sum(-1).index_select(0, rows))
-        return log_all[rows, targets]
+        # Flat gather: the backward of log_all[rows, targets] is several times slower on a CPU.
+        return log_all.flatten().gather(0, rows * log_all.shape[1] + targets)
 
     starts = list(range(0, len(packed.rows), chunk))
     cuts = torch.searchsorted(packed.row_of, torch.tensor([*starts, len(packed.rows)])).tolist()
@@ -176,18 +181,18 @@ def token_logprobs(
 
 
 class ReferencePolicy:
-    """The policy as it is now, kept as a reference for later: never a second model.
+    """The policy as it is when this is made, kept as the reference for a KL term.
 
-    A frozen copy of the trainable tensors, or none where LoRA's B are still zero: then the
-    adapter is turned off instead, which is the same policy and faster.
+    Not a second model: a frozen copy of the trainable tensors, or, while LoRA's B are all zero,
+    not even that: then the adapter is turned off, which is the same policy and faster.
     """
 
     def __init__(self, model):
         trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
-        plain_lora = hasattr(model, "disable_adapter") and all("lora_" in name for name in trained)
-        untouched = not any(bool(p.any()) for n, p in trained.items() if "lora_B" in n)
+        plain = bool(trained) and all("lora_A" in n or "lora_B" in n for n in trained)
+        zero = not any(bool(p.any()) for n, p in model.named_parameters() if "lora_B" in n)
         self.model = model
-        self.adapter_off = plain_lora and untouched
+        self.adapter_off = plain and zero
         self.frozen = [] if self.adapter_off else [(p, p.data.clone()) for p in trained.values()]
 
     @contextmanager
