@@ -66,7 +66,9 @@ def load_base(name_or_path: str, *, device="auto", dtype: str = "auto"):
     place, local_only = _find(name_or_path)
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()  # a bar of a tenth of a second, in the middle of the output
     device = pick_device(str(device))
     options = {"trust_remote_code": False, "local_files_only": local_only}
     try:
