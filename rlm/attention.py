@@ -53,7 +53,6 @@ def use(model):
 
 # --- packed groups: the learner's batch
 
-
 # Devices whose attention takes fewer key heads than query heads together with a mask. Elsewhere
 # it would fall back to holding all scores, so keys and values are repeated instead.
 GROUPED_HEADS_ON = ("cpu",)
@@ -84,32 +83,25 @@ class PackedGroups:
             causal = torch.ones(longest, longest, dtype=torch.bool).tril()
             seen, causal = seen[:, None].expand(-1, longest, -1), causal.expand(len(owners), -1, -1)
             mask = torch.cat([seen, causal], dim=2)[:, None]
-            slots, tokens = _filled(inputs, longest), int(inputs.sum())
-            self.buckets.append(
-                (tokens, longest, owners.to(device), slots.to(device), mask.to(device))
-            )
+            place = [x.to(device) for x in (owners, _filled(inputs, longest), mask)]
+            self.buckets.append((int(inputs.sum()), longest, *place))
 
     def attend(self, layer, query, key, value, scaling):
         """Return [1, N, H, D]. query [H, N, D], key and value [KV, N, D]; `layer` is not used."""
         if query.device.type not in GROUPED_HEADS_ON:
             key, value = (x.repeat_interleave(len(query) // len(x), 0) for x in (key, value))
         flat = [x.transpose(0, 1) for x in (query, key, value)]  # [N, heads, D]
-        n, grouped = self.prompt_tokens, len(query) != len(key)
+        n = self.prompt_tokens
         prompt = [_pad(x[:n], self.slots, *self.shape) for x in flat]
         # Prompts are padded on the right: what is causal never sees the padding.
-        out = F.scaled_dot_product_attention(
-            *prompt, is_causal=True, scale=scaling, enable_gqa=grouped
-        )
+        options = {"scale": scaling, "enable_gqa": len(query) != len(key)}
+        out = F.scaled_dot_product_attention(*prompt, is_causal=True, **options)
         outs = [_unpad(out, self.slots)]
         for tokens, longest, owners, slots, mask in self.buckets:
             q, k, v = (_pad(x[n : n + tokens], slots, len(owners), longest) for x in flat)
-            k, v = (
-                torch.cat([whole.index_select(0, owners), own], dim=2)
-                for whole, own in zip(prompt[1:], (k, v), strict=True)
-            )
-            out = F.scaled_dot_product_attention(
-                q, k, v, attn_mask=mask, scale=scaling, enable_gqa=grouped
-            )
+            k = torch.cat([prompt[1].index_select(0, owners), k], dim=2)  # [rows, KV, P + C, D]
+            v = torch.cat([prompt[2].index_select(0, owners), v], dim=2)
+            out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, **options)
             outs.append(_unpad(out, slots))
             n += tokens
         return torch.cat(outs)[None]

@@ -15,6 +15,7 @@ import torch
 from torch.utils.checkpoint import checkpoint
 
 from rlm import attention
+from rlm.rollout_model import check
 
 Group = tuple[list[int], list[list[int]]]  # a prompt's ids, its completions' ids
 
@@ -223,6 +224,7 @@ class ReferencePolicy:
 
 def _check(base) -> None:
     """ValueError for a model whose log-probabilities this module would get wrong."""
+    check(base)
     text = base.config.get_text_config()
     scales = ("logit_scale", "output_multiplier", "lm_head_multiplier", "logits_scaling")
     scaled = [name for name in scales if getattr(text, name, None) not in (None, 1, 1.0)]
