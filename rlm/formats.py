@@ -89,7 +89,7 @@ SOLUTION = Format(
         "First work out the problem step by step between <start_working_out> and "
         "<end_working_out>. Then give the final answer between <SOLUTION> and </SOLUTION>: "
         "a single number on one line and nothing else.\n"
-        "Use exactly this shape:\n<start_working_out>\nyour working out\n<end_working_out>\n"
+        "Use exactly this shape:\n<start_working_out>\nyour reasoning\n<end_working_out>\n"
         "<SOLUTION>your answer</SOLUTION>"
     ),
     reasoning_open="<start_working_out>",

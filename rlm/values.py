@@ -51,14 +51,14 @@ def read_value(text: str) -> Answer:
     if len(text) > MAX_LENGTH:
         return Answer(reason="too_long")
     text = _simplify(text)
-    if text is None or _NO_SINGLE_VALUE.search(text):
-        return Answer(reason="unparsable")
-    found = _NUMBER.search(text)
+    found = _NUMBER.search(text or "")
     if found is None:
         return Answer(reason="unparsable")
     left, right = text[: found.start()], text[found.end() :]
     if _DIGIT.search(right):  # the first digit of a text is always inside its first number
         return Answer(reason="several_values")
+    if _NO_SINGLE_VALUE.search(text):
+        return Answer(reason="unparsable")
     value = _number(found)
     left, sign = _take_sign(left)
     percent = _PERCENT.match(right)
@@ -136,6 +136,7 @@ _CHANGED_FROM_RIGHT = re.compile(
     r"|\s+-|-(?![A-Za-z]{2})"  # 10 - x, 10-x; but an 18-inch pizza
     r"|\s*/(?!\s*[A-Za-z])"  # but 60 km/h, $5/hour
     r"|_|\.\.|\.?\u2026"  # 0.333... is not 0.333
+    r"|\s*at (?:least|most)\b"
     r"|\s*(?:[xXkKMBT]|(?i:[bmt]n|mil|mln|pi|plus|minus|squared|cubed|factorial))(?![A-Za-z])"
     r"|(?![gmshlLcpdtACFVWNJ])[A-Za-z](?![A-Za-z])"  # 2y, 3i, 0b; but 5m
     r"|[xX][A-Fa-f]+(?![A-Za-z])"  # 0xAB

@@ -4,8 +4,8 @@
 ../shared/conformance beside the repository; it is read from there when it does.
 """
 
+import doctest
 import json
-import time
 from fractions import Fraction
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from rewards import correctness
+from rlm import answers, formats, values
 from rlm.answers import REASONS, Answer, equal, is_correct, read_answer, read_gold, read_value
 from rlm.formats import FORMATS
 
@@ -47,178 +48,10 @@ def test_conformance_table(path):
             assert exact(canonical) == exact(case["expected_answer"]), said
 
 
-# Value parser. One line a case: text | canonical spelling, "-" where it must be unreadable.
-VALUES = r"""
-42 | 42
-042 | 42
--0 | 0
-+42 | 42
-42. | 42
-.5 | 0.5
--.5 | -0.5
-1,234,567.89 | 1234567.89
-1,23 | -
-12,34,567 | -
-1,2345 | -
-1234,567 | -
-1.234.567 | -
-1 234 | -
-1_000 | -
-$1,234.50 | 1234.5
--$5 | -5
-The change is -$5. | -5
-$-5 | -5
-18$ | 18
-US$18 | 18
-USD18 | -
-¥1,000 | 1000
-1/2 | 0.5
--10/9 | -10/9
-1 / 2 | 0.5
-3 1/2 | 3.5
--3 1/2 | -3.5
-41 43/42 | -
-1/2/3 | -
-1/0 | -
-1.5/2 | -
-1e3 | 1000
-3.0E+8 | 300000000
-1e400/1 | -
-1e401 | -
-1e-401 | -
-1e9999999 | -
-1.5x10^3 | 1500
-1.5 × 10^{-3} m | 0.0015
-2 \cdot 10^{2} | 200
-10^2 | -
-50% | 50%
-50 percent | 50%
-50\% | 50%
-12 1/2 pct | 12.5%
-50%% | -
-%50 | -
-\frac12 | 0.5
-\frac{1}{-2} | -0.5
-3\frac{1}{2} | 3.5
-\boxed{\frac{\text{1}}{2}} | 0.5
-\frac{1}{2}3 | -
-\frac123 | -
-x\frac12 | -
-\frac{1+\sqrt{5}}{2} | -
-\sqrt{4} | -
-2\pi | -
-\binom{4}{2} | -
-1{,}234 | 1234
-1{,}23 | -
-1\,234 | 1234
-32,\! 349 | 32349
-4\text{2} | -
-\text{4}\text{2} | -
-\boxed{4}\boxed{2} | -
-42\text{ dollars} | 42
-41 \text{ or } 42 | -
-$\left( \frac{1}{3} \right)$ | 1/3
-\(42\) | 42
-45^\circ | 45
-5 cm^2 | 5
-5 \text{ cm}^{2} | 5
-5m² | 5
-4² | -
-5x^2 | -
-x = 42 | 42
-x_1 = -5 | -5
-Total cost = $42 | 42
-42 = x | -
-x != 42 | -
-x \neq 42 | -
-x > 42 | -
-more than 42 | -
-5600 more calories than her sister | 5600
-at least 42 | -
-not 42 | -
-isn't 42 | -
-anything but 42 | -
-notebooks: 42 | 42
-42 and 43 | -
-41, 42 | -
-40-45 | -
-–5 | -
-− 5 | -5
-is -5 | -5
-is - 5 | -
-10 - x | -
-10+John's age | -
-John's age plus 10 | -
---5 | -
-±5 | -
--(42) | -
--USD 42 | -
-minus 42 | -
-6*7 | -
-2^3 | -
-4**2 | -
-5! | -
-5 dollars! | 5
-**42** | 42
-*-42* | -42
-`42` | 42
-f(42) | -
-(42) | 42
-42 egg(s) | 42
-a42 | -
-42b | -
-0x2A | -
-0xAB | -
-192.168.0.42 | -
-2y | -
-3i | -
-5m | 5
-35 cm | 35
-18-inch | 18
-60 km/h | 60
-$5/hour | 5
-5k | -
-5 K | -
-1.8 billion | -
-3 hundred | -
-2 dozen | -
-0.333... | -
-...42 | -
-3.1\overline{3} | -
-答案是 42 | 42
-4½ | -
-４２ | -
-٤٢ | -
-① | -
-42元 | 42
-inf | -
-nan | -
-... | -
-"""
-VALUE_CASES = [line.rsplit(" | ", 1) for line in VALUES.strip().splitlines()]
-
-
-@pytest.mark.parametrize(("text", "canonical"), VALUE_CASES)
-def test_value(text, canonical):
-    assert (read_value(text).canonical or "-") == canonical
-
-
-@pytest.mark.parametrize(
-    "text",
-    ["42\u200b", "4\u200b2", "\u202e42", "42\x00", "42\ud800", "\ufeff42", "42\ufe0f\u20e3",
-     "4 2", "4\n2", "3\n1/2"],
-)  # fmt: skip
-def test_invisible_characters_and_split_digits_are_no_number(text):
-    assert read_value(text).value is None
-
-
-def test_length_limit_is_400_characters_after_stripping():
-    assert read_value("  " + "7" * 400 + "\n").value == int("7" * 400)
-    assert read_value("7" * 401).reason == "too_long"
-    huge = read_value("9" * 395 + "e400")
-    assert huge.value == int("9" * 395) * 10**400
-    assert huge.canonical == "9" * 395 + "0" * 400
-    assert read_value("1e-400").canonical == "0." + "0" * 399 + "1"
+@pytest.mark.parametrize("module", [answers, formats, values], ids=lambda module: module.__name__)
+def test_examples_in_the_docstrings(module):
+    outcome = doctest.testmod(module)
+    assert outcome.attempted >= 3 and outcome.failed == 0
 
 
 # Extraction: format, completion, canonical spelling or reason.
@@ -244,6 +77,7 @@ EXTRACTIONS = [
     ("xml", "<reasoning>a</reasoning></answer>42<answer>", "no_tag"),
     ("xml", "<reasoning>a</reasoning><answer>42</answer><answer>42</answer>", "repeated"),
     ("xml", "<reasoning>a</reasoning><answer>42<b></answer>", "unparsable"),
+    ("xml", "<reasoning>a</reasoning><answer>41 < 42</answer>", "unparsable"),
     ("xml", "<reasoning>a</reasoning><answer>41</answer> or rather 42", "41"),
     ("xml", "<reasoning>a</reasoning><answer>41</answer> #### 42", "several_values"),
     ("xml", r"<reasoning>a</reasoning><answer>41</answer> \boxed{42}", "several_values"),
@@ -322,7 +156,7 @@ NUMBERS = st.builds(Answer, st.fractions(max_denominator=10**9), st.booleans())
 
 
 @given(NUMBERS, NUMBERS)
-@example(Answer(Fraction(1, 2)), Answer(Fraction(50), True))
+@example(Answer(Fraction(50), True), Answer(Fraction(1, 2)))
 def test_equality_is_reflexive_and_symmetric_within_one_notation(one, other):
     assert equal(one, one)
     assert not equal(one, Answer(reason="empty")) and not equal(Answer(reason="empty"), one)
@@ -332,46 +166,38 @@ def test_equality_is_reflexive_and_symmetric_within_one_notation(one, other):
         assert equal(one, other)  # what 50% accepts as a gold, it equals as a prediction
 
 
-@given(NUMBERS)
-def test_canonical_spelling_reads_back_as_the_same_answer(answer):
-    assert read_value(answer.canonical) == answer
-
-
-@given(st.integers(-(10**12), 10**12), st.integers(0, 6))
-def test_decimals_are_read_exactly(number, places):
-    digits = str(abs(number)).rjust(places + 1, "0")
-    sign = "-" if number < 0 else ""
-    grouped = f"{int(digits[: len(digits) - places]):,}"
-    text = f"{sign}${grouped}.{digits[len(digits) - places :]}"
-    assert read_value(text).value == Fraction(number, 10**places)
-
-
-@given(st.integers(0, 999), st.integers(0, 999), st.sampled_from([" ", ", ", "; ", " or ", "\n"]))
-def test_two_numbers_are_never_one(one, other, between):
-    assert read_value(f"{one}{between}{other}").value is None
-
-
 PIECES = st.sampled_from(
-    ["42", "1,234", ".", ",", "-", "+", "$", "%", "\\", "\\frac", "\\boxed", "\\text", "{", "}",
-     "(", ")", "*", "**", "^", "=", "/", "e9", "x 10^", " ", "\n", "####", "answer is ", "or",
-     "<", "<think>", "</think>", "<reasoning>", "</reasoning>", "<answer>", "</answer>",
-     "<end_working_out>", "<SOLUTION>", "</SOLUTION>", "\ud800", "\u202e", "²", "½", "−", "\x00"]
+    ["42", "1,234", "0", "7", ".", ",", "-", "+", "$", "%", "\\", "\\frac", "\\boxed", "\\text",
+     "{", "}", "(", ")", "*", "**", "^", "=", "/", "e9", "x 10^", " ", "\n", "####",
+     "answer is ", "or", "<", "<think>", "</think>", "<reasoning>", "</reasoning>", "<answer>",
+     "</answer>", "<end_working_out>", "<SOLUTION>", "</SOLUTION>", "\ud800", "\u202e", "²", "½",
+     "−", "\x00"]
 )  # fmt: skip
-TEXTS = st.one_of(st.text(), st.lists(PIECES, max_size=30).map("".join), st.binary(), st.none())
+TEXTS = st.one_of(st.text(), st.lists(PIECES, max_size=30).map("".join))
+FRAMES = [
+    ("think", "<think></think>", ""),
+    ("think", "<think>", "</think>42"),
+    ("think", "<think></think>\\boxed{", "}"),
+    ("xml", "<reasoning></reasoning><answer>", "</answer>"),
+    ("xml", "<reasoning>", "</reasoning><answer>42</answer>"),
+    ("solution", "<start_working_out><end_working_out><SOLUTION>", "</SOLUTION>"),
+    ("plain", "", ""),
+    ("plain", "answer is ", "\n42"),
+    ("plain", "\\boxed{" * 3, "}" * 3),
+]
 
 
-@given(TEXTS, st.sampled_from(sorted(FORMATS)))
-def test_any_completion_gets_a_value_or_a_reason(completion, name):
+@given(TEXTS, st.sampled_from(FRAMES))
+@example("1/0", FRAMES[0])
+@example("1e9999999", FRAMES[0])
+@example("\\frac{1}{0}", FRAMES[2])
+def test_any_completion_gets_a_value_or_a_reason(text, frame):
+    name, before, after = frame
+    completion = before + text + after
     answer = read_answer(completion, name)
     assert (answer.value is None) == (answer.reason in REASONS)
     assert (answer.value is None) == (answer.canonical is None)
     assert correctness(completion, "42", name) in (0.0, 1.0)
-
-
-@given(st.lists(PIECES, max_size=30).map("".join))
-def test_two_further_digits_in_a_tag_never_keep_its_value(text):
-    # Whatever stands around it, a text with a second number states no number.
-    assert read_value(f"{text} 17 ; 23").value is None
 
 
 def test_gold_is_what_follows_the_last_marker():
@@ -393,81 +219,3 @@ def test_unreadable_gold_is_an_error_that_shows_it(gold):
 def test_unknown_format_is_an_error():
     with pytest.raises(ValueError, match="known are think, xml, solution, plain"):
         read_answer("42", "markdown")
-
-
-def seconds(work, tries: int = 5) -> float:
-    """Processor seconds of the fastest try: what the work itself costs on a busy machine."""
-    times = []
-    for _ in range(tries):
-        start = time.thread_time()
-        work()
-        times.append(time.thread_time() - start)
-        if times[-1] < 0.02:
-            break
-    return min(times)
-
-
-def test_ten_thousand_verdicts_a_second():
-    cases = [case for path in TABLES if path.exists() for case in read_table(path)]
-
-    def judge():
-        for case in cases:
-            correctness(case["completion"], case["gold"], case["format"])
-
-    assert len(cases) / seconds(judge, tries=10) >= 10_000
-
-
-MEGABYTE = 1_000_000
-UNITS = [
-    "{", "}", "{}", "{,}", "1{,}", "(", "[", "\\", "\\boxed", "\\boxed{", "\\boxed{42}",
-    "\\boxed{}", "\\boxed{{42}}", "\\boxed{{}{}{}{{{", "\\boxed ", "\\frac", "\\frac{1}{",
-    "\\text{", "\\left(", "#", "#### ", "####\n", "#### 42\n", "answer", "answer is ", "answer: ",
-    "answer is 42. ", "answer is 42\n", "answer * ", "answer is ....a", "Answer is=:*", "a", "A",
-    "7", "7 ", "0", "1e9", "1,", "1,234,", ",", ".", ".a", "-", "+", "*", "**", "/", "%", "$",
-    "=", "<", "^", "_", "`", " ", "\n", "\r\n", "\t", "\u00a0", "\u2009", "\u2212", "²", "½",
-    "\x00", "\ud800", "\u200b", "\U0001f600", "<think>", "</think>", "<answer>", "</answer>",
-    "<answer>42</answer>", "<reasoning>", "</reasoning>", "<reasoning></reasoning>",
-    "<start_working_out>", "<end_working_out>", "<SOLUTION>", "</SOLUTION>",
-    "#### 42 \\boxed{42} answer is 42. ", "She had 6 bags of 7 apples. ",
-]  # fmt: skip
-FRAMES = [
-    ("think", "<think></think>", ""),
-    ("think", "<think>", "</think>42"),
-    ("think", "<think></think>\\boxed{", "}"),
-    ("xml", "<reasoning></reasoning><answer>", "</answer>"),
-    ("xml", "<reasoning>", "</reasoning><answer>42</answer>"),
-    ("solution", "<start_working_out><end_working_out><SOLUTION>", "</SOLUTION>"),
-    ("plain", "", ""),
-    ("plain", "answer is ", "\n42"),
-    ("plain", "\\boxed{" * 3, "}" * 3),
-]
-
-
-@pytest.mark.parametrize("unit", UNITS)
-def test_a_megabyte_of_anything_takes_at_most_50_ms(unit):
-    body = (unit * (MEGABYTE // len(unit) + 1))[:MEGABYTE]
-    for name, before, after in FRAMES:
-        text = before + body + after
-        assert seconds(lambda text=text, name=name: read_answer(text, name)) <= 0.05, name
-
-
-@pytest.mark.parametrize(
-    "pattern",
-    ["#### {}\n", "\\boxed{{{}}} ", "answer is {}. ", "#### 42 {}\n", "answer is 42 of a{}b\n"],
-)
-def test_a_megabyte_of_differing_statements_takes_at_most_50_ms(pattern):
-    text = "".join(pattern.format(number) for number in range(MEGABYTE // 14))[:MEGABYTE]
-    assert seconds(lambda: read_answer(text, "plain")) <= 0.05
-    assert read_answer(text, "plain").value is None
-
-
-def test_100_more_statements_of_a_value_are_read_and_endless_repetition_of_one():
-    lines = [f"#### {'0' * zeros}42" for zeros in range(102)]
-    assert read_answer("\n".join(lines[:101]), "plain").canonical == "42"
-    assert read_answer("\n".join(lines), "plain").reason == "repeated"
-    assert read_answer("#### 42\n####  42\n" * 2001, "plain").reason == "repeated"
-    assert read_answer("The answer is 42. " + "Answers. " * 200, "plain").canonical == "42"
-    loop = "The answer is 42. So "
-    assert read_answer(loop * 50_000 + "the answ", "plain").canonical == "42"
-    assert read_answer(loop * 50_000 + "the answer is 43.", "plain").reason == "several_values"
-    assert read_answer(r"\boxed{42} so " * 50_000 + r"\boxed{4", "plain").value is None
