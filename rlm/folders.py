@@ -6,6 +6,8 @@ from pathlib import Path
 
 from rlm.errors import InputError
 
+ROOT = Path(__file__).resolve().parent.parent  # its weights are found from anywhere
+
 
 def is_adapter(path: str) -> bool:
     return (Path(path) / "adapter_config.json").is_file()
@@ -29,11 +31,16 @@ def _entry(path: Path, name: str) -> str | None:
     return content.get(name) if isinstance(content, dict) else None
 
 
+def folder_of(name: str) -> Path | None:
+    """The folder that a model's name means, here or in the repository; None for a hub id."""
+    places = (Path(name).expanduser(), ROOT / name)
+    return next((place for place in places if place.is_dir()), None)
+
+
 def same_model(one: str, other: str) -> bool:
     """Whether two names mean one model: equal, or the same folder."""
-    return one == other or (
-        os.path.isdir(one) and os.path.isdir(other) and os.path.samefile(one, other)
-    )
+    first, second = folder_of(one), folder_of(other)
+    return one == other or bool(first and second and first.samefile(second))
 
 
 def looks_like_path(name: str) -> bool:
@@ -45,7 +52,7 @@ def looks_like_path(name: str) -> bool:
 
 def check_model(name: str, given: str) -> None:
     """InputError if a folder holds no model; a hub id is left to whoever loads it."""
-    path = Path(name)
+    path = folder_of(name) or Path(name)
     if path.is_dir():
         if not (path / "config.json").is_file():
             raise InputError(f"{given}: the folder has no config.json; give a model's folder")
