@@ -108,8 +108,8 @@ def token_terms(
     clip_low: float,
     clip_high: float,
     mask: torch.Tensor,
-) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    """Return ([N] loss of each token before any mean, [N] tensors of what the clip did).
+) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
+    """Return each token's loss before any mean [N], its weight w [N], and what was clipped.
 
     w = exp(logprobs - old_logprobs), and arXiv:2402.03300 eq. 3 in all losses but cispo:
         t = -min(w A, clip(w, 1 - clip_low, 1 + clip_high) A)
@@ -135,7 +135,7 @@ def token_terms(
         clipped = ratio.clamp(1 - clip_low, 1 + clip_high)
         term = -torch.minimum(ratio * advantages, clipped * advantages)
         low, high = (ratio < 1 - clip_low) & (advantages < 0), high & (advantages > 0)
-    return term, {"clip_low_fraction": low, "clip_high_fraction": high, "ratio_shift": ratio - 1}
+    return term, ratio, {"clip_low_fraction": low, "clip_high_fraction": high}
 
 
 def aggregate(
@@ -190,15 +190,18 @@ def policy_loss(
     clip_high: float = 0.2,
     ref_logprobs: torch.Tensor | None = None,
     kl_weight: float = 0.0,
+    kl_unbiased: bool = True,
     mask: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """Return (loss, metrics): the share of some whole completions in the step's loss.
 
-    aggregate(token_terms + kl_weight * kl_estimate), see there; arXiv:2402.03300 eq. 3.
+    aggregate(token_terms + kl_weight * kl), see there; arXiv:2402.03300 eq. 3. kl is
+    kl_estimate, times the ratio with `kl_unbiased` (arXiv:2512.02556, TRL's default): only then
+    is its gradient that of KL(policy || reference), even where the ratio is 1.
     N tokens, all of a completion's in one call. logprobs [N], with gradient. old_logprobs [N],
     or None: the policy itself sampled, every ratio is 1. advantages [N], the completion's at
-    each token (or that times a weight >= 0: the policy term is linear in it). sequence [N]
-    long: each token's completion, counted from 0 in this call. ref_logprobs [N].
+    each token (times a weight >= 0 if wanted). sequence [N] long: each token's completion,
+    counted from 0 in this call. ref_logprobs [N].
     mask [N]: 1 for tokens that count, 0 for those that do not (a truncated completion's).
     tokens, sequences: of the whole optimiser step and all processes; tokens without the masked
     ones, sequences with them. max_tokens: the sampling limit.
@@ -223,10 +226,11 @@ def policy_loss(
     mask = torch.ones_like(logprobs) if mask is None else mask.to(logprobs.dtype)
     old = logprobs.detach() if old_logprobs is None else old_logprobs
     clip = {"loss_type": loss_type, "clip_low": clip_low, "clip_high": clip_high, "mask": mask}
-    terms, counted = token_terms(logprobs, old, advantages, sequence, **clip)
+    terms, ratio, counted = token_terms(logprobs, old, advantages, sequence, **clip)
+    counted["ratio_shift"] = ratio - 1
     if ref_logprobs is not None:
         ref = torch.where(mask > 0, ref_logprobs, logprobs.detach())
-        counted["kl"] = kl_estimate(logprobs, ref)
+        counted["kl"] = kl_estimate(logprobs, ref) * (ratio if kl_unbiased else 1)
         terms = terms + kl_weight * counted["kl"] if kl_weight else terms
     step = {"tokens": tokens, "sequences": sequences, "max_tokens": max_tokens}
     loss = aggregate(terms, sequence, loss_type=loss_type, mask=mask, **step)

@@ -100,7 +100,7 @@ def micro_batches(groups: list[Group], token_budget: int) -> list[list[int]]:
     share a part, since attention pads inside it. ValueError for a budget below 1.
 
     >>> micro_batches([([1] * 6, [[1] * 5]), ([1], [[1, 1]]), ([1] * 4, [[1]])], 6)
-    [[1, 2], [0]]
+    [[2, 1], [0]]
     """
     if token_budget < 1:
         raise ValueError(f"token budget {token_budget}: must be at least 1 token")
@@ -146,39 +146,44 @@ def token_logprobs(
             layout=packed.layout,
         ).last_hidden_state[0]
     hidden = hidden.index_select(0, packed.rows)  # [U, H]
-    head = base.get_output_embeddings()
-    cap = getattr(base.config.get_text_config(), "final_logit_softcapping", None)
-
-    def score(hidden, targets, rows):  # [chunk, H], [n], [n] -> [n]
-        logits = head(hidden).float()  # [chunk, V]
-        logits = cap * torch.tanh(logits / cap) if cap else logits
-        logits = logits[:, :vocab_size]
-        log_all = (logits if temperature == 1 else logits / temperature).log_softmax(-1)
-        if statistics and len(entropies) < len(parts):  # not when made again in the backward
-            with torch.no_grad():
-                entropies.append(-(log_all.exp() * log_all).sum(-1).index_select(0, rows))
-        # Flat gather: the backward of log_all[rows, targets] is several times slower on a CPU.
-        return log_all.flatten().gather(0, rows * log_all.shape[1] + targets)
-
+    score = _Score(base, temperature, vocab_size)
     starts = list(range(0, len(packed.rows), chunk))
     cuts = torch.searchsorted(packed.row_of, torch.tensor([*starts, len(packed.rows)])).tolist()
-    parts, entropies = list(zip(starts, pairwise(cuts), strict=True)), []
-    row_of = packed.row_of.to(hidden.device)
-    targets = packed.targets[packed.by_row]
-    logprobs = [
-        checkpoint(
-            score,
-            hidden[start : start + chunk],
-            targets[first:last],
-            row_of[first:last] - start,
-            use_reentrant=False,
-            preserve_rng_state=False,
-        )
-        for start, (first, last) in parts
-    ]
+    row_of, targets = packed.row_of.to(hidden.device), packed.targets[packed.by_row]
+    logprobs, entropies = [], []
+    for start, (first, last) in zip(starts, pairwise(cuts), strict=True):
+        part = hidden[start : start + chunk], targets[first:last], row_of[first:last] - start
+        keep = [] if statistics else None
+        again = {"use_reentrant": False, "preserve_rng_state": False}
+        logprobs.append(checkpoint(score, *part, keep, **again))
+        entropies += keep or []
     order = packed.by_row.argsort()
     logprobs = torch.cat(logprobs).index_select(0, order)
     return logprobs, torch.cat(entropies).index_select(0, order) if statistics else None
+
+
+class _Score:
+    """From hidden states to log-probabilities, for one chunk; runs again in the backward."""
+
+    def __init__(self, base, temperature: float, size: int | None):
+        self.head, self.temperature, self.size = base.get_output_embeddings(), temperature, size
+        self.cap = getattr(base.config.get_text_config(), "final_logit_softcapping", None)
+
+    def __call__(self, hidden, targets, rows, entropies: list | None):
+        """Return [n] log-probabilities of targets [n], each predicted by hidden[rows] [n].
+
+        Put their entropies, detached, into the list; the second time it is not empty any more.
+        """
+        logits = self.head(hidden).float()  # [chunk, V]
+        logits = self.cap * torch.tanh(logits / self.cap) if self.cap else logits
+        logits = logits[:, : self.size]
+        logits = logits if self.temperature == 1 else logits / self.temperature
+        every = logits.log_softmax(-1)
+        if entropies is not None and not entropies:
+            with torch.no_grad():
+                entropies.append(-(every.exp() * every).sum(-1).index_select(0, rows))
+        # Flat gather: the backward of every[rows, targets] is several times slower on a CPU.
+        return every.flatten().gather(0, rows * every.shape[1] + targets)
 
 
 class ReferencePolicy:

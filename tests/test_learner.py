@@ -1,0 +1,336 @@
+"""Packed groups against separate, unpacked forwards, and what must not change the result."""
+
+import copy
+import doctest
+
+import pytest
+import torch
+
+from rlm import attention, learner
+from rlm.grpo import policy_loss
+from rlm.learner import ReferencePolicy, micro_batches, pack, token_logprobs
+from tests.tiny_models import SIZE, tiny_lora, tiny_model
+
+
+def random_groups(shape, *, seed=0, size=SIZE):
+    """Return groups of random ids; shape: (prompt tokens, [tokens of each completion])."""
+    draw = torch.Generator().manual_seed(seed)
+
+    def ids(n):
+        return torch.randint(size, (n,), generator=draw).tolist()
+
+    return [(ids(prompt), [ids(n) for n in lengths]) for prompt, lengths in shape]
+
+
+# Uneven on purpose: prompts of 1 token, completions of 1 token, a group with nothing but those,
+# lengths far apart (several buckets), twins.
+SHAPE = [(5, [7, 1, 20]), (1, [3, 3, 2]), (12, [1, 1, 1]), (3, [40, 2, 9]), (1, [1, 6, 5])]
+
+
+def gradients(model):
+    return {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+
+
+def assert_same_gradients(ours, theirs, tolerance):
+    assert ours.keys() == theirs.keys() and len(ours) > 10
+    for name, gradient in theirs.items():
+        distance = (ours[name] - gradient).norm() / gradient.norm()
+        assert distance < tolerance, f"{name}: relative distance {distance:.1e}"
+
+
+def separately(model, groups, *, temperature=1.0, size=None):
+    """The plain way: one full forward of prompt and completion at a time."""
+    logprobs, entropies = [], []
+    for prompt, completions in groups:
+        for completion in completions:
+            logits = model(torch.tensor([prompt + completion])).logits[0, len(prompt) - 1 : -1]
+            every = (logits[:, :size] / temperature).log_softmax(-1)  # [C, V]
+            logprobs.append(every[range(len(completion)), completion])
+            entropies.append(-(every.exp() * every).sum(-1))
+    return torch.cat(logprobs), torch.cat(entropies).detach()
+
+
+def weights_like(x):
+    return torch.randn(x.shape, generator=torch.Generator().manual_seed(1))
+
+
+def test_the_docstrings_examples():
+    result = doctest.testmod(learner)
+    assert result.attempted >= 1 and result.failed == 0
+
+
+def test_what_is_packed():
+    packed = pack([([10, 11], [[1, 2, 3], [4]]), ([20], [[5, 6]])])
+    # Prompts, then the completions without their last token, the longest first.
+    assert packed.ids.tolist() == [10, 11, 20, 1, 2, 5]
+    assert packed.positions.tolist() == [0, 1, 0, 2, 3, 1]
+    assert packed.targets.tolist() == [1, 2, 3, 4, 5, 6]
+    assert packed.sequence.tolist() == [0, 0, 0, 1, 2, 2]
+    assert packed.lengths == (3, 1, 2)
+    # 11 predicts 1 and 4; 1 predicts 2; 2 predicts 3; 20 predicts 5; 5 predicts 6.
+    source = packed.rows[packed.row_of]
+    pairs = zip(source.tolist(), packed.targets[packed.by_row].tolist(), strict=True)
+    assert sorted(pairs) == [(1, 1), (1, 4), (2, 5), (3, 2), (4, 3), (5, 6)]
+    assert packed.spread(torch.tensor([0.1, 0.2, 0.3])).tolist() == pytest.approx(
+        [0.1, 0.1, 0.1, 0.2, 0.3, 0.3]
+    )
+
+
+@pytest.mark.parametrize("kind", ["qwen2", "llama", "qwen3"])
+@pytest.mark.parametrize("tied", [False, True])
+def test_packed_equals_separate_forwards_value_and_gradient(kind, tied):
+    model = tiny_lora(tiny_model(kind, tie_word_embeddings=tied))
+    groups = random_groups(SHAPE)
+    logprobs, entropy = token_logprobs(model, pack(groups), chunk=7, statistics=True)
+    weights = weights_like(logprobs)
+    (logprobs * weights).sum().backward()
+    ours = gradients(model)
+    model.zero_grad()
+    expected, expected_entropy = separately(model, groups)
+    (expected * weights).sum().backward()
+    torch.testing.assert_close(logprobs, expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(entropy, expected_entropy, atol=1e-5, rtol=0)
+    assert not entropy.requires_grad
+    assert_same_gradients(ours, gradients(model), 1e-5)
+    assert all("lora" in name for name in ours)
+
+
+def test_a_plain_model_learns_too():
+    model = tiny_model("llama", tie_word_embeddings=True)
+    groups = random_groups(SHAPE[:3])
+    logprobs, _ = token_logprobs(model, pack(groups), chunk=4)
+    (logprobs * weights_like(logprobs)).sum().backward()
+    ours = gradients(model)
+    model.zero_grad()
+    expected, _ = separately(model, groups)
+    (expected * weights_like(expected)).sum().backward()
+    # Tied embeddings: one tensor gets gradient from below and from the chunked head.
+    assert_same_gradients(ours, gradients(model), 1e-5)
+
+
+def test_repeated_key_heads_are_the_same(monkeypatch):
+    model, packed = tiny_lora(tiny_model()), pack(random_groups(SHAPE))
+    with torch.no_grad():
+        grouped, _ = token_logprobs(model, packed)
+        monkeypatch.setattr(attention, "GROUPED_HEADS_ON", ())
+        repeated, _ = token_logprobs(model, packed)
+    torch.testing.assert_close(grouped, repeated, atol=1e-5, rtol=0)
+
+
+def test_temperature_and_vocabulary():
+    model = tiny_lora(tiny_model())
+    groups = random_groups(SHAPE, size=200)
+    options = dict(temperature=0.7, vocab_size=200)
+    with torch.no_grad():
+        logprobs, entropy = token_logprobs(model, pack(groups), statistics=True, **options)
+        expected, expected_entropy = separately(model, groups, temperature=0.7, size=200)
+        unmasked, _ = token_logprobs(model, pack(groups), temperature=0.7)
+    torch.testing.assert_close(logprobs, expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(entropy, expected_entropy, atol=1e-5, rtol=0)
+    assert (logprobs > unmasked).all()  # 58 impossible tokens give their share to the others
+
+
+def learn(model, groups, advantages, budget, chunk, **options):
+    """Return loss and gradients of one step over micro-batches of at most `budget` tokens."""
+    model.zero_grad()
+    tokens = sum(len(c) for _, completions in groups for c in completions)
+    total = 0.0
+    for part in micro_batches(groups, budget):
+        packed = pack([groups[i] for i in part])
+        logprobs, _ = token_logprobs(model, packed, chunk=chunk, statistics=True)
+        spread = packed.spread(advantages[part].flatten())
+        loss, _ = policy_loss(
+            logprobs, logprobs.detach() - 0.1 * spread.sign(), spread, packed.sequence,
+            tokens=tokens, sequences=advantages.numel(), max_tokens=40, **options,
+        )  # fmt: skip
+        loss.backward()
+        total += loss.item()
+    return total, gradients(model)
+
+
+@pytest.mark.parametrize("loss_type", ["dapo", "grpo", "dr_grpo", "gspo", "cispo"])
+def test_chunks_and_micro_batches_change_nothing(loss_type):
+    model, groups = tiny_lora(tiny_model()), random_groups(SHAPE)
+    advantages = torch.randn(5, 3, generator=torch.Generator().manual_seed(2))
+    loss, expected = learn(model, groups, advantages, 10_000, 512, loss_type=loss_type)
+    for budget, chunk in [(10_000, 1), (10_000, 13), (1, 512), (40, 5)]:
+        other, ours = learn(model, groups, advantages, budget, chunk, loss_type=loss_type)
+        assert other == pytest.approx(loss, abs=1e-6)
+        assert_same_gradients(ours, expected, 1e-5)
+
+
+def test_groups_do_not_see_each_other():
+    model, groups = tiny_lora(tiny_model()), random_groups(SHAPE)
+    with torch.no_grad():
+        whole, _ = token_logprobs(model, pack(groups))
+        first = sum(SHAPE[0][1])
+        alone, _ = token_logprobs(model, pack(groups[:1]))
+        torch.testing.assert_close(whole[:first], alone, atol=1e-5, rtol=0)
+        # Another completion of the group changes: its neighbours do not.
+        groups[0][1][2][4] = (groups[0][1][2][4] + 1) % SIZE
+        changed, _ = token_logprobs(model, pack(groups))
+    torch.testing.assert_close(changed[:8], whole[:8], atol=1e-5, rtol=0)
+    assert (changed[8:first] - whole[8:first]).abs().max() > 1e-3
+
+
+def test_micro_batches_hold_every_group_once_within_the_budget():
+    groups = random_groups(SHAPE * 4)
+    sizes = [len(pack([group]).ids) for group in groups]
+    for budget in (1, 30, 60, 200, 10_000):
+        parts = micro_batches(groups, budget)
+        assert sorted(i for part in parts for i in part) == list(range(20))
+        for part in parts:
+            assert len(part) == 1 or sum(sizes[i] for i in part) <= budget
+    assert len(micro_batches(groups, 10_000)) == 1
+    with pytest.raises(ValueError, match="token budget 0"):
+        micro_batches(groups, 0)
+
+
+def test_logits_never_exist_for_more_than_a_chunk():
+    model, packed = tiny_lora(tiny_model()), pack(random_groups(SHAPE))
+    seen = []
+    head = model.get_base_model().get_output_embeddings()
+    head.register_forward_hook(lambda module, inputs, output: seen.append(output.shape[0]))
+    logprobs, _ = token_logprobs(model, packed, chunk=16)
+    forward = len(seen)
+    logprobs.sum().backward()
+    # Rows that predict: 5 prompt ends, and the completions' inputs.
+    assert len(packed.rows) == 5 + sum(n - 1 for _, lengths in SHAPE for n in lengths)
+    assert max(seen) == 16 and sum(seen[:forward]) == len(packed.rows)
+    assert len(seen) == 2 * forward  # made again in the backward
+
+
+def saved_tensors(model, packed, chunk):
+    """Return the sizes of all tensors that the forward keeps for the backward."""
+    sizes = []
+
+    def keep(tensor):
+        sizes.append(tensor.numel())
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        token_logprobs(model, packed, chunk=chunk, statistics=True)
+    return sizes
+
+
+def test_nothing_of_the_size_of_the_vocabulary_is_kept_for_the_backward():
+    model = tiny_lora(tiny_model(vocabulary=5_000))
+    packed = pack(random_groups(SHAPE, size=5_000))
+    weight = 5_000 * 32
+    assert all(n <= weight for n in saved_tensors(model, packed, chunk=64))
+    assert weight < 64 * 5_000  # a chunk of logits would have been noticed
+
+
+# The reference
+
+
+def test_the_reference_of_a_fresh_lora_is_the_base_without_a_copy():
+    from rlm.models import add_lora
+
+    model = add_lora(tiny_model(), r=4, alpha=8, seed=0)
+    packed = pack(random_groups(SHAPE))
+    with torch.no_grad():
+        expected, _ = token_logprobs(model, packed)
+    reference = ReferencePolicy(model)
+    assert reference.adapter_off and not reference.frozen
+    shake(model)
+    assert torch.equal(reference.logprobs(packed), expected)
+
+
+def shake(model):
+    generator = torch.Generator().manual_seed(5)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data += 0.1 * torch.randn(parameter.shape, generator=generator)
+
+
+@pytest.mark.parametrize("adapter", [True, False])
+def test_the_reference_stays_and_the_policy_comes_back_bit_equal(adapter):
+    model = tiny_lora(tiny_model()) if adapter else tiny_model()
+    packed = pack(random_groups(SHAPE))
+    with torch.no_grad():
+        at_start, _ = token_logprobs(model, packed)
+    reference = ReferencePolicy(model)
+    assert not reference.adapter_off
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.01)
+    for _ in range(2):
+        token_logprobs(model, packed)[0].sum().backward()
+        optimizer.step()
+        before = copy.deepcopy(model.state_dict())
+        places = [p.data_ptr() for p in model.parameters()]
+        assert torch.equal(reference.logprobs(packed), at_start)
+        for name, tensor in model.state_dict().items():
+            assert torch.equal(tensor, before[name])
+        assert [p.data_ptr() for p in model.parameters()] == places
+    with torch.no_grad():
+        assert (token_logprobs(model, packed)[0] - at_start).abs().max() > 1e-3
+
+
+def test_the_reference_comes_out_after_an_error_and_has_no_dropout():
+    from rlm.models import add_lora
+
+    model = add_lora(tiny_model(), r=4, alpha=8, dropout=0.5, seed=0)
+    shake(model)
+    packed = pack(random_groups(SHAPE))
+    with torch.no_grad():
+        expected, _ = token_logprobs(model.eval(), packed)
+    reference = ReferencePolicy(model)
+    shake(model.train())
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    assert torch.equal(reference.logprobs(packed), expected)
+    with pytest.raises(RuntimeError, match="stop"), reference.active():
+        assert not model.training
+        raise RuntimeError("stop")
+    assert all(module.training for module in model.modules())
+    assert all(torch.equal(tensor, before[n]) for n, tensor in model.state_dict().items())
+
+
+# What is refused
+
+
+def test_gradient_checkpointing_needs_the_attention_in_the_backward_too():
+    model, packed = tiny_lora(tiny_model()).train(), pack(random_groups(SHAPE))
+    weights = weights_like(packed.targets)
+    (token_logprobs(model, packed)[0] * weights).sum().backward()
+    expected = gradients(model)
+    model.zero_grad()
+    model.enable_input_require_grads()
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    with pytest.raises(ValueError, match="gradient checkpointing"):
+        token_logprobs(model, packed)
+    with attention.use(model.get_base_model()):
+        (token_logprobs(model, packed)[0] * weights).sum().backward()
+    assert_same_gradients(gradients(model), expected, 1e-5)
+    assert model.config._attn_implementation == "sdpa"
+
+
+def test_the_models_own_attention_is_back_afterwards():
+    model, packed = tiny_lora(tiny_model()), pack(random_groups(SHAPE))
+    own = model(torch.tensor([[1, 2, 3]])).logits
+    token_logprobs(model, packed)
+    assert torch.equal(model(torch.tensor([[1, 2, 3]])).logits, own)
+
+
+def test_capped_logits_are_capped():
+    # No model of the test kinds caps its logits: a head that the setting reaches stands in.
+    model = tiny_model()
+    groups = random_groups(SHAPE[:2])
+    model.config.final_logit_softcapping = 2.0
+    with torch.no_grad():
+        ours, _ = token_logprobs(model, pack(groups))
+        logits = model(torch.tensor([groups[0][0] + groups[0][1][0]])).logits[0, 4:-1]
+    expected = (2.0 * torch.tanh(logits / 2.0)).log_softmax(-1)[range(7), groups[0][1][0]]
+    torch.testing.assert_close(ours[:7], expected, atol=1e-5, rtol=0)
+
+
+def test_what_would_come_out_wrong_is_refused():
+    model, packed = tiny_model(), pack(random_groups(SHAPE))
+    with pytest.raises(ValueError, match="temperature 0"):
+        token_logprobs(model, packed, temperature=0)
+    model.config.logits_scaling = 8.0
+    with pytest.raises(ValueError, match="logits_scaling"):
+        token_logprobs(model, packed)
+    with pytest.raises(ValueError, match="group 1"):
+        pack([([1], [[2]]), ([1], [[2], []])])
+    with pytest.raises(ValueError, match="group 0"):
+        pack([([], [[2]])])
