@@ -1,0 +1,102 @@
+"""What the tiny base learns, measured: SFT and GRPO on both generated tasks, over several seeds.
+
+    python benchmarks/learning.py --part addition          # base, SFT, GRPO; and the control run
+    python benchmarks/learning.py --part word_problems
+    python benchmarks/learning.py --part samples           # SFT demonstrations against accuracy
+    python benchmarks/tables.py                            # puts the results into README.md
+
+It runs the scripts of the repository as a user would, in processes of their own, and keeps what
+they measured on held-out test questions in benchmarks/results/learning_<part>.json.
+"""
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = Path(__file__).parent / "results"
+sys.path.insert(0, str(ROOT))
+RECIPES = {"addition": "configs/tiny_demo.yaml", "word_problems": "configs/tiny_word_problems.yaml"}
+SIZES = (100, 500, 1000)
+
+
+def call(script: str, *arguments) -> float:
+    """Run a script of the repository and return its seconds; its output goes to the console."""
+    command = [sys.executable, str(ROOT / script), *map(str, arguments)]
+    began = time.perf_counter()
+    subprocess.run(command, cwd=ROOT, check=True, env=os.environ | {"HF_HUB_OFFLINE": "1"})
+    return round(time.perf_counter() - began, 1)
+
+
+def read(path) -> dict | list:
+    return json.loads((ROOT / path).read_text(encoding="utf-8"))
+
+
+def whole(task: str, seed: int) -> dict:
+    """Return base, SFT on mixed and GRPO of one seed, and its control: SFT on clean ones only."""
+    name = f"benchmark/{task}-{seed}"
+    common = ["--config", RECIPES[task], "--seed", seed, "--overwrite"]
+    places = ["--run", name, "--output-dir", f"weights/{name}"]
+    seconds = call("train.py", *common, *places)
+    base, sft, grpo = read(f"runs/{name}/summary.json")
+    return {
+        "seed": seed,
+        "base": base,
+        "sft": sft,
+        "grpo": grpo,
+        "control": clean(task, seed, None),
+        "seconds": seconds,
+        "log": f"runs/{name}/grpo/log.csv",
+    }
+
+
+def clean(task: str, seed: int, samples: int | None) -> dict:
+    """Return the test summary after SFT on demonstrations that all show their working."""
+    name = f"benchmark/{task}-clean-{samples or 'all'}-{seed}"
+    common = ["--config", RECIPES[task], "--seed", seed]
+    words = ["--terse-fraction", 0, "--overwrite", "--run", name, "--output", f"weights/{name}"]
+    call("train_sft.py", *common, *words, *(["--num-samples", samples] if samples else []))
+    models = ["--models", f"weights/{name}", "--run", name, "--output-file"]
+    call("evaluate.py", *common, *models, f"runs/{name}/test.csv")
+    return read(f"runs/{name}/test.json")
+
+
+def measure(part: str, seeds: list[int]) -> list[dict]:
+    """Return the results of a part, one entry a seed."""
+    if part == "samples":
+        runs = [{str(n): clean("addition", seed, n) for n in SIZES} for seed in seeds]
+        return [{"seed": s, "samples": run} for s, run in zip(seeds, runs, strict=True)]
+    return [whole(part, seed) for seed in seeds]
+
+
+def main() -> int:
+    from rlm import files
+
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--part", choices=[*RECIPES, "samples"], required=True)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    options = parser.parse_args()
+    results = measure(options.part, options.seeds)
+    import torch
+
+    machine = {
+        "cores": os.cpu_count(),
+        "processor": platform.machine(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+    }
+    path = RESULTS / f"learning_{options.part}.json"
+    files.write_json(path, {"part": options.part, "machine": machine, "results": results})
+    print(f"written: {path}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,146 @@
+"""Puts the measured tables into README.md, and draws the learning curve.
+
+    python benchmarks/tables.py            # rewrites what stands between the markers
+    python benchmarks/tables.py --check    # exits with 1 if README.md is not what it would write
+
+Every figure comes from benchmarks/results/; none is typed by hand.
+"""
+
+import csv
+import json
+import re
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = Path(__file__).parent / "results"
+sys.path.insert(0, str(ROOT))
+STAGES = {
+    "base": "the base",
+    "sft": "after SFT, mixed demonstrations",
+    "grpo": "after GRPO",
+    "control": "control: SFT, clean demonstrations",
+}
+
+# The colours are told apart by the colour-blind, the dashes (a seed each) in black and white.
+DASHES = ("-", "--", ":")
+LINES = {
+    "reward": ("#0072B2", "sampled answers that are right"),
+    "steps": ("#D55E00", "answers that work step by step"),
+}
+
+
+def read(part: str) -> list[dict]:
+    path = RESULTS / f"learning_{part}.json"
+    return json.loads(path.read_text(encoding="utf-8"))["results"]
+
+
+def percent(share: float) -> str:
+    return f"{100 * share:.1f}"
+
+
+def learning_table(part: str) -> str:
+    """Return accuracy of every seed with its interval, and the shares, mean over seeds."""
+    results = read(part)
+    seeds = [f"seed {run['seed']}" for run in results]
+    lines = [["", *seeds, "format", "step by step", "tokens"], ["---"] * (len(seeds) + 4)]
+    for stage, title in STAGES.items():
+        found = [run[stage] for run in results]
+        cells = [
+            f"{percent(s['accuracy'])} "
+            f"[{percent(s['accuracy_low'])}, {percent(s['accuracy_high'])}]"
+            for s in found
+        ]
+
+        def mean(name, found=found):
+            return sum(s[name] for s in found) / len(found)
+
+        shares = [percent(mean("format_rate")), percent(mean("step_by_step"))]
+        lines.append([title, *cells, *shares, f"{mean('mean_tokens'):.0f}"])
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def samples_table() -> str:
+    """Return accuracy against the number of clean demonstrations, a column a seed."""
+    results = read("samples")
+    head = ["demonstrations", *(f"seed {run['seed']}" for run in results), "format, mean"]
+    lines = [head, ["---"] * len(head)]
+    for size in results[0]["samples"]:
+        found = [run["samples"][size] for run in results]
+        form = percent(sum(s["format_rate"] for s in found) / len(found))
+        lines.append([size, *(percent(s["accuracy"]) for s in found), form])
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def draw(path: Path) -> None:
+    """Draw accuracy and the share of worked answers over the GRPO steps, a line a seed."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(1, 2, figsize=(10, 3.6), sharey=True, constrained_layout=True)
+    for axis, part in zip(axes, ("addition", "word_problems"), strict=True):
+        for run, dash in zip(json.loads((RESULTS / f"curve_{part}.json").read_text()), DASHES):
+            steps = [point["step"] for point in run["points"]]
+            for name, (color, label) in LINES.items():
+                shares = [100 * point[name] for point in run["points"]]
+                named = label if dash == DASHES[0] else None
+                axis.plot(steps, shares, dash, color=color, label=named)
+        axis.set(title=part.replace("_", " "), xlabel="GRPO step", ylim=(0, 101))
+        axis.grid(alpha=0.3)
+    axes[0].set_ylabel("share of 128 samples, %")
+    axes[0].legend(loc="lower right")
+    figure.savefig(path, metadata={"Software": None}, dpi=110)
+
+
+def keep_curves(part: str) -> None:
+    """Keep the columns of the runs' log.csv that the picture needs, where the runs are here."""
+    from rlm import files
+
+    logs = [(run["seed"], ROOT / run["log"]) for run in read(part)]
+    if not all(path.exists() for _, path in logs):
+        return
+    curves = []
+    for seed, path in logs:
+        with open(path, encoding="utf-8", newline="") as file:
+            points = [
+                {"step": int(row["step"]), "reward": float(row["reward_correctness"]),
+                 "steps": float(row["step_by_step_fraction"])}
+                for row in csv.DictReader(file)
+            ]  # fmt: skip
+        curves.append({"seed": seed, "points": points})
+    files.write_json(RESULTS / f"curve_{part}.json", curves)
+
+
+def filled(readme: str) -> str:
+    """Return README's text with every `<!-- table NAME -->` block made anew."""
+    tables = {
+        "addition": learning_table("addition"),
+        "word_problems": learning_table("word_problems"),
+        "samples": samples_table(),
+    }
+    for name, table in tables.items():
+        block = re.compile(rf"(<!-- table {name} -->\n).*?(\n<!-- end -->)", re.DOTALL)
+        if not block.search(readme):
+            raise SystemExit(f"README.md has no block <!-- table {name} --> ... <!-- end -->")
+        readme = block.sub(lambda m, table=table: m[1] + table + m[2], readme)
+    return readme
+
+
+def main() -> int:
+    from rlm import files
+
+    path = ROOT / "README.md"
+    now = path.read_text(encoding="utf-8")
+    if "--check" in sys.argv[1:]:
+        return int(filled(now) != now)
+    for part in ("addition", "word_problems"):
+        keep_curves(part)
+    files.write_text(path, filled(now))
+    draw(ROOT / "docs" / "learning_curve.png")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
