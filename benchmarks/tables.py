@@ -81,7 +81,8 @@ def draw(path: Path) -> None:
 
     figure, axes = plt.subplots(1, 2, figsize=(10, 3.6), sharey=True, constrained_layout=True)
     for axis, part in zip(axes, ("addition", "word_problems"), strict=True):
-        for run, dash in zip(json.loads((RESULTS / f"curve_{part}.json").read_text()), DASHES):
+        runs = json.loads((RESULTS / f"curve_{part}.json").read_text())
+        for run, dash in zip(runs, DASHES, strict=False):
             steps = [point["step"] for point in run["points"]]
             for name, (color, label) in LINES.items():
                 shares = [100 * point[name] for point in run["points"]]
