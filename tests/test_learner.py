@@ -9,7 +9,7 @@ import torch
 from rlm import attention, learner
 from rlm.grpo import policy_loss
 from rlm.learner import ReferencePolicy, micro_batches, pack, token_logprobs
-from tests.tiny_models import SIZE, tiny_lora, tiny_model
+from tests.tiny_models import SIZE, byte_tokenizer, tiny_lora, tiny_model
 
 
 def random_groups(shape, *, seed=0, size=SIZE):
@@ -219,6 +219,22 @@ def test_nothing_of_the_size_of_the_vocabulary_is_kept_for_the_backward():
     weight = 5_000 * 32
     assert all(n <= weight for n in saved_tensors(model, packed, chunk=64))
     assert weight < 64 * 5_000  # a chunk of logits would have been noticed
+
+
+def test_the_learner_and_the_sampler_are_the_same_policy():
+    from rlm.engine import Engine, Sampling
+    from rlm.records import Prompt
+
+    model, prompts = tiny_lora(tiny_model()), [[1, 2, 3], [5] * 9]
+    engine = Engine(model, byte_tokenizer())
+    rollouts = engine.generate(
+        [Prompt(ids) for ids in prompts], 6, Sampling(max_tokens=20, temperature=0.9), seed=1
+    )
+    groups = [(p, [r.ids for r in group]) for p, group in zip(prompts, rollouts, strict=True)]
+    sampled = torch.tensor([x for group in rollouts for r in group for x in r.logprobs])
+    with torch.no_grad():
+        logprobs, _ = token_logprobs(model, pack(groups), temperature=0.9)
+    torch.testing.assert_close(logprobs, sampled, atol=2e-5, rtol=0)
 
 
 # The reference
