@@ -121,8 +121,8 @@ class RollingBatch:
                 [row.sampling for row in self._rows],
                 self._vocabulary,
             )
-            # One transfer from the device: a token's id is exact in float64.
-            tokens, logprobs = torch.stack([tokens.double(), logprobs.double()]).tolist()
+            # One transfer from the device: an id below 2**24 is exact in float32.
+            tokens, logprobs = torch.stack([tokens.float(), logprobs]).tolist()
             return self._record([int(token) for token in tokens], logprobs)
         except BaseException:
             self.reset()

@@ -5,10 +5,10 @@ import time
 
 import pytest
 import torch
-from tiny_models import byte_tokenizer, tiny_lora, tiny_model
 
 from rlm import adapters, hub, models
 from rlm.models import ModelError
+from tests.tiny_models import byte_tokenizer, tiny_lora, tiny_model
 
 
 @pytest.fixture(scope="module")

@@ -74,7 +74,7 @@ def test_no_weight_is_never_drawn_even_at_the_ends(draw):
     weights[0, 7] = weights[1, 2999] = 1e-30
     weights[2, 300:500] = 0.1  # its sum rounds differently in blocks
     weights[3, :2500] = 1.0
-    for number in (0.0, 0.5, 1 - 2**-24):
+    for number in (0.0, 0.5, 1 - 2**-24, 1.0):  # 1.0: where rounding could lift the target to
         drawn = draw(weights, torch.full((4,), number))
         assert (weights.gather(1, drawn[:, None]) > 0).all(), (number, drawn)
 
