@@ -1,4 +1,4 @@
-"""Trains weights/tiny_base from scratch: a small Qwen2 that does sums and knows no output format.
+"""Trains weights/tiny_base from scratch: a small model that does sums and knows no output format.
 
     python -m rlm.tiny                          # the shipped base; about 45 minutes of one core
     python -m rlm.tiny --steps 20 --hidden 32 --layers 2 --output /tmp/toy
@@ -10,6 +10,7 @@ Weights are learned in float32 and kept in bfloat16.
 """
 
 import argparse
+import copy
 import hashlib
 import json
 import os
@@ -27,9 +28,8 @@ import torch.nn.functional as F
 from rlm import corpus, tiny_tokenizer
 from rlm.files import write_json
 from rlm.muon import Muon
-from rlm.problems import additions, word_problems
 from rlm.seeds import derive
-from rlm.splits import split_of
+from rlm.tiny_scores import scores
 
 POOL = 16  # batches of one kind that are cut from one pool of documents
 
@@ -57,10 +57,15 @@ class Settings:
 
 
 def new_model(settings: Settings, tokenizer):
-    """Return a Qwen2 with fresh weights, drawn from torch's generator."""
-    from transformers import Qwen2Config, Qwen2ForCausalLM
+    """Return a Qwen2 with fresh weights, drawn from torch's generator; it is written as a Llama.
 
-    return Qwen2ForCausalLM(Qwen2Config(
+    Of a folder whose model is of type qwen2, AutoTokenizer throws the normaliser and the decoder
+    away that give digits their places; of a Llama's it keeps them. A Llama with biases differs
+    from Qwen2 only in having one after the attention's output, too: it stays zero.
+    """
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    return without_output_biases(LlamaForCausalLM(LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=settings.hidden,
         num_hidden_layers=settings.layers,
@@ -68,11 +73,19 @@ def new_model(settings: Settings, tokenizer):
         num_key_value_heads=settings.kv_heads,
         intermediate_size=settings.mlp,
         max_position_embeddings=tiny_tokenizer.CONTEXT,
+        attention_bias=True,
         tie_word_embeddings=True,
         bos_token_id=None,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
-    ))  # fmt: skip
+    )))  # fmt: skip
+
+
+def without_output_biases(model):
+    """Return the Llama with the biases that Qwen2 has not kept as they are: zero."""
+    for layer in model.model.layers:
+        layer.self_attn.o_proj.bias.requires_grad_(False)
+    return model
 
 
 def token_weights(tokenizer, word_weight: float) -> torch.Tensor:
@@ -145,14 +158,24 @@ def rate(settings: Settings, step: int) -> float:
     return min(1.0, step / settings.warmup_steps, max(settings.last_rate, left))
 
 
-def train(settings: Settings, log=print, save=None):
-    """Return (model, tokenizer, seconds of processor time) after all steps."""
+def beginning(settings: Settings, start: str = ""):
+    """Return (model, tokenizer): those of the folder `start`, or new ones."""
+    if start:
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+
+        model = AutoModelForCausalLM.from_pretrained(start, dtype=torch.float32)
+        return without_output_biases(model), AutoTokenizer.from_pretrained(start)
     torch.manual_seed(derive("weights", settings.seed))
-    began, shown = time.process_time(), {}
     texts = corpus.texts(settings.seed, settings.tokenizer_texts)
     tokenizer = tiny_tokenizer.build(texts, settings.vocabulary)
-    model = new_model(settings, tokenizer).train()
-    named = list(model.named_parameters())
+    return new_model(settings, tokenizer), tokenizer
+
+
+def train(model, tokenizer, settings: Settings, log=print, save=None) -> float:
+    """Train the model in place; return the seconds of processor time."""
+    began, shown = time.process_time(), {}
+    model.train()
+    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     matrices = [p for name, p in named if p.ndim == 2 and "embed" not in name]
     others = [p for name, p in named if p.ndim != 2 or "embed" in name]
     optimizers = {
@@ -175,53 +198,8 @@ def train(settings: Settings, log=print, save=None):
             losses = " ".join(f"{k} {v:.4f}" for k, v in sorted(shown.items()))
             log(f"step {step} of {settings.steps}, {time.process_time() - began:.0f} s: {losses}")
         if save and step % 200 == 0:
-            save(model, tokenizer, step)
-    return model, tokenizer, time.process_time() - began
-
-
-@torch.inference_mode()
-def replies(model, tokenizer, prompts: list[str], max_tokens: int) -> list[str]:
-    """Return the greedy continuations of the prompts, without the end token."""
-    model.eval()
-    out = []
-    for i in range(0, len(prompts), 100):
-        batch = tokenizer(prompts[i : i + 100], padding=True, padding_side="left",
-                          return_tensors="pt")  # fmt: skip
-        ids = model.generate(
-            input_ids=batch["input_ids"], attention_mask=batch["attention_mask"],
-            max_new_tokens=max_tokens, do_sample=False,
-        )  # fmt: skip
-        out += tokenizer.batch_decode(ids[:, batch["input_ids"].shape[1] :],
-                                      skip_special_tokens=True)  # fmt: skip
-    return out
-
-
-def scores(model, tokenizer, seed: int, n: int = 200) -> dict[str, float]:
-    """Return shares, 0 to 1, of n held-out items each that are right by the last number said."""
-    rng = random.Random(derive("facts", "test", seed))
-    facts = [corpus.fact(rng) for _ in range(n)]
-    asked = [f"{s.left} {s.sign} {s.right} =" for s in facts]
-    said = replies(model, tokenizer, asked, 7)
-    right = [t.split("\n")[0].strip() == str(s.result) for t, s in zip(said, facts, strict=True)]
-    found = {"facts": sum(right) / n}
-    for name, generate in (("additions", additions), ("word_problems", word_problems)):
-        examples = generate(seed, n, split="test", keep=lambda q: split_of(q) == "test")
-        prompts = [
-            tokenizer.apply_chat_template(
-                [{"role": "user", "content": e.question}],
-                tokenize=False, add_generation_prompt=True,
-            )
-            for e in examples
-        ]  # fmt: skip
-        said = replies(model, tokenizer, prompts, 160)
-        right = [_last_number(t) == e.gold for t, e in zip(said, examples, strict=True)]
-        found[name] = sum(right) / n
-    return found
-
-
-def _last_number(text: str) -> str | None:
-    digits = "".join(c if c.isdigit() else " " for c in text).split()
-    return digits[-1] if digits else None
+            save(step)
+    return time.process_time() - began
 
 
 def save(model, tokenizer, folder: Path, manifest: dict) -> None:
@@ -230,8 +208,7 @@ def save(model, tokenizer, folder: Path, manifest: dict) -> None:
     fresh = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
     fresh.mkdir(parents=True)
-    rounded = new_like(model)
-    rounded.save_pretrained(fresh)
+    copy.deepcopy(model).to(torch.bfloat16).save_pretrained(fresh)
     tokenizer.save_pretrained(fresh)
     weights = fresh / "model.safetensors"
     manifest = manifest | {
@@ -246,11 +223,11 @@ def save(model, tokenizer, folder: Path, manifest: dict) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def new_like(model):
-    """Return a bfloat16 copy of the model."""
-    copy = type(model)(model.config)
-    copy.load_state_dict(model.state_dict())
-    return copy.to(torch.bfloat16)
+@torch.no_grad()
+def round_weights(model) -> None:
+    """Round the weights to what bfloat16 can hold, in place; the rotary frequencies stay."""
+    for p in model.parameters():
+        p.copy_(p.bfloat16())
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -261,31 +238,38 @@ def main(arguments: list[str] | None = None) -> int:
     for name, default in asdict(Settings()).items():
         flag = "--" + name.replace("_", "-")
         parser.add_argument(flag, type=type(default), default=default, help=f"default {default}")
+    parser.add_argument("--start", default="", help="folder of a base to go on from; else new")
     parser.add_argument("--output", default="weights/tiny_base", help="the base's folder")
-    parser.add_argument("--threads", type=int, default=1, help="processor threads")
     parser.add_argument("--checkpoint", default="", help="folder saved to every 200 steps")
+    parser.add_argument("--threads", type=int, default=1, help="processor threads, default 1")
     options = vars(parser.parse_args(arguments))
-    folder, threads = Path(options.pop("output")), options.pop("threads")
-    checkpoint = options.pop("checkpoint")
+    start, output, checkpoint, threads = (
+        options.pop(name) for name in ("start", "output", "checkpoint", "threads")
+    )
     settings = Settings(**options)
     torch.set_num_threads(threads)
+    model, tokenizer = beginning(settings, start)
 
-    def keep(model, tokenizer, step):
+    def keep(step: int) -> None:
         save(model, tokenizer, Path(checkpoint), {"step": step})
 
-    log = lambda line: print(line, flush=True)  # noqa: E731
-    model, tokenizer, seconds = train(settings, log, keep if checkpoint else None)
-    loaded = new_like(model).float()
+    def log(line: str) -> None:
+        print(line, flush=True)
+
+    seconds = train(model, tokenizer, settings, log, keep if checkpoint else None)
+    round_weights(model)
+    before = json.loads((Path(start) / "manifest.json").read_text("utf-8")) if start else None
     manifest = {
         "seed": settings.seed,
         "settings": asdict(settings),
         "corpus_sha256": corpus.fingerprint(settings.seed),
-        "scores": scores(loaded, tokenizer, settings.seed),
+        "scores": scores(model, tokenizer, settings.seed),
         "processor_seconds": round(seconds),
         "versions": {"python": platform.python_version(), "torch": torch.__version__},
+        "started_from": before,
     }
-    save(model, tokenizer, folder, manifest)
-    print(json.dumps(manifest, indent=2))
+    save(model, tokenizer, Path(output), manifest)
+    log(json.dumps(manifest, indent=2))
     return 0
 
 
