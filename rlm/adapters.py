@@ -13,8 +13,8 @@ from pathlib import Path
 
 from rlm import files
 from rlm.errors import InputError
+from rlm.folders import ROOT
 
-ROOT = Path(__file__).resolve().parent.parent
 WEIGHTS = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"
 MANIFEST = "manifest.json"

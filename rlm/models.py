@@ -11,7 +11,6 @@ from pathlib import Path
 from rlm import hub
 from rlm.adapters import (
     CONFIG,
-    ROOT,
     ModelError,
     check_overwrite,
     failed,
@@ -20,6 +19,7 @@ from rlm.adapters import (
     read_manifest,
     save_adapter,
 )
+from rlm.folders import folder_of
 from rlm.seeds import derive
 
 __all__ = [
@@ -117,10 +117,9 @@ def add_lora(model, *, r: int, alpha: float, dropout: float = 0.0, seed: int):
 
 def _find(name: str) -> tuple[str, bool]:
     """Return (place, whether no network may be used) of a model; ModelError if there is none."""
-    for folder in (Path(name).expanduser(), ROOT / name):
-        if folder.is_dir():
-            _check_folder(name, folder)
-            return str(folder), True
+    if folder := folder_of(name):
+        _check_folder(name, folder)
+        return str(folder), True
     if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name):
         raise ModelError(f"model {name!r}: neither a folder nor a name like owner/model")
     if _cached(name):

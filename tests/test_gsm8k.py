@@ -4,8 +4,7 @@ import csv
 import json
 
 import pytest
-
-from tests.scripts import GSM8K, QWEN, ROOT, succeed
+from running import GSM8K, QWEN, ROOT, succeed
 
 needs = pytest.mark.skipif(
     not (GSM8K.is_dir() and QWEN.is_dir()), reason=f"the data in {GSM8K.parent.name}/ is not here"

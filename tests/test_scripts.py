@@ -4,9 +4,8 @@ import csv
 import json
 
 import pytest
+from running import ROOT, start, succeed
 from safetensors.torch import load_file
-
-from tests.scripts import ROOT, start, succeed
 
 pytestmark = [pytest.mark.slow, pytest.mark.ci]
 
