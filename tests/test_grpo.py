@@ -307,6 +307,16 @@ def test_masked_tokens_are_as_if_they_were_not_there(loss_type):
         torch.testing.assert_close(masked[2][name], value)
 
 
+@pytest.mark.parametrize("loss_type", ["grpo", "dapo", "gspo"])
+def test_a_token_masked_inside_a_completion(loss_type):
+    # Token 1 is out: -2.4 and 0.8 remain, in gspo with the weight 1.5 of token 0 alone.
+    options = STEP | dict(loss_type=loss_type, tokens=2, mask=torch.tensor([1, 0, 1]))
+    loss, metrics = policy_loss(NEW, OLD, ADVANTAGES, SEQUENCE, **options)
+    assert loss.item() == pytest.approx((-2.4 + 0.8) / 2, rel=1e-6)
+    assert metrics["clip_high_fraction"].item() == metrics["clip_low_fraction"].item() == 0.5
+    assert metrics["ratio_shift"].item() == pytest.approx((0.5 - 0.5) / 2, abs=1e-7)
+
+
 @pytest.mark.parametrize("loss_type", LOSSES)
 def test_a_batch_with_everything_masked_has_loss_zero(loss_type):
     new = NEW.clone().requires_grad_()
