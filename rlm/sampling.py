@@ -56,31 +56,32 @@ def sample(logits, uniforms, settings: list[Sampling], size: int):
     """Return (tokens [n], log-probabilities [n] float32) for logits [n, V].
 
     uniforms: [n] numbers in [0, 1). settings: one per row. size: ids from here on are never
-    drawn. A log-probability is that of softmax(logits / temperature) over all V entries, before
-    top-k and top-p cut it; the temperature counts as 1 for greedy rows.
+    drawn (Qwen2.5 pads its vocabulary beyond the tokenizer's), and have no share of the
+    probability. A log-probability is that of softmax(logits[:size] / temperature), before top-k
+    and top-p cut it; the temperature counts as 1 for greedy rows.
     """
-    logits = logits.float()
+    logits = logits[:, :size].float()  # [n, size]
     rows: dict[str, list[int]] = {}
     for row, setting in enumerate(settings):
         rows.setdefault(setting.way, []).append(row)
     if len(rows) == 1:
-        return DRAWS[settings[0].way](logits, uniforms, settings, size)
+        return DRAWS[settings[0].way](logits, uniforms, settings)
     tokens = torch.empty(len(settings), dtype=torch.long, device=logits.device)
     logprobs = torch.empty(len(settings), device=logits.device)
     for way, members in rows.items():
         index = torch.tensor(members, device=logits.device)
         own = [settings[row] for row in members]
-        tokens[index], logprobs[index] = DRAWS[way](logits[index], uniforms[index], own, size)
+        tokens[index], logprobs[index] = DRAWS[way](logits[index], uniforms[index], own)
     return tokens, logprobs
 
 
-def draw_greedy(logits, uniforms, settings, size: int):
+def draw_greedy(logits, uniforms, settings):
     """Return the likeliest tokens and their log-probabilities at temperature 1."""
-    tokens = logits[:, :size].argmax(1)
+    tokens = logits.argmax(1)
     return tokens, logprobs_of(logits, tokens)
 
 
-def draw_plain(logits, uniforms, settings, size: int):
+def draw_plain(logits, uniforms, settings):
     """Return tokens by the inverse of the cumulative distribution, and log-probabilities.
 
     Large vocabularies go in two levels: sums of blocks first, then inside one block, so that
@@ -88,12 +89,11 @@ def draw_plain(logits, uniforms, settings, size: int):
     """
     scaled = _scale(logits, settings)
     highest = scaled.amax(1, keepdim=True)
-    weights = (scaled - highest).exp_()  # [n, V]
-    normaliser = weights.sum(1)
-    allowed = weights[:, :size]
-    tokens = invert(allowed, uniforms) if size <= 8 * BLOCK else invert_blocks(allowed, uniforms)
+    weights = (scaled - highest).exp_()  # [n, size]
+    small = weights.shape[1] <= 8 * BLOCK
+    tokens = invert(weights, uniforms) if small else invert_blocks(weights, uniforms)
     chosen = scaled.gather(1, tokens[:, None])[:, 0]
-    return tokens, chosen - highest[:, 0] - normaliser.log()
+    return tokens, chosen - highest[:, 0] - weights.sum(1).log()
 
 
 def invert(weights, uniforms):
@@ -119,16 +119,16 @@ def invert_blocks(weights, uniforms):
     return (block * BLOCK + place)[:, 0]
 
 
-def draw_cut(logits, uniforms, settings, size: int):
+def draw_cut(logits, uniforms, settings):
     """Return tokens from the top-k and then top-p part, and log-probabilities of the whole."""
-    scaled = _scale(logits, settings)
+    scaled, size = _scale(logits, settings), logits.shape[1]
     ks = [min(setting.top_k, size) or size for setting in settings]
     k = torch.tensor(ks, device=logits.device)[:, None]
     p = torch.tensor([setting.top_p for setting in settings], device=logits.device)[:, None]
-    total = scaled[:, :size].logsumexp(1, keepdim=True)
+    total = scaled.logsumexp(1, keepdim=True)
     # Top-p rarely needs the whole order, which is slow to make: look at the likeliest first.
     for width in (min(size, max([CANDIDATES, *(k for k in ks if k < size)])), size):
-        values, ids = scaled[:, :size].topk(width, dim=1)  # highest first
+        values, ids = scaled.topk(width, dim=1)  # highest first
         weights = (values - total).exp_()
         weights.masked_fill_(torch.arange(width, device=k.device) >= k, 0.0)
         cumulative = weights.cumsum(1)

@@ -34,7 +34,7 @@ def full_logprobs(model, prompt: Prompt, ids: list[int], temperature: float = 1.
     """Return the log-probabilities of `ids` by one forward over the whole sequence."""
     with torch.no_grad():
         logits = model(torch.tensor([prompt.ids + ids])).logits[0, len(prompt.ids) - 1 : -1]
-    logprobs = (logits.float() / temperature).log_softmax(-1)
+    logprobs = (logits[:, :SIZE].float() / temperature).log_softmax(-1)
     return logprobs.gather(1, torch.tensor(ids)[:, None])[:, 0]
 
 

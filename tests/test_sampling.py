@@ -21,7 +21,7 @@ def shares(logits, setting: Sampling, size: int):
     """Return how often each token is drawn over the grid, [V]."""
     rows = logits.expand(POINTS, -1)
     tokens, logprobs = sample(rows, GRID, [setting] * POINTS, size)
-    full = (logits / (setting.temperature or 1.0)).log_softmax(-1)
+    full = (logits[:size] / (setting.temperature or 1.0)).log_softmax(-1)
     torch.testing.assert_close(logprobs, full[tokens], atol=2e-6, rtol=0)
     return torch.bincount(tokens, minlength=len(logits)) / POINTS
 
