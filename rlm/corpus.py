@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from random import Random
 
 from rlm import problems
-from rlm.problems import Sum, number
+from rlm.problems import LARGEST, Sum, number
 from rlm.seeds import derive
 from rlm.splits import split_of
 
-KINDS = {"facts": 0.22, "additions": 0.28, "word_problems": 0.46, "filler": 0.04}
+KINDS = {"facts": 0.4, "additions": 0.22, "word_problems": 0.36, "filler": 0.02}
 
 # Not one tag of an output format, but the signs that tags are made of.
 TAGS = ("b", "i", "p", "em", "ul", "li", "code", "table_row")
@@ -96,16 +96,15 @@ def texts(seed: int, n: int) -> Iterable[str]:
 
 def fact(rng: Random) -> Sum:
     """A sum, difference, product or quotient of the sizes that the questions need."""
-    sign = rng.choices("+-*/", (50, 16, 18, 16))[0]
+    sign = rng.choices("+-*/", (50, 20, 15, 15))[0]
     if sign == "+":
         a = rng.randint(1, 1998) if rng.random() < 0.5 else number(rng, 1, 3)
         return Sum(a, sign, number(rng, 1, 3), ())
     if sign == "-":
-        a, b = rng.randint(3, 999), number(rng, 1, 3)
-        return Sum(max(a, b), sign, min(a, b), ())
-    a, b = rng.randint(2, 12), rng.randint(2, 99)
-    if rng.random() < 0.3:  # halves go further than the tables
-        a, b = 2, rng.randint(2, 499)
+        a = rng.randint(3, LARGEST)
+        return Sum(a, sign, rng.randint(1, min(a - 1, rng.choice((60, LARGEST)))), ())
+    a = rng.randint(2, 12)
+    b = rng.randint(2, min(99, LARGEST // a))
     if sign == "/":
         return Sum(a * b, sign, a, ())
     a, b = rng.sample((a, b), 2)
@@ -145,7 +144,7 @@ def _additions(rng: Random) -> Document:
 
 
 def _word_problems(rng: Random) -> Document:
-    story = _held_in(lambda: problems.tell(rng, rng.choice((1, 2, 2, 3, 3, 4))),
+    story = _held_in(lambda: problems.tell(rng, rng.choice((1, 2, 2, 2, 3, 3, 3, 4, 4, 4))),
                      lambda told: told.question)  # fmt: skip
     words = story.words | {"t": story.sums[-1].result}
     return chat(story.question, _reply(rng, story.sums, words, OPENINGS, ()))
@@ -157,8 +156,9 @@ def _reply(rng: Random, sums, words: dict, openings, at_once) -> str:
         return rng.choice((*at_once, *CLOSINGS)).format(**words)
     numbering = rng.choice(NUMBERINGS)
     line_break = "\n" if numbering not in ("", "{order}") or rng.random() < 0.6 else ". "
-    labelled = rng.choice((0.0, 0.5, 1.0, 1.0, 1.0))  # share of steps that say what they are for
-    first_label = rng.random() < 0.4  # all steps in the wording of demonstrations
+    # Share of the steps that say what they are for.
+    labelled = rng.choice((0.0, 0.5, 1.0, 1.0, 1.0, 1.0, 1.0))
+    first_label = rng.random() < 0.5  # all steps in the wording of demonstrations
     spoken = rng.random() < 0.1
     lines = []
     for i, s in enumerate(sums, 1):

@@ -44,11 +44,11 @@ def less(rng: Random, v: int) -> dict | None:
     return {"x": rng.randint(2, min(v - 2, 60))} if v >= 6 else None
 
 
-def divisor(choices: tuple[int, ...], largest: int = 99) -> Draw:
-    """k that divides the value, with a quotient of 2 to `largest`."""
+def divisor(choices: tuple[int, ...]) -> Draw:
+    """k that divides the value, with a quotient of 2 to 99."""
 
     def draw(rng: Random, v: int) -> dict | None:
-        fits = [k for k in choices if v % k == 0 and 2 <= v // k <= largest]
+        fits = [k for k in choices if v % k == 0 and 2 <= v // k <= 99]
         return {"k": rng.choice(fits)} if fits else None
 
     return draw
@@ -152,7 +152,7 @@ EVENTS = (
           (("x", "*", "y"), ("v", "+", "w")),
           (("{x} {box} with {y} each", "{x} times {y} new ones", "New {it}"),
            ("With the new ones", "All {it}", "{N} then has"))),
-    Event("half", "items", divisor((2,), 499),
+    Event("half", "items", divisor((2,)),
           ("{N} gives half of them to {F}.", "Then {He2} sells half of the {it}.",
            "{He} keeps only half of them."),
           (("v", "/", "k"),), (("Half of them are left", "Half", "One half"),)),
@@ -182,7 +182,7 @@ EVENTS = (
           (("x", "*", "y"), ("v", "-", "w")),
           (("{x} at ${y} each", "{x} for ${y} each", "The price of {x}"),
            ("The money left", "{N} still has", "What is left"))),
-    Event("halve", "money", divisor((2,), 499),
+    Event("halve", "money", divisor((2,)),
           ("{N} gives half of the money to {F}.", "{He} puts half of it in the bank.",
            "{He} spends half of it."),
           (("v", "/", "k"),), (("Half of it is left", "Half", "One half"),)),

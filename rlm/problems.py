@@ -17,6 +17,7 @@ from rlm.events import Event
 from rlm.records import Example
 from rlm.seeds import derive
 
+LARGEST = 500  # result on the way of a word problem
 PATIENCE = 20_000  # fruitless draws in a row after which a space of questions counts as used up
 
 # Half of the additions are asked in the first wording.
@@ -111,7 +112,7 @@ def word_problems(
     """Return n distinct word problems that take steps[0] to steps[1] sums.
 
     The other arguments and errors are those of `additions`; a terse solution is "The answer
-    is 46.". Every number on the way is a whole one.
+    is 46.". Every number on the way is a whole one up to LARGEST.
     """
     low, high = steps
     if not 2 <= low <= high <= 8:
@@ -173,7 +174,7 @@ def _try_to_tell(rng: Random, steps: int) -> Story | None:
              "it": rng.choice(events.ITEMS), "box": rng.choice(events.BOXES)}  # fmt: skip
     start = rng.choice(events.STARTS)
     domain, sums, told, kinds = start.domain, [], [], []
-    value = _happen(start, rng, 0, words, sums, told, kinds)
+    value = _happen(start, rng, 0, words, sums, told, kinds)  # no start exceeds LARGEST
     while len(sums) < steps and not told[-1].endswith("?"):
         ending = [e for e in events.ENDINGS if len(sums) + len(e.work) == steps]
         choices = [e for e in (*events.EVENTS, *ending) if e.domain == domain]
@@ -183,7 +184,7 @@ def _try_to_tell(rng: Random, steps: int) -> Story | None:
         value = _happen(rng.choice(choices), rng, value, words, sums, told, kinds)
         if value is None:
             return None
-    if len(sums) != steps or not 0 < value < 1000:
+    if len(sums) != steps:
         return None
     if not told[-1].endswith("?"):
         told.append(rng.choice(events.QUESTIONS[domain]).format(**words))
@@ -193,7 +194,7 @@ def _try_to_tell(rng: Random, steps: int) -> Story | None:
 def _happen(event: Event, rng, value, words, sums, told, kinds) -> int | None:
     """Add the event to the story; the value after it, None if the event does not fit."""
     drawn = event.draw(rng, value)
-    if drawn is None or value > 900:
+    if drawn is None:
         return None
     words = words | drawn
     known = drawn | {"v": value}
@@ -201,6 +202,8 @@ def _happen(event: Event, rng, value, words, sums, told, kinds) -> int | None:
         step = Sum(known[left], sign, known[right], tuple(s.format(**words) for s in labels))
         sums.append(step)
         known["w"] = step.result
+    if any(not 0 < s.result <= LARGEST for s in sums):
+        return None
     kinds.append(event.kind)
     told.append(rng.choice(event.sentences).format(**words))
     if event.questions:

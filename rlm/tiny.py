@@ -52,7 +52,7 @@ class Settings:
     warmup_steps: int = 50
     decay_fraction: float = 0.7  # of the steps, at the end, over which the rate falls
     last_rate: float = 0.01  # of the peak rate, at the very end
-    word_weight: float = 0.2  # of a token of a reply that is neither number nor sign
+    word_weight: float = 0.3  # of a token of a reply that is neither number nor sign
     tokenizer_texts: int = 20_000
 
 
