@@ -132,6 +132,10 @@ class Common(Settings):
         }
         return options.get(self.task, {})
 
+    def process(self) -> dict:
+        """What is global to the process, for `rlm.runs.start`."""
+        return {"log_level": self.log_level, "threads": self.threads, "seed": self.seed}
+
     def check(self) -> None:
         self.check_values()
         self.check_places()
@@ -235,7 +239,7 @@ class GRPOSettings(Training):
     warmup_steps: int = option(0, "first steps with rising learning rate", ge=0)
     max_grad_norm: float = option(1.0, "gradients are cut to this norm", gt=0)
     updates_per_batch: int = option(1, "optimiser steps on the same samples", ge=1, le=64)
-    token_budget: int = option(8192, "tokens of a micro-batch: memory, not the result", ge=64)
+    token_budget: int = option(4096, "tokens of a micro-batch: memory, not the result", ge=64)
 
     loss: Literal["grpo", "dapo", "bnpo", "dr_grpo", "cispo", "gspo"] = option(
         "dapo", "which loss; dapo counts every token alike", section="Loss and reward"

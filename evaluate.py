@@ -25,7 +25,7 @@ def main(argv: list[str] | None = None) -> int:
     from rlm.evaluation import table
     from rlm.runs import start
 
-    start(log_level=settings.log_level, threads=settings.threads, seed=settings.seed)
+    start(*(model for _, model, _ in settings.candidates()), **settings.process())
     summaries = evaluate(settings)
     print(json.dumps(summaries, indent=2) if settings.json_output else table(summaries))
     return 0

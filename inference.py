@@ -142,7 +142,7 @@ def main(argv: list[str] | None = None) -> int:
         raise InputError("the prompt is blank: give a question, e.g. 'Calculate 23 + 15 + 8'")
     from rlm.runs import start
 
-    start(log_level=settings.log_level, threads=settings.threads, seed=settings.seed)
+    start(settings.model, **settings.process())
     reasoner = Reasoner(settings)
     if settings.interactive:
         interactive(reasoner, settings.json_output)

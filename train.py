@@ -35,7 +35,7 @@ def train(settings) -> list[dict]:
     from rlm import files
     from rlm.runs import start
 
-    start(log_level=settings.log_level, threads=settings.threads, seed=settings.seed)
+    start(settings.model, **settings.process())
     measured = settings.evaluate()
     examples = data.examples_for(measured, measured.split, measured.eval_samples)
     stages = {"sft": (train_sft, settings.sft), "grpo": (train_grpo, settings.grpo)}

@@ -34,15 +34,16 @@ def main(argv: list[str] | None = None) -> int:
 
 def train(settings) -> dict:
     """Train, keep the best adapter by validation accuracy, return the summary of its evaluation."""
+    from rlm.runs import start
+
+    start(settings.model, **settings.process())
     import torch
 
     from rlm.best import Best
     from rlm.grpo import advantages
     from rlm.learner import ReferencePolicy
     from rlm.rollouts import describe, records
-    from rlm.runs import start
 
-    start(log_level=settings.log_level, threads=settings.threads, seed=settings.seed)
     # 1. Questions with known answers; the policy; the engine that samples from it.
     examples, validation = data.training_sets(settings)
     stage = begin(settings)

@@ -27,7 +27,7 @@ def train(settings) -> dict:
     """Train, evaluate, save the adapter; return the summary of the evaluation."""
     from rlm.runs import start
 
-    start(log_level=settings.log_level, threads=settings.threads, seed=settings.seed)
+    start(settings.model, **settings.process())
     # 1. Demonstrations, none of which is a question of the validation set.
     examples, validation = data.training_sets(settings)
     solved = [e for e in examples if e.solution is not None]
@@ -79,10 +79,11 @@ def token_records(examples, policy, settings) -> list[dict]:
 def fit(policy, records: list[dict], settings, out) -> None:
     """Run trl's SFTTrainer over the records; its figures go to the run's log."""
     import torch
-    from datasets import Dataset
+    from datasets import Dataset, disable_progress_bars
     from transformers import PrinterCallback
     from trl import SFTConfig, SFTTrainer
 
+    disable_progress_bars()
     weight = next(policy.model.parameters())
     steps = settings.max_steps or settings.epochs * len(records) / settings.batch_size
     arguments = SFTConfig(

@@ -26,6 +26,7 @@ __all__ = [
     "ModelError",
     "add_lora",
     "check_overwrite",
+    "find",
     "fingerprint",
     "load_adapter",
     "load_base",
@@ -63,7 +64,7 @@ def load_base(name_or_path: str, *, device="auto", dtype: str = "auto"):
     """
     if dtype not in DTYPES:
         raise ModelError(f"dtype {dtype!r}: unknown; use one of {', '.join(DTYPES)}")
-    place, local_only = _find(name_or_path)
+    place, local_only = find(name_or_path)
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging
@@ -115,8 +116,11 @@ def add_lora(model, *, r: int, alpha: float, dropout: float = 0.0, seed: int):
 # Where a model is.
 
 
-def _find(name: str) -> tuple[str, bool]:
-    """Return (place, whether no network may be used) of a model; ModelError if there is none."""
+def find(name: str) -> tuple[str, bool]:
+    """Return (place, whether no network may be used) of a model; ModelError if there is none.
+
+    It imports no torch and answers within 3 seconds, with a network and without.
+    """
     if folder := folder_of(name):
         _check_folder(name, folder)
         return str(folder), True

@@ -11,6 +11,7 @@ import warnings
 from pathlib import Path
 
 from rlm import files
+from rlm.models import find
 from rlm.tracking import Tracker
 
 logger = logging.getLogger("rlm")
@@ -22,15 +23,18 @@ SHOWN = (
 )  # fmt: skip
 
 
-def start(*, log_level: str, threads: int, seed: int) -> None:
-    """Set up what is global to a process: what is printed, CPU threads, torch's own seed."""
-    import datasets
+def start(*models: str, log_level: str, threads: int, seed: int) -> None:
+    """Set up what is global to a process: what is printed, CPU threads, torch's own seed.
+
+    models: their names are looked up first: InputError before anything heavy is imported.
+    """
+    for name in models:
+        find(name)
     import torch
     import transformers
 
     # Loading a model takes less time than reading its progress bar; problems are still told.
     transformers.logging.disable_progress_bar()
-    datasets.disable_progress_bars()
     if log_level != "debug":
         transformers.logging.set_verbosity_error()
         warnings.filterwarnings("ignore", message="Initializing zero-element tensors")
