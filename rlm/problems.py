@@ -227,11 +227,10 @@ def _collect(
     if not 0 <= terse_fraction <= 1:
         raise InputError(f"terse fraction {terse_fraction}: use a share from 0 to 1")
     rng = Random(derive(task, split, seed))
-    # Of its own seed: the same questions come whatever the share of terse solutions.
-    habit = Random(derive(task, split, seed, "terse"))
     examples, seen, fruitless = [], set(exclude), 0
     while len(examples) < n:
-        question, gold, solution, template = draw(rng, habit.random() < terse_fraction)
+        # Drawn for every question: the same ones come whatever the share of terse solutions.
+        question, gold, solution, template = draw(rng, rng.random() < terse_fraction)
         if question in seen or (keep is not None and not keep(question)):
             fruitless += 1
             if fruitless == PATIENCE:

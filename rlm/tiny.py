@@ -1,12 +1,14 @@
 """Trains weights/tiny_base from scratch: a small model that does sums and knows no output format.
 
-    python -m rlm.tiny                          # the shipped base; about 45 minutes of one core
-    python -m rlm.tiny --steps 20 --hidden 32 --layers 2 --output /tmp/toy
+    python -m rlm.tiny                          # from nothing; about 45 minutes of one core
+    python -m rlm.tiny --start weights/tiny_base --seed 2 --steps 2000 --output runs/tiny_base_more
+    python -m rlm.tiny --steps 20 --hidden 32 --layers 2 --output runs/toy
 
 The text comes from rlm/corpus.py. One document stands in a row; rows of one kind and similar
 length form a batch; only numbers and signs of the replies weigh fully in the loss. Matrices learn
 by Muon, the rest by AdamW, with a long decay of the learning rate to almost nothing.
-Weights are learned in float32 and kept in bfloat16.
+Weights are learned in float32 and kept in bfloat16. The shipped base was trained in two goes, the
+second from the first one's weights; its manifest holds the settings of both.
 """
 
 import argparse
@@ -39,7 +41,7 @@ class Settings:
     """What makes a base; with the same numbers the same corpus and the same start come back."""
 
     seed: int = 0
-    steps: int = 3200
+    steps: int = 6000
     batch_tokens: int = 2816
     hidden: int = 128
     layers: int = 4
@@ -262,6 +264,7 @@ def main(arguments: list[str] | None = None) -> int:
     manifest = {
         "seed": settings.seed,
         "settings": asdict(settings),
+        "mix": corpus.KINDS,
         "corpus_sha256": corpus.fingerprint(settings.seed),
         "scores": scores(model, tokenizer, settings.seed),
         "processor_seconds": round(seconds),

@@ -22,9 +22,10 @@ def rows(path):
 def folder(tmp_path_factory):
     """Where an SFT adapter and a GRPO adapter that goes on from it have been trained."""
     path = tmp_path_factory.mktemp("scripts")
-    succeed("train_sft.py", *SMALL, "--max-steps", 4, "--packing", "--max-length", 256, cwd=path)
+    sft = ["--max-steps", 30, "--packing", "--max-length", 256]
+    succeed("train_sft.py", *SMALL, *sft, cwd=path)
     grpo = ["--max-steps", 2, "--questions-per-step", 4, "--group-size", 4, "--probe", 2]
-    # A shaped reward: at so few steps no answer is right, and equal rewards would teach nothing.
+    # A shaped reward: so early few answers are right, and equal rewards would teach nothing.
     shaped = ["--rewards", "correctness=1,tag_count=0.5", "--kl-weight", 0.01]
     said = succeed("train_grpo.py", *SMALL, *grpo, *shaped, "--learning-rate", 0.01, cwd=path)
     (path / "said").write_text(said.stderr)
@@ -59,7 +60,7 @@ def test_sft_wrote_a_manifest_that_says_where_it_came_from(folder):
     assert manifest["format"] == "think" and manifest["task"] == "addition"
     assert manifest["stage"] == "full" and manifest["settings"]["packing"] is True
     assert manifest["scores"]["validation"]["questions"] == 4
-    assert rows(folder / "runs/sft/log.csv")[-1]["step"] == "4"
+    assert rows(folder / "runs/sft/log.csv")[-1]["step"] == "30"
 
 
 def test_evaluate_compares_and_writes_a_row_per_question(folder):
@@ -106,9 +107,9 @@ def test_a_second_run_keeps_the_first_ones_folder(tmp_path):
 
 
 def test_stages_go_on_from_each_other(tmp_path):
-    prep = ["--stage", "prep", "--max-steps", 1]
+    prep = ["--stage", "prep", "--max-steps", 3]
     succeed("train_sft.py", *SMALL, *prep, cwd=tmp_path)
-    full = ["--stage", "full", "--base-adapter", "weights/sft_prep_lora", "--max-steps", 1]
+    full = ["--stage", "full", "--base-adapter", "weights/sft_prep_lora", "--max-steps", 3]
     succeed("train_sft.py", *SMALL, *full, cwd=tmp_path)
     first, second = (
         load_file(tmp_path / f"weights/{name}/adapter_model.safetensors")

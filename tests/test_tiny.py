@@ -222,7 +222,7 @@ def test_a_toy_base_is_trained_saved_and_gone_on_from(tmp_path):
             capture_output=True, check=True,
         )  # fmt: skip
 
-    first, second = tmp_path / "a", tmp_path / "b"
+    first = tmp_path / "a"
     done = run("--output", str(first))
     assert "step 20 of 20" in done.stdout
     assert [p.name for p in tmp_path.iterdir()] == ["a"]  # nothing half-written is left
@@ -234,12 +234,14 @@ def test_a_toy_base_is_trained_saved_and_gone_on_from(tmp_path):
     assert model.dtype == torch.bfloat16
     assert len(tokenizer) == 400 and tokenizer.decode(tokenizer("417").input_ids) == "417"
 
-    run("--output", str(second), "--start", str(first), "--seed", "1")
-    check_manifest(second)
-    manifest = json.loads((second / "manifest.json").read_text())
-    assert manifest["started_from"] == json.loads((first / "manifest.json").read_text())
-    moved = AutoModelForCausalLM.from_pretrained(second).state_dict()
-    for name, before in model.state_dict().items():
+    old = json.loads((first / "manifest.json").read_text())
+    weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    run("--output", str(first), "--start", str(first), "--seed", "1")
+    assert [p.name for p in tmp_path.iterdir()] == ["a"]
+    check_manifest(first)
+    assert json.loads((first / "manifest.json").read_text())["started_from"] == old
+    moved = AutoModelForCausalLM.from_pretrained(first).state_dict()
+    for name, before in weights.items():
         assert torch.equal(moved[name], before) == name.endswith("o_proj.bias"), name
         assert not name.endswith("o_proj.bias") or before.abs().sum() == 0
 
