@@ -15,7 +15,7 @@ from rlm.problems import LARGEST, Sum, number
 from rlm.seeds import derive
 from rlm.splits import split_of
 
-KINDS = {"facts": 0.4, "additions": 0.22, "word_problems": 0.36, "filler": 0.02}
+KINDS = {"facts": 0.2, "additions": 0.2, "word_problems": 0.58, "filler": 0.02}
 
 # Not one tag of an output format, but the signs that tags are made of.
 TAGS = ("b", "i", "p", "em", "ul", "li", "code", "table_row")

@@ -75,7 +75,7 @@ def judge(example, rollout, format_name: str) -> dict:
         "tokens": len(rollout.ids),
         "finish": rollout.finish,
         "right": right,
-        "steps": numbered_steps(parsed.reasoning or ""),
+        "steps": numbered_steps(rollout.text),
         "text": rollout.text,
         "value": answer.value,
         "strict": parsed.strict,
@@ -83,13 +83,13 @@ def judge(example, rollout, format_name: str) -> dict:
     }
 
 
-def numbered_steps(reasoning: str) -> int:
+def numbered_steps(text: str) -> int:
     """Return how many of the steps "1.", "2.", ... open a line, counted without a gap.
 
     >>> numbered_steps("1. 2 + 3 = 5\\n2. 5 + 4 = 9")
     2
     """
-    found = {int(n) for n in re.findall(r"^\s{0,8}(\d{1,3})[.)]\s", reasoning, re.MULTILINE)}
+    found = {int(n) for n in re.findall(r"^\s{0,8}(\d{1,3})[.)]\s", text, re.MULTILINE)}
     count = 0
     while count + 1 in found:
         count += 1

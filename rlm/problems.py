@@ -17,7 +17,7 @@ from rlm.events import Event
 from rlm.records import Example
 from rlm.seeds import derive
 
-LARGEST = 500  # result on the way of a word problem
+LARGEST = 200  # result on the way of a word problem
 PATIENCE = 20_000  # fruitless draws in a row after which a space of questions counts as used up
 
 # Half of the additions are asked in the first wording.
@@ -174,7 +174,9 @@ def _try_to_tell(rng: Random, steps: int) -> Story | None:
              "it": rng.choice(events.ITEMS), "box": rng.choice(events.BOXES)}  # fmt: skip
     start = rng.choice(events.STARTS)
     domain, sums, told, kinds = start.domain, [], [], []
-    value = _happen(start, rng, 0, words, sums, told, kinds)  # no start exceeds LARGEST
+    value = _happen(start, rng, 0, words, sums, told, kinds)
+    if value is None:
+        return None
     while len(sums) < steps and not told[-1].endswith("?"):
         ending = [e for e in events.ENDINGS if len(sums) + len(e.work) == steps]
         choices = [e for e in (*events.EVENTS, *ending) if e.domain == domain]
