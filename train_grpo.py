@@ -48,7 +48,7 @@ def train(settings) -> dict:
     examples, validation = data.training_sets(settings)
     stage = begin(settings)
     policy, engine, out = stage.policy, stage.engine, stage.out
-    reference = ReferencePolicy(policy.model) if settings.kl_weight else None
+    reference = ReferencePolicy(policy.model)  # the policy as it is now, for the KL
     weights = [p for p in policy.model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(weights, betas=(0.9, 0.95), weight_decay=0.0)
     questions = data.Batches(examples, settings.questions_per_step, seed=settings.seed)
@@ -130,10 +130,11 @@ def update(policy, optimizer, batch, advantage, settings, reference) -> dict:
 
     advantage [B, G]. Dead groups stay out of forward and backward when there is no KL term:
     their share of the gradient is exactly 0. They still count in the loss's denominator.
+    Without a KL term the KL is measured on the first micro-batch only, to know it for little.
     """
     import torch
 
-    from rlm.grpo import policy_loss
+    from rlm.grpo import kl_estimate, policy_loss
     from rlm.learner import micro_batches, pack, token_logprobs
 
     model, device = policy.model, next(policy.model.parameters()).device
@@ -147,11 +148,12 @@ def update(policy, optimizer, batch, advantage, settings, reference) -> dict:
         each_token = packed.spread(advantage[chosen].reshape(-1))  # [N]
         sampler = batch.logprobs(chosen).to(device)  # [N]
         mask = packed.spread(batch.counted(chosen, settings.truncated == "keep"))  # [N]
-        ref = reference.logprobs(packed, **options) if reference else None
+        ref = reference.logprobs(packed, **options) if settings.kl_weight or not packs else None
         packs.append((packed, each_token, sampler, mask, ref))
 
-    totals: dict[str, float] = {}
+    totals, gap, kls, entropies = {}, 0.0, [], []
     counted = batch.counted_tokens(settings.truncated == "keep")
+    weights = [p for p in model.parameters() if p.requires_grad]
     for _ in range(settings.updates_per_batch):
         for packed, each_token, sampler, mask, ref in packs:
             logprobs, entropy = token_logprobs(model, packed, statistics=True, **options)
@@ -165,15 +167,17 @@ def update(policy, optimizer, batch, advantage, settings, reference) -> dict:
                 ref_logprobs=ref, kl_weight=settings.kl_weight, mask=mask,
             )  # fmt: skip
             loss.backward()
-            gap = (logprobs.detach() - sampler).abs().max()
-            totals["sampler_gap"] = max(totals.get("sampler_gap", 0.0), float(gap))
-            add(totals, loss=loss.detach(), entropy=entropy.sum() / batch.tokens(), **metrics)
-        weights = [p for p in model.parameters() if p.requires_grad]
+            add(totals, loss=loss.detach(), **metrics)
+            entropies.append(entropy)
+            gap = max(gap, float((logprobs.detach() - sampler).abs().max()))
+            kls += [] if ref is None else [kl_estimate(logprobs.detach(), ref)]
         add(totals, gradient_norm=torch.nn.utils.clip_grad_norm_(weights, settings.max_grad_norm))
         optimizer.step()
         optimizer.zero_grad()
     means = {name: value / settings.updates_per_batch for name, value in totals.items()}
-    return means | {"sampler_gap": totals.get("sampler_gap", 0.0)}
+    measured = {"kl": kls, "entropy": entropies}  # means over the tokens that were looked at
+    found = {name: float(torch.cat(x).mean()) for name, x in measured.items() if x}
+    return means | found | {"sampler_gap": gap}
 
 
 def add(totals: dict[str, float], **values) -> None:
