@@ -15,7 +15,7 @@ from rlm.problems import LARGEST, Sum, number
 from rlm.seeds import derive
 from rlm.splits import split_of
 
-KINDS = {"facts": 0.13, "additions": 0.45, "word_problems": 0.38, "filler": 0.04}
+KINDS = {"facts": 0.2, "additions": 0.2, "word_problems": 0.58, "filler": 0.02}
 
 # Not one tag of an output format, but the signs that tags are made of.
 TAGS = ("b", "i", "p", "em", "ul", "li", "code", "table_row")
@@ -49,9 +49,8 @@ CHECKS = ("Verification: {q} is indeed {t}.", "Verification: {q} is indeed {t}."
           "Check: {q} = {t}.", "So {q} is {t}.")  # fmt: skip
 OPENINGS = ("We go step by step.", "Let me count the {it}.", "This takes some steps.",
             "I need to find the number asked for.", "Let us see.")  # fmt: skip
-# The bare number comes often: so an answer is copied from the working after any line break.
-CLOSINGS = ("The answer is {t}.", "{t}", "{t}", "{t}", "{t}", "Total: {t}", "So it is {t}.",
-            "Answer: {t}", "That makes {t}.")  # fmt: skip
+CLOSINGS = ("The answer is {t}.", "{t}", "Total: {t}", "So it is {t}.", "Answer: {t}",
+            "That makes {t}.")  # fmt: skip
 NUMBERINGS = ("{i}. ", "{i}. ", "{i}. ", "{i}) ", "- ", "", "", "Step {i}: ", "{order}")
 ORDERS = ("First, ", "Then ", "Next, ", "Now ", "After that ", "Then ", "Next, ", "Finally ")
 AT_ONCE = 0.05  # share of worked questions that are answered without the working
@@ -174,7 +173,7 @@ def _reply(rng: Random, sums, words: dict, openings, at_once) -> str:
         lines.append(place + rng.choice(CHECKS).format(**words))
     if rng.random() < 0.4:
         lines.insert(0, rng.choice(openings).format(**words))
-    if rng.random() < 0.75:
+    if rng.random() < 0.4:
         lines.append(rng.choice(CLOSINGS).format(**words))
     text = lines[0]
     for line in lines[1:]:
