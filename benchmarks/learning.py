@@ -38,21 +38,15 @@ def read(path) -> dict | list:
 
 
 def whole(task: str, seed: int) -> dict:
-    """Return base, SFT on mixed and GRPO of one seed, and its control: SFT on clean ones only."""
+    """Return base, SFT on mixed and GRPO of one seed; additions also SFT on clean ones only."""
     name = f"benchmark/{task}-{seed}"
     common = ["--config", RECIPES[task], "--seed", seed, "--overwrite"]
     places = ["--run", name, "--output-dir", f"weights/{name}"]
     seconds = call("train.py", *common, *places)
     base, sft, grpo = read(f"runs/{name}/summary.json")
-    return {
-        "seed": seed,
-        "base": base,
-        "sft": sft,
-        "grpo": grpo,
-        "control": clean(task, seed, None),
-        "seconds": seconds,
-        "log": f"runs/{name}/grpo/log.csv",
-    }
+    control = {"control": clean(task, seed, None)} if task == "addition" else {}
+    stages = {"base": base, "sft": sft, "grpo": grpo} | control
+    return {"seed": seed, **stages, "seconds": seconds, "log": f"runs/{name}/grpo/log.csv"}
 
 
 def clean(task: str, seed: int, samples: int | None) -> dict:

@@ -45,7 +45,9 @@ def learning_table(part: str) -> str:
     seeds = [f"seed {run['seed']}" for run in results]
     lines = [["", *seeds, "format", "step by step", "tokens"], ["---"] * (len(seeds) + 4)]
     for stage, title in STAGES.items():
-        found = [run[stage] for run in results]
+        found = [run[stage] for run in results if stage in run]
+        if not found:
+            continue
         cells = [
             f"{percent(s['accuracy'])} "
             f"[{percent(s['accuracy_low'])}, {percent(s['accuracy_high'])}]"

@@ -90,7 +90,8 @@ def addition_solution(a: int, b: int, c: int, terse: bool = False) -> str:
     3. Verification: 23 + 15 + 8 is indeed 46.
     """
     if terse:
-        return f"{a} + {b} + {c} is {a + b + c}."
+        # Not "23 + 15 + 8 is 46.": that would teach the check of a worked sum to guess, too.
+        return f"The answer is {a + b + c}."
     return (
         f"I need to calculate the sum of {a}, {b}, and {c}.\n"
         f"1. Adding the first two: {a} + {b} = {a + b}\n"
