@@ -39,6 +39,12 @@ def percent(share: float) -> str:
     return f"{100 * share:.1f}"
 
 
+def interval(summary: dict) -> str:
+    """Return an accuracy with its 95 % interval, in percent."""
+    low, high = percent(summary["accuracy_low"]), percent(summary["accuracy_high"])
+    return f"{percent(summary['accuracy'])} [{low}, {high}]"
+
+
 def learning_table(part: str) -> str:
     """Return accuracy of every seed with its interval, and the shares, mean over seeds."""
     results = read(part)
@@ -48,11 +54,7 @@ def learning_table(part: str) -> str:
         found = [run[stage] for run in results if stage in run]
         if not found:
             continue
-        cells = [
-            f"{percent(s['accuracy'])} "
-            f"[{percent(s['accuracy_low'])}, {percent(s['accuracy_high'])}]"
-            for s in found
-        ]
+        cells = [interval(run[stage]) if stage in run else "" for run in results]
 
         def mean(name, found=found):
             return sum(s[name] for s in found) / len(found)
