@@ -126,10 +126,10 @@ def filled(readme: str) -> str:
         "samples": samples_table(),
     }
     for name, table in tables.items():
-        block = re.compile(rf"(<!-- table {name} -->\n).*?(\n<!-- end -->)", re.DOTALL)
+        block = re.compile(rf"(<!-- table {name} -->\n).*?(<!-- end -->)", re.DOTALL)
         if not block.search(readme):
             raise SystemExit(f"README.md has no block <!-- table {name} --> ... <!-- end -->")
-        readme = block.sub(lambda m, table=table: m[1] + table + m[2], readme)
+        readme = block.sub(lambda m, table=table: m[1] + table + "\n" + m[2], readme)
     return readme
 
 
