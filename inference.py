@@ -36,7 +36,6 @@ class Reasoner:
         self.tokenizer = opened.tokenizer
         self.format = formats.get_format(settings.format)
         self.engine = Engine(opened.model, opened.tokenizer)
-        self.engine.sync()
         self.sampling = Sampling(max_tokens=settings.max_tokens, temperature=settings.temperature)
         self.seed = settings.seed
 
