@@ -60,7 +60,10 @@ class Common(Settings):
         "auto", "where it runs; auto: the first there is of cuda, mps, cpu"
     )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = option(
-        "auto", "number format of the base model"
+        "auto", "number format of the base model; auto: float32 but on CUDA"
+    )
+    quantize: Literal["none", "4bit"] = option(
+        "none", "4bit: the base's weights in 4 bits (bitsandbytes, CUDA); saves memory, not time"
     )
     threads: int = option(0, "CPU threads; 0: torch's choice", ge=0, le=1024)
     log_level: Literal["debug", "info", "warning", "error"] = option("info", "what is printed")
@@ -87,6 +90,10 @@ class Common(Settings):
     max_tokens: int = by_model(
         160, 512, "longest completion that is sampled, tokens", ge=1, le=131072, section="Sampling"
     )
+    cache_tokens: int = option(
+        0, "bound on the tokens in the cache while sampling; 0: half of the free memory", ge=0
+    )
+    cuda_graphs: bool = option(False, "on CUDA: sample by CUDA graphs, faster for small models")
 
     @model_validator(mode="before")
     @classmethod
@@ -131,6 +138,14 @@ class Common(Settings):
             "openmath": {"per_question": self.per_question},
         }
         return options.get(self.task, {})
+
+    def loading(self) -> dict:
+        """How the base model is loaded, for `rlm.policy.open_policy`."""
+        return {"device": self.device, "dtype": self.dtype, "quantize": self.quantize}
+
+    def engine(self) -> dict:
+        """How completions are sampled, for `rlm.engine.Engine`."""
+        return {"cache_tokens": self.cache_tokens or None, "cuda_graphs": self.cuda_graphs}
 
     def process(self) -> dict:
         """What is global to the process, for `rlm.runs.start`."""
@@ -239,7 +254,9 @@ class GRPOSettings(Training):
     warmup_steps: int = option(0, "first steps with rising learning rate", ge=0)
     max_grad_norm: float = option(1.0, "gradients are cut to this norm", gt=0)
     updates_per_batch: int = option(1, "optimiser steps on the same samples", ge=1, le=64)
-    token_budget: int = option(4096, "tokens of a micro-batch: memory, not the result", ge=64)
+    token_budget: int = option(
+        0, "tokens of a micro-batch: memory, not the result; 0: by what is free", ge=0
+    )
 
     loss: Literal["grpo", "dapo", "bnpo", "dr_grpo", "cispo", "gspo"] = option(
         "dapo", "which loss; dapo counts every token alike", section="Loss and reward"

@@ -49,9 +49,9 @@ def evaluate_one(settings, examples, name: str, model: str, adapter: str | None,
     from rlm.evaluation import measure, save
     from rlm.policy import open_policy
 
-    policy = open_policy(model, adapter, device=settings.device, dtype=settings.dtype)
+    policy = open_policy(model, adapter, **settings.loading())
     evaluation = measure(
-        Engine(policy.model, policy.tokenizer),
+        Engine(policy.model, policy.tokenizer, **settings.engine()),
         policy.tokenizer,
         examples,
         settings.format,

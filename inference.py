@@ -30,12 +30,10 @@ class Reasoner:
         from rlm.engine import Engine, Sampling
         from rlm.policy import open_policy
 
-        opened = open_policy(
-            settings.model, settings.adapter, device=settings.device, dtype=settings.dtype
-        )
+        opened = open_policy(settings.model, settings.adapter, **settings.loading())
         self.tokenizer = opened.tokenizer
         self.format = formats.get_format(settings.format)
-        self.engine = Engine(opened.model, opened.tokenizer)
+        self.engine = Engine(opened.model, opened.tokenizer, **settings.engine())
         self.sampling = Sampling(max_tokens=settings.max_tokens, temperature=settings.temperature)
         self.seed = settings.seed
 

@@ -43,14 +43,14 @@ def begin(settings) -> Stage:
     policy = open_policy(
         settings.model,
         settings.adapter,
-        device=settings.device,
-        dtype=settings.dtype,
+        **settings.loading(),
         lora={"r": settings.lora_r, "alpha": settings.lora_alpha, "seed": settings.seed},
     )
     facts = described(settings)
     check_output(policy, settings.output, overwrite=settings.overwrite, **facts)
     out = Run(settings.run_dir, facts["settings"], settings.wandb and settings.wandb_project)
-    return Stage(settings, policy, Engine(policy.model, policy.tokenizer), out)
+    engine = Engine(policy.model, policy.tokenizer, **settings.engine())
+    return Stage(settings, policy, engine, out)
 
 
 def described(settings) -> dict:

@@ -18,6 +18,7 @@ over all tokens of the step (DAPO, arXiv:2503.14476), and there is no KL term (-
 
 import sys
 import time
+from functools import partial
 
 import config
 import data
@@ -37,11 +38,11 @@ def train(settings) -> dict:
     from rlm.runs import start
 
     start(settings.model, **settings.process())
-    import torch
-
     from rlm.best import Best
     from rlm.grpo import advantages
     from rlm.learner import ReferencePolicy
+    from rlm.memory import TokenBudget
+    from rlm.optimizer import Optimizer
     from rlm.rollouts import describe, records
 
     # 1. Questions with known answers; the policy; the engine that samples from it.
@@ -49,14 +50,14 @@ def train(settings) -> dict:
     stage = begin(settings)
     policy, engine, out = stage.policy, stage.engine, stage.out
     reference = ReferencePolicy(policy.model)  # the policy as it is now, for the KL
-    weights = [p for p in policy.model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(weights, betas=(0.9, 0.95), weight_decay=0.0)
+    optimizer = Optimizer(policy.model, max_grad_norm=settings.max_grad_norm)
     questions = data.Batches(examples, settings.questions_per_step, seed=settings.seed)
 
     # 2. Can these settings teach anything? And how good is the start?
     probe(stage, examples)
     best = Best(policy.model, lambda: stage.validate(validation))
     best.offer(step=0)
+    budget = TokenBudget(policy.model, len(policy.tokenizer), settings.token_budget)
 
     # 3. Sample, score, compare, update.
     for step in range(1, settings.max_steps + 1):
@@ -64,8 +65,9 @@ def train(settings) -> dict:
         batch = sample_live(engine, policy, questions, settings, step)
         advantage = advantages(batch.rewards(), settings.advantage_scale)  # [B, G]
         sampled = time.perf_counter()
-        rate = optimizer.param_groups[0]["lr"] = learning_rate(step, settings)
-        learned = update(policy, optimizer, batch, advantage, settings, reference)
+        rate = optimizer.learning_rate = learning_rate(step, settings)
+        work = partial(update, policy, optimizer, batch, advantage, settings, reference)
+        learned = budget.attempt(work, undo=optimizer.clear)
         engine.sync()
         ended = time.perf_counter()
         row = {"step": step} | describe(batch) | learned | {"learning_rate": rate}
@@ -125,12 +127,12 @@ def sample_live(engine, policy, questions, settings, step: int):
     return batch
 
 
-def update(policy, optimizer, batch, advantage, settings, reference) -> dict:
+def update(policy, optimizer, batch, advantage, settings, reference, *, token_budget) -> dict:
     """Take the optimiser steps on one batch; return their mean metrics.
 
     advantage [B, G]. Dead groups stay out of forward and backward when there is no KL term:
     their share of the gradient is exactly 0. They still count in the loss's denominator.
-    Without a KL term the KL is measured on the first micro-batch only, to know it for little.
+    Without a KL term the KL is measured on one group only, to know it for little.
     """
     import torch
 
@@ -142,18 +144,20 @@ def update(policy, optimizer, batch, advantage, settings, reference) -> dict:
     options = {"temperature": settings.temperature, "vocab_size": len(policy.tokenizer)}
     kept = [b for b in range(len(batch.groups)) if settings.kl_weight or advantage[b].any()]
     packs = []
-    for part in micro_batches([batch.ids(b) for b in kept], settings.token_budget):
+    for part in micro_batches([batch.ids(b) for b in kept], token_budget):
         chosen = [kept[i] for i in part]
         packed = pack([batch.ids(b) for b in chosen], device=device)
         each_token = packed.spread(advantage[chosen].reshape(-1))  # [N]
         sampler = batch.logprobs(chosen).to(device)  # [N]
         mask = packed.spread(batch.counted(chosen, settings.truncated == "keep"))  # [N]
-        ref = reference.logprobs(packed, **options) if settings.kl_weight or not packs else None
+        ref = reference.logprobs(packed, **options) if settings.kl_weight else None
         packs.append((packed, each_token, sampler, mask, ref))
 
     totals, gap, kls, entropies = {}, 0.0, [], []
+    if kept and not settings.kl_weight:
+        ref = reference.logprobs(pack([batch.ids(kept[0])], device=device), **options)
+        kls.append(kl_estimate(batch.logprobs(kept[:1]).to(device), ref))
     counted = batch.counted_tokens(settings.truncated == "keep")
-    weights = [p for p in model.parameters() if p.requires_grad]
     for _ in range(settings.updates_per_batch):
         for packed, each_token, sampler, mask, ref in packs:
             logprobs, entropy = token_logprobs(model, packed, statistics=True, **options)
@@ -166,14 +170,12 @@ def update(policy, optimizer, batch, advantage, settings, reference) -> dict:
                 clip_low=settings.clip_low, clip_high=settings.clip_high,
                 ref_logprobs=ref, kl_weight=settings.kl_weight, mask=mask,
             )  # fmt: skip
-            loss.backward()
+            optimizer.backward(loss)
             add(totals, loss=loss.detach(), **metrics)
             entropies.append(entropy)
             gap = max(gap, float((logprobs.detach() - sampler).abs().max()))
             kls += [] if ref is None else [kl_estimate(logprobs.detach(), ref)]
-        add(totals, gradient_norm=torch.nn.utils.clip_grad_norm_(weights, settings.max_grad_norm))
-        optimizer.step()
-        optimizer.zero_grad()
+        add(totals, gradient_norm=optimizer.step())
     means = {name: value / settings.updates_per_batch for name, value in totals.items()}
     measured = {"kl": kls, "entropy": entropies}  # means over the tokens that were looked at
     found = {name: float(torch.cat(x).mean()) for name, x in measured.items() if x}

@@ -258,6 +258,10 @@ class Slots:
         self.bias[rows, :, :, : prefix.length] = 0.0
         self.bias[rows, :, :, prefix.length :] = float("-inf")
 
+    def addresses(self) -> tuple[int, ...]:
+        """Return where the cache lies."""
+        return tuple(x.data_ptr() for x in (self.bias, *self.keys.values(), *self.values.values()))
+
     @property
     def capacity(self) -> tuple[int, int]:
         """Return (rows, tokens of a row) that there is room for."""

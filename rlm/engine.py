@@ -25,7 +25,7 @@ class Engine(RollingBatch):
     """Samples from a transformers or PEFT model, whose own state it never changes.
 
     max_rows: sequences that run at once; others wait. cache_tokens: bound on rows times the
-    longest possible sequence in the cache, None for no bound.
+    longest possible sequence in the cache, None for what half of the free memory holds.
     InputError for a model whose attention cannot be replaced.
     """
 

@@ -1,8 +1,8 @@
 """Log-probabilities of sampled completions, with gradients, in bounded memory.
 
 Groups are packed: each prompt stands once in a flat row, its completions after it, no padding
-(`rlm.attention.PackedGroups`). Logits exist at completion positions only, a chunk at a time, and
-are made again in the backward, so memory does not grow with tokens * vocabulary.
+(`rlm.attention.PackedGroups`). Logits exist at completion positions only, a chunk at a time
+(`rlm.head`), so memory does not grow with tokens * vocabulary.
 
 It does not know about rewards or losses. Any transformers causal LM, with or without PEFT.
 """
@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
-from torch.utils.checkpoint import checkpoint
 
 from rlm import attention
+from rlm.head import Head
+from rlm.low_rank import fused
 from rlm.rollout_model import check
 
 Group = tuple[list[int], list[list[int]]]  # a prompt's ids, its completions' ids
@@ -116,12 +117,19 @@ def micro_batches(groups: list[Group], token_budget: int) -> list[list[int]]:
     return parts
 
 
+@contextmanager
+def use(model):
+    """Run `model` with the layout attention and fused LoRA layers inside the block."""
+    with attention.use(model), fused(model):
+        yield model
+
+
 def token_logprobs(
     model,
     packed: Packed,
     *,
     temperature: float = 1.0,
-    chunk: int = 512,
+    chunk: int | None = None,
     statistics: bool = False,
     vocab_size: int | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -129,16 +137,17 @@ def token_logprobs(
 
     In float32, of softmax(logits / temperature) before any top-k or top-p; with gradient unless
     under torch.no_grad(). Entropies only with `statistics`.
-    chunk: rows of logits held at once. vocab_size: tokens the tokenizer knows; rows of the head
-    from there on count as impossible, as in the engine, or ratios would not be 1.
+    chunk: rows of logits held at once, None for as many as 64 MB hold. vocab_size: tokens the
+    tokenizer knows; rows of the head from there on count as impossible, as in the engine, or
+    ratios would not be 1.
     With gradient checkpointing in the model, forward and backward must both run inside
-    `rlm.attention.use(model)`: the backward runs the attention again. ValueError otherwise.
+    `rlm.learner.use(model)`: the backward runs the attention again. ValueError otherwise.
     """
     if temperature <= 0:
         raise ValueError(f"temperature {temperature}: must be above 0 (greedy has no gradient)")
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     _check(base)
-    with attention.use(base):
+    with use(base):
         hidden = base.get_decoder()(
             input_ids=packed.ids[None],
             position_ids=packed.positions[None],
@@ -146,7 +155,8 @@ def token_logprobs(
             layout=packed.layout,
         ).last_hidden_state[0]
     hidden = hidden.index_select(0, packed.rows)  # [U, H]
-    score = _Score(base, temperature, vocab_size)
+    head = Head(base, temperature, vocab_size)
+    chunk = chunk or head.chunk
     starts = list(range(0, len(packed.rows), chunk))
     cuts = torch.searchsorted(packed.row_of, torch.tensor([*starts, len(packed.rows)])).tolist()
     row_of, targets = packed.row_of.to(hidden.device), packed.targets[packed.by_row]
@@ -154,36 +164,11 @@ def token_logprobs(
     for start, (first, last) in zip(starts, pairwise(cuts), strict=True):
         part = hidden[start : start + chunk], targets[first:last], row_of[first:last] - start
         keep = [] if statistics else None
-        again = {"use_reentrant": False, "preserve_rng_state": False}
-        logprobs.append(checkpoint(score, *part, keep, **again))
+        logprobs.append(head.logprobs(*part, keep))
         entropies += keep or []
     order = packed.by_row.argsort()
     logprobs = torch.cat(logprobs).index_select(0, order)
     return logprobs, torch.cat(entropies).index_select(0, order) if statistics else None
-
-
-class _Score:
-    """From hidden states to log-probabilities, for one chunk; runs again in the backward."""
-
-    def __init__(self, base, temperature: float, size: int | None):
-        self.head, self.temperature, self.size = base.get_output_embeddings(), temperature, size
-        self.cap = getattr(base.config.get_text_config(), "final_logit_softcapping", None)
-
-    def __call__(self, hidden, targets, rows, entropies: list | None):
-        """Return [n] log-probabilities of targets [n], each predicted by hidden[rows] [n].
-
-        Put their entropies, detached, into the list; the second time it is not empty any more.
-        """
-        logits = self.head(hidden).float()  # [chunk, V]
-        logits = self.cap * torch.tanh(logits / self.cap) if self.cap else logits
-        logits = logits[:, : self.size]
-        logits = logits if self.temperature == 1 else logits / self.temperature
-        every = logits.log_softmax(-1)
-        if entropies is not None and not entropies:
-            with torch.no_grad():
-                entropies.append(-(every.exp() * every).sum(-1).index_select(0, rows))
-        # Flat gather: the backward of every[rows, targets] is several times slower on a CPU.
-        return every.flatten().gather(0, rows * every.shape[1] + targets)
 
 
 class ReferencePolicy:
@@ -239,5 +224,5 @@ def _check(base) -> None:
     if again and torch.is_grad_enabled() and base.config._attn_implementation != attention.NAME:
         raise ValueError(
             "the model has gradient checkpointing on: run forward and backward inside "
-            "`with rlm.attention.use(model):`, or turn it off"
+            "`with rlm.learner.use(model):`, or turn it off"
         )

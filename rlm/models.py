@@ -53,11 +53,12 @@ def pick_device(name: str = "auto"):
     return torch.device(name)
 
 
-def load_base(name_or_path: str, *, device="auto", dtype: str = "auto"):
+def load_base(name_or_path: str, *, device="auto", dtype: str = "auto", quantize: str = "none"):
     """Return (model, tokenizer) of a folder or of a name on the hub, in evaluation mode.
 
     dtype "auto": float32 on CPU and MPS; on CUDA bfloat16 where the chip computes in it, else
-    float16. Only safetensors are read, and no code that comes with a model is run. A tokenizer
+    float16. quantize "4bit": the linear layers' weights as NF4 (arXiv:2305.14314), CUDA only.
+    Only safetensors are read, and no code that comes with a model is run. A tokenizer
     without a pad token gets its eos token for it; masks are nobody's business here.
     ModelError in one line: no weights, no tokenizer, neither a folder nor reachable (asked
     before any heavy import, so within 3 seconds).
@@ -71,6 +72,11 @@ def load_base(name_or_path: str, *, device="auto", dtype: str = "auto"):
 
     logging.disable_progress_bar()  # a bar of a tenth of a second, in the middle of the output
     device = pick_device(str(device))
+    number_format = _dtype(dtype, device)
+    if quantize != "none":
+        more = {"quantization_config": _four_bit(device, number_format), "device_map": {"": device}}
+    else:
+        more = {}
     options = {"trust_remote_code": False, "local_files_only": local_only}
     try:
         tokenizer = AutoTokenizer.from_pretrained(place, **options)
@@ -85,11 +91,11 @@ def load_base(name_or_path: str, *, device="auto", dtype: str = "auto"):
         tokenizer.pad_token = tokenizer.eos_token
     try:
         model = AutoModelForCausalLM.from_pretrained(
-            place, dtype=_dtype(dtype, device), use_safetensors=True, **options
+            place, dtype=number_format, use_safetensors=True, **options, **more
         )
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise ModelError(failed(name_or_path, "its weights cannot be loaded", error)) from error
-    return model.to(device).eval(), tokenizer
+    return (model if more else model.to(device)).eval(), tokenizer
 
 
 def add_lora(model, *, r: int, alpha: float, dropout: float = 0.0, seed: int):
@@ -165,6 +171,27 @@ def _cached(name: str) -> bool:
         return bool(path("model.safetensors"))
     shards = json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"].values()
     return all(path(shard) for shard in set(shards))
+
+
+def _four_bit(device, number_format):
+    """Return the configuration that loads weights in 4 bits; ModelError where that cannot be."""
+    from importlib.util import find_spec
+
+    if device.type != "cuda":
+        raise ModelError(
+            f"quantize 4bit: needs a CUDA device, this is {device.type}; leave --quantize out, or "
+            "halve the weights with --dtype bfloat16"
+        )
+    if find_spec("bitsandbytes") is None:
+        raise ModelError("quantize 4bit: bitsandbytes is not installed; `pip install bitsandbytes`")
+    from transformers import BitsAndBytesConfig
+
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=number_format,
+    )
 
 
 def _dtype(name: str, device):

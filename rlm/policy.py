@@ -30,6 +30,7 @@ def open_policy(
     *,
     device: str = "auto",
     dtype: str = "auto",
+    quantize: str = "none",
     lora: dict | None = None,
 ) -> Policy:
     """Return the policy for a base model's name, an adapter's folder, or both.
@@ -43,7 +44,7 @@ def open_policy(
     base = model or manifest.get("base")
     if not base:
         raise InputError("no model was given: use --model NAME, or an --adapter with a manifest")
-    network, tokenizer = models.load_base(base, device=device, dtype=dtype)
+    network, tokenizer = models.load_base(base, device=device, dtype=dtype, quantize=quantize)
     if adapter:
         network = adapters.load_adapter(network, adapter, trainable=lora is not None)
     elif lora is not None:

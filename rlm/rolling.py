@@ -11,8 +11,10 @@ import torch
 
 from rlm.attention import Prefix, Slots
 from rlm.errors import InputError
+from rlm.graphs import DecodeGraphs
+from rlm.memory import cache_tokens as fitting_tokens
 from rlm.records import Prompt
-from rlm.rollout_model import RolloutModel, context_tokens
+from rlm.rollout_model import RolloutModel, context_tokens, stop_ids
 from rlm.rows import Event, Group, Row, uniforms
 from rlm.sampling import Sampling, sample
 from rlm.textstream import TextStream
@@ -25,6 +27,7 @@ class RollingBatch:
 
     prefill_tokens: prompt tokens of one step; a longer prompt goes alone, in one piece.
     admissions: requests that may join in one step, None for all that fit.
+    cuda_graphs: decode by rlm.graphs where the model is on CUDA.
     """
 
     def __init__(
@@ -36,19 +39,23 @@ class RollingBatch:
         cache_tokens: int | None = None,
         prefill_tokens: int = 4096,
         admissions: int | None = None,
+        cuda_graphs: bool = False,
     ):
         if max_rows < 1:
             raise InputError(f"max_rows {max_rows}: at least 1 row is needed")
         self.tokenizer = tokenizer
-        self.max_rows, self.cache_tokens = max_rows, cache_tokens
+        self.max_rows = max_rows
         self.prefill_tokens, self.admissions = prefill_tokens, admissions or max_rows
         self._model = RolloutModel(model)
         network = self._model.network
+        self.cache_tokens = cache_tokens or fitting_tokens(network)
         self.context_tokens = context_tokens(network)
-        self.stop_ids = _stop_ids(network, tokenizer)
+        self.stop_ids = stop_ids(network, tokenizer)
         self._layers = network.config.get_text_config().num_hidden_layers
         self._vocabulary = min(len(tokenizer), network.get_input_embeddings().num_embeddings)
         self._slots = Slots()
+        graphs = cuda_graphs and self._model.device.type == "cuda"
+        self._graphs = DecodeGraphs(self._slots) if graphs else None
         self._queue: deque[Group] = deque()
         self._rows: list[Row] = []
         self._kept: list[Event] = []
@@ -145,9 +152,13 @@ class RollingBatch:
         return None
 
     def reset(self) -> None:
-        """Drop all running rows and the cache's memory; waiting requests stay."""
+        """Drop all running rows and the cache's memory; waiting requests stay.
+
+        With CUDA graphs the cache stays: they would have to be captured again for another one.
+        """
         self._rows = []
-        self._slots.clear()
+        if self._graphs is None:
+            self._slots.clear()
 
     def _check(self, prompt: Prompt, sampling: Sampling) -> None:
         tokens, most = len(prompt.ids), len(prompt.ids) + sampling.max_tokens
@@ -225,23 +236,24 @@ class RollingBatch:
             ids += prompt
             positions += range(len(prompt))
             last.append(len(ids) - 1)
-        network = self._model.network
-        device = network.get_input_embeddings().weight.device
-        flat = torch.tensor([ids, positions], device=device)  # [2, N]
-        width = 1 + max(positions[: len(old)], default=0)
-        self._slots.begin(flat[1, : len(old)], width, [len(prompt) for prompt in prompts])
-        output = network(
-            input_ids=flat[:1],
-            position_ids=flat[1:],
-            # Four dimensions pass for a ready mask: nothing is computed, nobody reads it.
-            attention_mask=torch.zeros(1, 1, 1, 1, device=device),
-            use_cache=False,
-            logits_to_keep=torch.tensor(last, device=device) if prompts else 0,
-            layout=self._slots,
-        )
+        if self._graphs and not prompts and not self._graphs.broken:
+            memory = self._model.addresses, self._slots.addresses()
+            logits = self._graphs.run(self._decode, ids, positions, memory)
+        else:
+            device = self._model.device
+            flat = torch.tensor([ids, positions], device=device)  # [2, N]
+            width = 1 + max(positions[: len(old)], default=0)
+            self._slots.begin(flat[1, : len(old)], width, [len(prompt) for prompt in prompts])
+            keep = torch.tensor(last, device=device) if prompts else 0
+            logits = self._model.logits(flat, keep, self._slots)
         for row in old:
             row.cached += 1
-        return output.logits[0]
+        return logits
+
+    def _decode(self, ids: torch.Tensor, positions: torch.Tensor, width: int) -> torch.Tensor:
+        """Return the logits [n, V] of a step without prompts; ids and positions [n]."""
+        self._slots.begin(positions, width, [])
+        return self._model.logits(torch.stack([ids, positions]), 0, self._slots)
 
     def _grow(self, rows: int, tokens: int, like: Prefix | None) -> None:
         """Make room in the cache for so many rows and tokens, and some more if it must grow."""
@@ -282,10 +294,3 @@ class RollingBatch:
             for hole, mover in zip(holes, movers, strict=True):
                 self._rows[hole] = self._rows[mover]
         del self._rows[left:]
-
-
-def _stop_ids(network, tokenizer) -> frozenset[int]:
-    """Return the ids that end a completion: the generation config's and the tokenizer's eos."""
-    given = getattr(network.generation_config, "eos_token_id", None)
-    given = given if isinstance(given, list | tuple) else [given]
-    return frozenset(id for id in (*given, tokenizer.eos_token_id) if id is not None)

@@ -4,16 +4,19 @@ The tree has its own configuration (the layout attention) and is in evaluation m
 nothing has to be put back on the model itself, not even after an interruption. In float32 each
 linear layer with a LoRA is replaced by a plain one with the merged weights: a copy of that
 layer alone, every other tensor is shared. In bfloat16 and float16 nothing is merged, since the
-rounding would make the sampler another policy than the learner.
+rounding would make the sampler another policy than the learner: the layer goes in one piece, as
+in the learner, with A and B rounded once and not at every token.
 """
 
 import copy
 
 import torch
 from torch import nn
+from torch.nn import functional
 
 from rlm import attention
 from rlm.errors import InputError
+from rlm.low_rank import plain_lora
 
 
 class RolloutModel:
@@ -30,11 +33,36 @@ class RolloutModel:
         configs: dict = {}
         self.network = self._twin(self._source, "", configs)
         self.network.set_attn_implementation(attention.NAME)
+        self.addresses = self._addresses()
+
+    @property
+    def device(self) -> torch.device:
+        return self.network.get_input_embeddings().weight.device
+
+    def logits(self, flat: torch.Tensor, keep, layout) -> torch.Tensor:
+        """Return the logits [n, V] of the places `keep`, 0 for all. flat [2, N]: ids, positions."""
+        return self.network(
+            input_ids=flat[:1],
+            position_ids=flat[1:],
+            # Four dimensions pass for a ready mask: nothing is computed, nobody reads it.
+            attention_mask=torch.zeros(1, 1, 1, 1, device=flat.device),
+            use_cache=False,
+            logits_to_keep=keep,
+            layout=layout,
+        ).logits[0]
+
+    def _addresses(self) -> tuple[int, ...]:
+        """Return where the weights lie: what was captured for them holds as long as they stay."""
+        weights = list(self.network.parameters())
+        pairs = [m.pairs for m in self.network.modules() if isinstance(m, LowRank)]
+        weights += [x for own in pairs for down, up, _ in own for x in (down, up)]
+        return tuple(weight.data_ptr() for weight in weights)
 
     def _twin(self, module: nn.Module, name: str, configs: dict) -> nn.Module:
         """Return a module like `module` that shares its tensors, with twins for children."""
-        if _is_plain_lora(module):
-            return self._merge(module, name)
+        if plain_lora(module):
+            merged = module.base_layer.weight.dtype == torch.float32
+            return self._merge(module, name) if merged else self._rounded(module, name)
         twin = module.__new__(type(module))
         twin.__dict__.update(module.__dict__)
         twin.__dict__.pop("forward", None)  # a wrapper around the original's own forward
@@ -51,38 +79,58 @@ class RolloutModel:
     @torch.no_grad()
     def _merge(self, layer, name: str) -> nn.Linear:
         """Return a plain linear layer with weights W + sum of scaling * B A."""
-        base = layer.base_layer
-        names = [] if layer.disable_adapters or layer.merged else layer.active_adapters
-        adapters = [key for key in names if key in layer.lora_A]
+        base, adapters = layer.base_layer, _active(layer)
         twin = nn.Linear(1, 1, bias=False, device="meta")
         twin.in_features, twin.out_features = base.in_features, base.out_features
         twin.weight, twin.bias = base.weight, base.bias
         if adapters:
-            weight = self._merged.get(name)
-            if weight is None or weight.device != base.weight.device:
-                weight = self._merged[name] = torch.empty_like(base.weight)
-            weight.copy_(base.weight)
+            weight = self._copy(name, base.weight, base.weight)
             for key in adapters:
                 up, down = layer.lora_B[key].weight, layer.lora_A[key].weight
                 weight.addmm_(up, down, alpha=layer.scaling[key])
             twin.weight = nn.Parameter(weight, requires_grad=False)
         return twin.eval()
 
+    @torch.no_grad()
+    def _rounded(self, layer, name: str) -> nn.Module:
+        """Return a layer of the same weights whose A and B are in the base's own format."""
+        base, adapters = layer.base_layer, _active(layer)
+        if not adapters:
+            return base
+        pairs = []
+        for key in adapters:
+            down, up = layer.lora_A[key].weight, layer.lora_B[key].weight
+            down = self._copy(f"{name}.{key}.A", down, base.weight)
+            up = self._copy(f"{name}.{key}.B", up, base.weight)
+            pairs.append((down, up, layer.scaling[key]))
+        return LowRank(base.weight, base.bias, pairs)
 
-def _is_plain_lora(module: nn.Module) -> bool:
-    """Return True for a float32 linear layer with LoRAs that are nothing but scaling * B A."""
-    if not hasattr(module, "lora_A"):
-        return False
-    from peft.tuners.lora import Linear
+    def _copy(self, name: str, source: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+        """Return a copy of `source` in the format of `like`, at the same address every time."""
+        copy = self._merged.get(name)
+        if copy is None or copy.device != like.device or copy.dtype != like.dtype:
+            copy = self._merged[name] = torch.empty_like(source, dtype=like.dtype)
+        return copy.copy_(source)
 
-    if type(module) is not Linear or type(module.base_layer) is not nn.Linear:
-        return False
-    plain = not module.fan_in_fan_out and not module.lora_variant
-    return (
-        plain
-        and not any(module.lora_bias.values())
-        and module.base_layer.weight.dtype == torch.float32
-    )
+
+class LowRank(nn.Module):
+    """y = x W^T + b + sum of scaling * (x A^T) B^T, for sampling only."""
+
+    def __init__(self, weight, bias, pairs: list[tuple[torch.Tensor, torch.Tensor, float]]):
+        super().__init__()
+        self.weight, self.bias, self.pairs = weight, bias, pairs
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        flat = x.flatten(0, -2)
+        out = functional.linear(flat, self.weight, self.bias)
+        for down, up, scaling in self.pairs:
+            out.addmm_(flat @ down.t(), up.t(), alpha=scaling)
+        return out.view(*x.shape[:-1], -1)
+
+
+def _active(layer) -> list[str]:
+    names = [] if layer.disable_adapters or layer.merged else layer.active_adapters
+    return [key for key in names if key in layer.lora_A]
 
 
 def check(network) -> None:
@@ -120,3 +168,10 @@ def context_tokens(network) -> int | None:
 def _rope_type(config) -> str | None:
     parameters = getattr(config, "rope_parameters", None)
     return parameters.get("rope_type") if isinstance(parameters, dict) else None
+
+
+def stop_ids(network, tokenizer) -> frozenset[int]:
+    """Return the ids that end a completion: the generation config's and the tokenizer's eos."""
+    given = getattr(network.generation_config, "eos_token_id", None)
+    given = given if isinstance(given, list | tuple) else [given]
+    return frozenset(id for id in (*given, tokenizer.eos_token_id) if id is not None)

@@ -8,7 +8,9 @@ from transformers import Gemma2Config, GptOssConfig, MistralConfig
 
 from rlm.engine import Engine, Sampling
 from rlm.errors import InputError
+from rlm.graphs import DecodeGraphs
 from rlm.records import Prompt
+from rlm.rollout_model import LowRank
 from rlm.seeds import derive
 from rlm.textstream import TextStream
 from tests.tiny_models import EOS, PAD, SIZE, byte_tokenizer, tiny_lora, tiny_model
@@ -231,7 +233,10 @@ def test_sync_takes_over_the_adapter():
 def test_nothing_is_merged_in_bfloat16():
     model = tiny_lora(tiny_model().to(torch.bfloat16))
     engine = Engine(model, TOKENIZER)
-    assert not engine._model._merged
+    layer = engine._model.network.model.layers[0].self_attn.q_proj
+    base = model.get_base_model().model.layers[0].self_attn.q_proj.base_layer
+    assert isinstance(layer, LowRank) and layer.weight is base.weight
+    assert layer.pairs[0][0].dtype == torch.bfloat16
     ((rollout,),) = engine.generate([PROMPTS[0]], 1, Sampling(20), seed=0)
     exact = full_logprobs(model, PROMPTS[0], rollout.ids)
     # 8 bits of mantissa in logits of some 10: 0.1 covers them; without the LoRA it is over 1.
@@ -298,3 +303,59 @@ def test_attention_that_the_layouts_cannot_do_is_refused(config, words):
     config.pad_token_id = 0
     with pytest.raises(InputError, match=words):
         Engine(AutoModelForCausalLM.from_config(config), TOKENIZER)
+
+
+def captured_without_cuda(work, pool):
+    """Stands for a CUDA graph: the same memory every time, and nothing but tensors changes."""
+    output = work().clone()
+    return lambda: output.copy_(work()), output
+
+
+def test_decoding_by_graphs_gives_the_same_tokens():
+    model, sampling = tiny_lora(tiny_model()), Sampling(40, temperature=0.8)
+    model.generation_config.eos_token_id = [EOS, *range(0, 256, 16)]  # uneven lengths
+    plain, engine = (Engine(model, TOKENIZER, max_rows=11) for _ in range(2))
+    graphs = engine._graphs = DecodeGraphs(engine._slots, captured_without_cuda)
+    shapes = []
+    for seed in (5, 6):
+        expected = plain.generate(PROMPTS, 4, sampling, seed=seed)
+        for group, other in zip(
+            engine.generate(PROMPTS, 4, sampling, seed=seed), expected, strict=True
+        ):
+            for rollout, same in zip(group, other, strict=True):
+                assert rollout.ids == same.ids
+                assert rollout.logprobs == pytest.approx(same.logprobs, abs=1e-5)
+        shapes.append(set(graphs._graphs))
+    # Rows go down from 11, the cache does not grow any more: the graphs of the first time serve.
+    assert {rows for rows, _ in shapes[0]} >= {11, 8, 4, 2, 1} and shapes[1] <= shapes[0]
+    for name, weight in model.named_parameters():
+        if "lora_B" in name:
+            weight.data.mul_(-3.0)
+    for each in (plain, engine):
+        each.sync()
+    after = [engine.generate(PROMPTS, 2, sampling, seed=5) for engine in (plain, engine)]
+    assert [[r.ids for r in g] for g in after[0]] == [[r.ids for r in g] for g in after[1]]
+    assert not graphs.broken
+
+
+def test_a_graph_that_cannot_be_captured_is_done_without(caplog):
+    model = tiny_lora(tiny_model())
+    engine = Engine(model, TOKENIZER)
+
+    def fails(work, pool):
+        raise RuntimeError("operation not permitted\nwhen stream is capturing")
+
+    engine._graphs = DecodeGraphs(engine._slots, fails)
+    groups = engine.generate(PROMPTS, 2, Sampling(20, temperature=0.0), seed=0)
+    assert [g[0].ids for g in groups] == [reference(model, prompt, 20) for prompt in PROMPTS]
+    assert caplog.text.count("no CUDA graphs: operation not permitted; going on without") == 1
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_cuda_graphs_give_the_same_tokens():
+    model, sampling = tiny_lora(tiny_model()).cuda(), Sampling(40, temperature=0.8)
+    plain, engine = (Engine(model, TOKENIZER, cuda_graphs=on) for on in (False, True))
+    expected = plain.generate(PROMPTS, 4, sampling, seed=5)
+    groups = engine.generate(PROMPTS, 4, sampling, seed=5)
+    assert not engine._graphs.broken and engine._graphs._graphs
+    assert [[r.ids for r in g] for g in groups] == [[r.ids for r in g] for g in expected]

@@ -8,7 +8,9 @@ import torch
 
 from rlm import attention, learner
 from rlm.grpo import policy_loss
-from rlm.learner import ReferencePolicy, micro_batches, pack, token_logprobs
+from rlm.head import Head
+from rlm.learner import ReferencePolicy, micro_batches, pack, token_logprobs, use
+from rlm.low_rank import fused, plain_lora
 from tests.tiny_models import SIZE, byte_tokenizer, tiny_lora, tiny_model
 
 
@@ -193,18 +195,66 @@ def test_micro_batches_hold_every_group_once_within_the_budget():
         micro_batches(groups, 0)
 
 
-def test_logits_never_exist_for_more_than_a_chunk():
+@pytest.mark.parametrize("trained_head", [False, True])
+def test_logits_never_exist_for_more_than_a_chunk(monkeypatch, trained_head):
     model, packed = tiny_lora(tiny_model()), pack(random_groups(SHAPE))
-    seen = []
-    head = model.get_base_model().get_output_embeddings()
-    head.register_forward_hook(lambda module, inputs, output: seen.append(output.shape[0]))
+    model.get_base_model().get_output_embeddings().weight.requires_grad_(trained_head)
+    seen, scaled = [], Head.scaled
+    monkeypatch.setattr(Head, "scaled", lambda head, x: seen.append(len(x)) or scaled(head, x))
     logprobs, _ = token_logprobs(model, packed, chunk=16)
     forward = len(seen)
     logprobs.sum().backward()
     # Rows that predict: 5 prompt ends, and the completions' inputs.
     assert len(packed.rows) == 5 + sum(n - 1 for _, lengths in SHAPE for n in lengths)
     assert max(seen) == 16 and sum(seen[:forward]) == len(packed.rows)
-    assert len(seen) == 2 * forward  # made again in the backward
+    # Only a head that learns makes its logits again in the backward.
+    assert len(seen) == (2 * forward if trained_head else forward)
+
+
+def test_a_head_that_learns_gives_the_same_values_and_gradients():
+    groups = random_groups(SHAPE)
+    found = []
+    for trained_head in (False, True):
+        model = tiny_lora(tiny_model())
+        model.get_base_model().config.final_logit_softcapping = 3.0
+        model.get_base_model().get_output_embeddings().weight.requires_grad_(trained_head)
+        options = dict(temperature=0.7, vocab_size=SIZE - 20, statistics=True)
+        groups_in = [(p, [[t % (SIZE - 20) for t in c] for c in cs]) for p, cs in groups]
+        packed = pack(groups_in)
+        logprobs, entropies = token_logprobs(model, packed, **options)
+        (logprobs * torch.linspace(-1, 2, len(logprobs))).sum().backward()
+        lora = {n: p.grad for n, p in model.named_parameters() if "lora" in n}
+        found.append((logprobs.detach(), entropies, lora))
+    (frozen, entropy, grads), (trained, other, others) = found
+    torch.testing.assert_close(frozen, trained, atol=2e-6, rtol=0)
+    torch.testing.assert_close(entropy, other, atol=2e-5, rtol=0)
+    assert any(bool(g.any()) for g in grads.values())
+    for name, gradient in grads.items():
+        torch.testing.assert_close(gradient, others[name], atol=2e-5, rtol=1e-5)
+
+
+def test_a_fused_lora_layer_is_pefts_own_value_and_gradient():
+    model = tiny_lora(tiny_model())
+    ids = torch.tensor([[3, 1, 4, 1, 5, 9, 2, 6]])
+
+    def run():
+        model.zero_grad()
+        out = model(ids).logits
+        (out * torch.linspace(-1, 1, out.numel()).view_as(out)).sum().backward()
+        return out.detach(), gradients(model)
+
+    with fused(model):
+        passes = [m for m in model.modules() if plain_lora(m) and "forward" in m.__dict__]
+        mine, my_gradients = run()
+    assert len(passes) == 3 * 7 and not any("forward" in m.__dict__ for m in passes)
+    theirs, their_gradients = run()
+    torch.testing.assert_close(mine, theirs, atol=1e-5, rtol=1e-5)
+    for name, gradient in their_gradients.items():
+        torch.testing.assert_close(my_gradients[name], gradient, atol=1e-4, rtol=1e-5)
+    with fused(model), model.disable_adapter(), torch.no_grad():
+        off = model(ids).logits
+    with model.disable_adapter(), torch.no_grad():
+        torch.testing.assert_close(off, model(ids).logits, atol=1e-5, rtol=1e-5)
 
 
 def saved_tensors(model, packed, chunk):
@@ -321,7 +371,7 @@ def test_gradient_checkpointing_needs_the_attention_in_the_backward_too():
     model.gradient_checkpointing_enable({"use_reentrant": False})
     with pytest.raises(ValueError, match="gradient checkpointing"):
         token_logprobs(model, packed)
-    with attention.use(model.get_base_model()):
+    with use(model.get_base_model()):
         (token_logprobs(model, packed)[0] * weights).sum().backward()
     assert_same_gradients(gradients(model), expected, 1e-5)
     assert model.config._attn_implementation == "sdpa"

@@ -1,0 +1,219 @@
+"""A GRPO step here and in TRL's GRPOTrainer: the same work, in one process, by turns.
+
+    python benchmarks/grpo_vs_trl.py --size small --repeats 5
+    python benchmarks/grpo_vs_trl.py --size q05 --dtype bfloat16 --json FILE
+    python benchmarks/grpo_vs_trl.py --all            # every size that this machine can hold
+
+Same weights, prompts, group size, maximum length, temperature 1, LoRA r 16 on all linear layers,
+one update per batch, the same reward. Lengths follow one law on both sides (shapes.py); `tiny` is
+the embedded base with its own. TRL stands in two rows: its defaults (micro-batches of 8, gradient
+checkpointing, and in bfloat16 its autocast over float32 weights), and its fastest setting of the
+same precision (no checkpointing, larger micro-batches, bfloat16 weights).
+
+A step is: sample, score, learn, update. `learn` is what is left of it after the sampling. Ratios
+are TRL's seconds over ours, of the same turn; the table has their median, lowest and highest.
+"""
+
+import argparse
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = Path(__file__).parent / "results"
+sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
+
+import torch  # noqa: E402
+from contenders import Ours, Theirs, Work  # noqa: E402
+from shapes import SHAPES, SMALL, clock, machine, rates, spread  # noqa: E402
+
+PHASES = ("rollout", "learn", "step")
+SIZES = ("tiny", "small", "q05", "q7b")
+
+
+def work_of(size: str, dtype: str, device: str, overrides: dict) -> Work:
+    """Return the model, prompts and load of a size."""
+    from transformers import AutoConfig
+
+    if size == "tiny":
+        config = AutoConfig.from_pretrained(ROOT / "weights/tiny_base")
+        shape = replace(
+            SMALL, hidden=config.hidden_size, layers=config.num_hidden_layers,
+            heads=config.num_attention_heads, kv_heads=config.num_key_value_heads,
+            mlp=config.intermediate_size, vocabulary=config.vocab_size,
+            prompts=16, max_tokens=160, rows=64,
+        )  # fmt: skip
+    else:
+        shape = SHAPES[device][size]
+    return Work(size, replace(shape, **overrides), getattr(torch, dtype), device)
+
+
+def floor(work: Work, machine_rates: dict, tokens: dict) -> dict[str, float]:
+    """Return the seconds that rollouts and learning need at least, by operations and bytes.
+
+    Two operations per weight and token; learning runs forward and backward and needs no gradient
+    of the base's weights, hence twice that. Decoding reads all weights at least once per token of
+    the longest completion.
+    """
+    shape, rate = work.shape, machine_rates["matrix_gflops"] * 1e9
+    body, head = 2 * shape.body_weights, 2 * shape.head_weights
+    size = torch.tensor([], dtype=work.dtype).element_size()
+    bytes_read = (shape.body_weights + shape.head_weights) * size * tokens["longest"]
+    sampled = (
+        body * (tokens["prompt"] + tokens["completion"]) + head * tokens["completion"]
+    ) / rate
+    learned = 2 * (body * (tokens["prompt"] + tokens["completion"]) + head * tokens["completion"])
+    return {
+        "rollout": max(sampled, bytes_read / (machine_rates["memory_gbs"] * 1e9)),
+        "learn": learned / rate,
+    }
+
+
+def compare(work: Work, kl_weight: float, repeats: int) -> dict:
+    """Return the figures of one KL weight: seconds, memory, tokens, ratios."""
+    contenders = {
+        "ours": Ours(work, kl_weight),
+        "default": Theirs(work, kl_weight, fastest=False),
+        "fastest": Theirs(work, kl_weight, fastest=True),
+    }
+    for contender in contenders.values():
+        contender.step(-1)  # warms up caches and buffers
+    turns = {name: [] for name in contenders}
+    for turn in range(repeats):
+        order = list(contenders)
+        for name in order[turn % 3 :] + order[: turn % 3]:
+            turns[name].append(contenders[name].step(turn))
+    names = ("default", "fastest")
+    return {
+        "seconds": {
+            name: {phase: spread([t[phase] for t in found]) for phase in PHASES}
+            for name, found in turns.items()
+        },
+        "tokens_per_second": {
+            name: {
+                phase: round(sum(t["tokens"] for t in found) / sum(t[phase] for t in found), 1)
+                for phase in PHASES
+            }
+            for name, found in turns.items()
+        },
+        "mean_completion_tokens": {
+            name: round(sum(t["tokens"] for t in found) / sum(t["rows"] for t in found), 1)
+            for name, found in turns.items()
+        },
+        "learning_peak_mb": {
+            name: round(max(t["learn_mb"] for t in found), 1) for name, found in turns.items()
+        },
+        "rollout_peak_mb": {
+            name: round(max(t["rollout_mb"] for t in found), 1) for name, found in turns.items()
+        },
+        "ratios": {
+            name: {phase: spread(ratios(turns, name, phase)) for phase in PHASES} for name in names
+        },
+        "ours_tokens": turns["ours"][-1]["detail"],
+    }
+
+
+def ratios(turns: dict, name: str, phase: str) -> list[float]:
+    """Return TRL's seconds per token over ours, turn by turn."""
+    pairs = zip(turns[name], turns["ours"], strict=True)
+    return [(t[phase] / t["tokens"]) / (o[phase] / o["tokens"]) for t, o in pairs]
+
+
+def measure(work: Work, repeats: int, kl_weights: list[float]) -> dict:
+    """Return everything about one size, as it is kept in the JSON."""
+    print(f"{work.size}, {work.dtype}, {work.device}", flush=True)
+    found_rates = rates(work.dtype, work.device)
+    parts = {}
+    for weight in kl_weights:
+        parts[weight] = compare(work, weight, repeats)
+        print(table(parts[weight], f"KL weight {weight}"), flush=True)
+    main = parts[kl_weights[0]]
+    needed = floor(work, found_rates, main["ours_tokens"])
+    seconds = main["seconds"]["ours"]
+    return {
+        "size": work.size,
+        "dtype": str(work.dtype).removeprefix("torch."),
+        "load": work.load(),
+        "repeats": repeats,
+        "machine": machine(work.device) | found_rates,
+        "clock": "wall" if work.device == "cuda" else "processor time",
+        **main,
+        "floor_seconds": {name: round(value, 4) for name, value in needed.items()},
+        "times_the_floor": {k: round(seconds[k]["median"] / v, 2) for k, v in needed.items()},
+        "with_kl": {str(weight): parts[weight] for weight in kl_weights[1:]},
+    }
+
+
+def table(part: dict, title: str) -> str:
+    """Return the figures as lines for the console."""
+    lines = [f"  {title}: seconds (ratio to ours, lowest to highest)"]
+    for name, seconds in part["seconds"].items():
+        cells = []
+        for phase in PHASES:
+            cell = f"{phase} {seconds[phase]['median']:.3f}"
+            if name != "ours":
+                r = part["ratios"][name][phase]
+                cell += f" ({r['median']:.2f}, {r['low']:.2f} to {r['high']:.2f})"
+            cells.append(cell)
+        memory = f"learning +{part['learning_peak_mb'][name]:.0f} MB"
+        mean = f"{part['mean_completion_tokens'][name]} tokens a completion"
+        lines.append(f"    {name:8} {'  '.join(cells)}  {memory}  {mean}")
+    return "\n".join(lines)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--size", choices=SIZES, default="tiny")
+    parser.add_argument("--all", action="store_true", help="every size and precision there is")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    parser.add_argument("--repeats", type=int, default=5, help="turns of each, default 5")
+    parser.add_argument("--kl-weights", type=float, nargs="+", default=[0.0, 0.04])
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads, default 1")
+    parser.add_argument("--json", help="file for the figures; --all: in benchmarks/results")
+    for name in ("prompts", "group", "max_tokens"):
+        parser.add_argument(f"--{name.replace('_', '-')}", type=int, help="instead of the size's")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    device = options.device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    cases = [(options.size, options.dtype)]
+    if options.all:
+        sizes = ("tiny", *SHAPES[device])
+        cases = [(s, d) for d in ("float32", "bfloat16") for s in sizes if usable(s, d, device)]
+    elif options.size not in ("tiny", *SHAPES[device]):
+        parser.error(f"--size {options.size}: only on a GPU; use {', '.join(SHAPES[device])}")
+    overrides = {
+        name: getattr(options, name)
+        for name in ("prompts", "group", "max_tokens")
+        if getattr(options, name)
+    }
+    for size, dtype in cases:
+        began = clock(device)
+        found = measure(
+            work_of(size, dtype, device, overrides), options.repeats, options.kl_weights
+        )
+        place = options.json or f"grpo_vs_trl_{size}_{dtype}_{device}.json"
+        if options.all:
+            place = RESULTS / f"grpo_vs_trl_{size}_{dtype}_{device}.json"
+        if options.json or options.all:
+            from rlm.files import write_json
+
+            write_json(Path(place), found)
+        else:
+            print(json.dumps(found["times_the_floor"]))
+        print(f"  {clock(device) - began:.0f} s in all", flush=True)
+    return 0
+
+
+def usable(size: str, dtype: str, device: str) -> bool:
+    """Return whether a size is measured in that precision: 7 billion weights only in bfloat16."""
+    return dtype == "bfloat16" if size == "q7b" else (size != "tiny" or dtype == "float32")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

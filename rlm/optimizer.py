@@ -1,0 +1,44 @@
+"""The optimiser of the trainable weights: AdamW, gradients cut to a norm, losses scaled in float16.
+
+Weights that learn are float32, and so is AdamW's state. Where the model computes in float16, whose
+smallest numbers are too large for many gradients, the loss is multiplied by a factor that finds
+itself (arXiv:1710.03740 section 3.2); a step whose gradients are not finite is left out.
+"""
+
+import torch
+
+
+class Optimizer:
+    """model: its parameters that require a gradient learn."""
+
+    def __init__(self, model, *, max_grad_norm: float):
+        self.learning_rate = 0.0  # set it before each step
+        self.weights = [p for p in model.parameters() if p.requires_grad]
+        self.max_grad_norm = max_grad_norm
+        self.adamw = torch.optim.AdamW(self.weights, betas=(0.9, 0.95), weight_decay=0.0)
+        # What does not learn has the format that the products are made in.
+        half = any(p.dtype == torch.float16 for p in model.parameters())
+        device = self.weights[0].device.type
+        self.scaler = torch.amp.GradScaler(device, enabled=half)
+
+    def backward(self, loss: torch.Tensor) -> None:
+        """Add the gradients of the loss to those that are there."""
+        self.scaler.scale(loss).backward()
+
+    def clear(self) -> None:
+        """Drop the gradients that are there."""
+        self.adamw.zero_grad()
+
+    def step(self) -> float:
+        """Update the weights and drop the gradients; return their norm before it was cut.
+
+        The norm is not finite where the step was left out.
+        """
+        for group in self.adamw.param_groups:
+            group["lr"] = self.learning_rate
+        self.scaler.unscale_(self.adamw)
+        norm = torch.nn.utils.clip_grad_norm_(self.weights, self.max_grad_norm)
+        self.scaler.step(self.adamw)
+        self.scaler.update()
+        self.clear()
+        return float(norm)
