@@ -3,8 +3,8 @@
     settings = load(GRPOSettings)          # defaults < --config file < RLM_... < flags
 
 Wrong input ends the script with one line on stderr and exit code 2, before torch is imported.
-What the classes share is in config_training.py, how the layers are read in rlm/settings.py and
-rlm/configfile.py; recipes are in configs/.
+What the classes share is in config_training.py, the server's is in config_serving.py, how the
+layers are read in rlm/settings.py and rlm/configfile.py; recipes are in configs/.
 """
 
 import math
@@ -15,6 +15,7 @@ from typing import Literal
 
 from pydantic import field_validator
 
+from config_serving import ServeSettings
 from config_training import Common, GRPOSettings, SFTSettings, Training
 from rlm.configfile import read_file
 from rlm.errors import InputError
@@ -213,7 +214,14 @@ class TrainSettings(Training):
 
 SECTIONS = {
     cls.script: cls
-    for cls in (SFTSettings, GRPOSettings, EvaluateSettings, InferenceSettings, TrainSettings)
+    for cls in (
+        SFTSettings,
+        GRPOSettings,
+        EvaluateSettings,
+        InferenceSettings,
+        TrainSettings,
+        ServeSettings,
+    )
 }
 
 

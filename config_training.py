@@ -38,7 +38,9 @@ def by_model(tiny, other, text, **more):
     )
 
 
-class Common(Settings):
+class Shared(Settings):
+    """What every script takes that loads a model."""
+
     script: ClassVar[str] = ""
     auto_adapter: ClassVar[str | None] = None  # what `--adapter auto` means, inside `weights`
 
@@ -54,8 +56,6 @@ class Common(Settings):
     )
     adapter: str | None = option("auto", "")
     weights: str = option("weights", "folder that the adapters go to", env=["OUTPUT_DIR"])
-    run: str = option("", "what is logged goes to runs/NAME", shown="the script's name")
-    seed: int = option(0, "seed of data, sampling and new weights", ge=0, le=2**32 - 1)
     device: Literal["auto", "cuda", "mps", "cpu"] = option(
         "auto", "where it runs; auto: the first there is of cuda, mps, cpu"
     )
@@ -67,15 +67,55 @@ class Common(Settings):
     )
     threads: int = option(0, "CPU threads; 0: torch's choice", ge=0, le=1024)
     log_level: Literal["debug", "info", "warning", "error"] = option("info", "what is printed")
+    format: Literal["think", "xml", "solution"] = option(
+        "think", "tags around reasoning and answer", shown="the adapter's, else think"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _places(cls, given: dict) -> dict:
+        names = given.get("named_models") or {}
+        auto = cls.auto_adapter and f"{given.get('weights', 'weights')}/{cls.auto_adapter}"
+        compared = [names.get(name, name) for name in words_of(given.get("models"))]
+        bases = [adapter_base(place) for place in compared if is_adapter(place)]
+        default = "none" if compared else cls.model_fields["adapter"].default
+        given = ({"model": bases[0]} if bases and bases[0] else {}) | given
+        found = resolve(given, names, default, auto)
+        formats = [adapter_format(place) for place in [found["adapter"], *compared] if place]
+        known = [name for name in formats if name]
+        return ({"format": known[0]} if known else {}) | found
+
+    @field_validator("log_level", mode="before")
+    @classmethod
+    def _lower(cls, value):
+        return str(value).lower()
+
+    def process(self) -> dict:
+        """What is global to the process, for `rlm.runs.start`."""
+        return {"log_level": self.log_level, "threads": self.threads}
+
+    def check(self) -> None:
+        self.check_values()
+        self.check_places()
+
+    def check_values(self) -> None:
+        """All checks but those of folders that an earlier stage makes."""
+
+    def check_places(self) -> None:
+        check_model(self.model, self.given("model"))
+        if self.adapter:
+            check_adapter(self.adapter, self.given("adapter"), self.model)
+
+
+class Common(Shared):
+    run: str = option("", "what is logged goes to runs/NAME", shown="the script's name")
+    seed: int = option(0, "seed of data, sampling and new weights", ge=0, le=2**32 - 1)
 
     task: Literal["addition", "word_problems", "gsm8k", "openmath", "jsonl"] = option(
         "addition", "where the questions come from", section="Data"
     )
     data: str | None = option(
         None, "file or folder of the task's data; needed for jsonl, else the hub", shown="the hub"
-    )
-    format: Literal["think", "xml", "solution"] = option(
-        "think", "tags around reasoning and answer", shown="the adapter's, else think"
     )
     digits: tuple[int, int] = option(
         (1, 3), "digits of the numbers in task addition, 1 to 9: 3 or 1-3", shown="1-3"
@@ -97,22 +137,8 @@ class Common(Settings):
 
     @model_validator(mode="before")
     @classmethod
-    def _places(cls, given: dict) -> dict:
-        names = given.get("named_models") or {}
-        auto = cls.auto_adapter and f"{given.get('weights', 'weights')}/{cls.auto_adapter}"
-        compared = [names.get(name, name) for name in words_of(given.get("models"))]
-        bases = [adapter_base(place) for place in compared if is_adapter(place)]
-        default = "none" if compared else cls.model_fields["adapter"].default
-        given = ({"model": bases[0]} if bases and bases[0] else {}) | given
-        found = {"run": cls.script} | resolve(given, names, default, auto)
-        formats = [adapter_format(place) for place in [found["adapter"], *compared] if place]
-        known = [name for name in formats if name]
-        return ({"format": known[0]} if known else {}) | found
-
-    @field_validator("log_level", mode="before")
-    @classmethod
-    def _lower(cls, value):
-        return str(value).lower()
+    def _run(cls, given: dict) -> dict:
+        return {"run": cls.script} | given
 
     @field_validator("digits", mode="before")
     @classmethod
@@ -148,15 +174,9 @@ class Common(Settings):
         return {"cache_tokens": self.cache_tokens or None, "cuda_graphs": self.cuda_graphs}
 
     def process(self) -> dict:
-        """What is global to the process, for `rlm.runs.start`."""
-        return {"log_level": self.log_level, "threads": self.threads, "seed": self.seed}
-
-    def check(self) -> None:
-        self.check_values()
-        self.check_places()
+        return super().process() | {"seed": self.seed}
 
     def check_values(self) -> None:
-        """All checks but those of folders that an earlier stage makes."""
         if not re.fullmatch(r"[\w.+-]+(/[\w.+-]+)*", self.run) or ".." in self.run:
             raise InputError(f"{self.given('run')}: a name of letters, digits, - _ . is needed")
         if self.task in GENERATED and self.data:
@@ -169,11 +189,6 @@ class Common(Settings):
         for name in ("num_samples", "eval_samples"):
             if self.task in GENERATED and getattr(self, name, 1) == 0:
                 raise InputError(f"{self.given(name)}: task {self.task} has no end; use a number")
-
-    def check_places(self) -> None:
-        check_model(self.model, self.given("model"))
-        if self.adapter:
-            check_adapter(self.adapter, self.given("adapter"), self.model)
 
 
 class Training(Common):

@@ -4,27 +4,38 @@ Knows tokenizers and formats; no task and no model. Prompt and assistant turn ar
 apart, so a prompt has the same ids in SFT as when the model answers it.
 """
 
+from collections.abc import Sequence
+
 from rlm import answers, formats
 from rlm.errors import InputError
 from rlm.records import Example, Prompt
 
-FALLBACK = "{instruction}\n\nQuestion: {question}\nAnswer:\n"
+FALLBACK = "{instruction}\n\n{turns}"  # for a tokenizer without a template
 MARK = "0451"  # stands for an assistant's turn, to see what the template puts after it
 
 
 def make_prompt(question: str, tokenizer, format_name: str) -> Prompt:
-    """Return the prompt: the format's instruction as system turn, the question as user turn.
+    """Return the prompt: the format's instruction as system turn, the question as user turn."""
+    return chat_prompt([{"role": "user", "content": question}], tokenizer, format_name)
 
-    A template that refuses a system turn gets the instruction in front of the question; a
-    tokenizer without a template gets FALLBACK. A reasoning opener that the template writes
-    itself stays in `ids` and is the prefill, if it is this format's; another format's is cut
-    off, or the turn would begin with two openers.
+
+def chat_prompt(messages: Sequence[dict], tokenizer, format_name: str) -> Prompt:
+    """Return the prompt of a conversation, {"role", "content"} each, the last one of the user.
+
+    Its system turns are the instruction; without one it is the format's. A template that refuses
+    a system turn gets the instruction in front of the first turn; a tokenizer without a template
+    gets FALLBACK. A reasoning opener that the template writes itself stays in `ids` and is the
+    prefill, if it is this format's; another format's is cut off, or the turn would begin with
+    two openers.
     """
     fmt = formats.get_format(format_name)
+    told = [turn["content"] for turn in messages if turn["role"] == "system"]
+    instruction = "\n\n".join(told) or fmt.instruction
+    turns = [turn for turn in messages if turn["role"] != "system"]
     if not tokenizer.chat_template:
-        text = FALLBACK.format(instruction=fmt.instruction, question=question)
+        text = FALLBACK.format(instruction=instruction, turns="".join(map(_plain, turns)))
         return Prompt(_with_beginning(tokenizer, text))
-    text = chat_text(tokenizer, fmt.instruction, question)
+    text = chat_text(tokenizer, instruction, turns)
     prefill = formats.opened_by(text, fmt)
     if not prefill:
         for other in formats.FORMATS.values():
@@ -32,14 +43,19 @@ def make_prompt(question: str, tokenizer, format_name: str) -> Prompt:
     return Prompt(token_ids(tokenizer, text), prefill)
 
 
-def chat_text(tokenizer, instruction: str, question: str) -> str:
+def _plain(turn: dict) -> str:
+    """Return a turn as FALLBACK has it."""
+    text = turn["content"]
+    return f"Question: {text}\nAnswer:\n" if turn["role"] == "user" else f"{text}\n\n"
+
+
+def chat_text(tokenizer, instruction: str, turns: list[dict]) -> str:
     """Return the text of the prompt, up to where the assistant's turn begins."""
     from jinja2 import TemplateError
 
-    user = {"role": "user", "content": question}
     system = {"role": "system", "content": instruction}
-    joined = {"role": "user", "content": f"{instruction}\n\n{question}"}
-    for messages in ([system, user], [joined]):
+    joined = turns[0] | {"content": f"{instruction}\n\n{turns[0]['content']}"}
+    for messages in ([system, *turns], [joined, *turns[1:]]):
         try:
             return tokenizer.apply_chat_template(
                 messages, tokenize=False, add_generation_prompt=True

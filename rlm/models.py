@@ -25,6 +25,7 @@ from rlm.seeds import derive
 __all__ = [
     "ModelError",
     "add_lora",
+    "check_finite",
     "check_overwrite",
     "find",
     "fingerprint",
@@ -117,6 +118,16 @@ def add_lora(model, *, r: int, alpha: float, dropout: float = 0.0, seed: int):
     with torch.random.fork_rng():
         torch.manual_seed(derive(seed, "lora"))
         return get_peft_model(model, config)
+
+
+def check_finite(model) -> None:
+    """ModelError if a weight of the model or of its adapter is NaN or infinite."""
+    for name, weight in model.named_parameters():
+        if weight.is_floating_point() and not bool(weight.isfinite().all()):
+            raise ModelError(
+                f"{name}: holds values that are not finite, so no answer could be right; "
+                "train it again or give another model"
+            )
 
 
 # Where a model is.

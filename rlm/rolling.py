@@ -101,7 +101,8 @@ class RollingBatch:
         group = Group(prompt)
         for seed in seeds:
             self._last_id += 1
-            text = TextStream(self.tokenizer, sampling.stop) if stream or sampling.stop else None
+            followed = stream or sampling.stop or sampling.closing
+            text = TextStream(self.tokenizer, sampling.stop) if followed else None
             watched = stream or watch
             group.waiting.append(Row(self._last_id, group, sampling, uniforms(seed), watched, text))
         if group.waiting:
@@ -127,6 +128,7 @@ class RollingBatch:
                 torch.tensor(numbers, device=logits.device),
                 [row.sampling for row in self._rows],
                 self._vocabulary,
+                {index: row.forced[0] for index, row in enumerate(self._rows) if row.forced},
             )
             # One transfer from the device: an id below 2**24 is exact in float32.
             tokens, logprobs = torch.stack([tokens.float(), logprobs]).tolist()

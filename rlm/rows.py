@@ -50,7 +50,8 @@ class Row:
     """One request.
 
     uniforms: its random numbers. watched: has an event for every token. text: where the text
-    is followed, for a stream or for stop texts. cached: its tokens in the cache.
+    is followed, for a stream or for stop texts. cached: its tokens in the cache. forced: tokens
+    that come next, whatever is sampled. closed: there is no reasoning (any more) to bound.
     """
 
     id: int
@@ -62,6 +63,8 @@ class Row:
     cached: int = 0
     ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
+    forced: deque = field(default_factory=deque)
+    closed: bool = False
 
     @property
     def most(self) -> int:
@@ -70,6 +73,8 @@ class Row:
 
     def take(self, token: int, logprob: float, tokenizer, stop_ids: frozenset[int]) -> Event | None:
         """Add a sampled token; return an event if it ends the request or if it is watched."""
+        if self.forced:
+            self.forced.popleft()
         self.ids.append(token)
         self.logprobs.append(logprob)
         if token in stop_ids:
@@ -79,7 +84,20 @@ class Row:
             return self.end("stop_text", tokenizer, token, piece)
         if len(self.ids) >= self.sampling.max_tokens:
             return self.end("length", tokenizer, token, piece)
+        if self.sampling.closing and not self.closed:
+            self._bound_reasoning()
         return Event(self.id, token, piece) if self.watched else None
+
+    def _bound_reasoning(self) -> None:
+        """Put the closer next in line once the reasoning has had its tokens."""
+        closing = self.sampling.closing
+        text = (self.group.prompt.prefill + self.text.text).lstrip()
+        opened = text.startswith(closing.opener)
+        if closing.closer in text or not (opened or closing.opener.startswith(text)):
+            self.closed = True
+        elif opened and len(self.ids) >= closing.after:
+            self.forced.extend(closing.ids)
+            self.closed = True
 
     def end(self, cause: str, tokenizer, token: int | None = None, piece: str = "") -> Event:
         """Return the last event, with the rollout as far as it came."""

@@ -13,7 +13,23 @@ from torch.nn import functional
 from rlm.errors import InputError
 
 BLOCK = 256  # vocabulary entries of a block of the two-level draw
+COLDEST = 1e-6  # lower temperatures would overflow float32: they are greedy
 CANDIDATES = 1024  # highest logits looked at first for top-p
+
+
+@dataclass(frozen=True)
+class Closing:
+    """When a reasoning that does not end is closed by force.
+
+    after: tokens of the completion that it may take. ids: the tokens that are then put in, which
+    count as sampled. opener, closer: the texts around the reasoning; a completion that does not
+    begin with the opener, or has its closer already, is left alone.
+    """
+
+    after: int
+    ids: tuple[int, ...]
+    opener: str
+    closer: str
 
 
 @dataclass(frozen=True)
@@ -24,6 +40,7 @@ class Sampling:
     temperature: 0 is greedy. top_k: only the k likeliest tokens, 0 for all.
     top_p: only the likeliest tokens that together reach this share, after top_k.
     stop: texts that end the completion and are kept out of it.
+    closing: bounds the reasoning inside the completion.
     """
 
     max_tokens: int
@@ -31,6 +48,7 @@ class Sampling:
     top_k: int = 0
     top_p: float = 1.0
     stop: tuple[str, ...] = ()
+    closing: Closing | None = None
 
     def __post_init__(self):
         if self.max_tokens < 1:
@@ -47,20 +65,32 @@ class Sampling:
     @property
     def way(self) -> str:
         """Return which of the three draws below serves it: greedy, plain or cut."""
-        if self.temperature == 0.0:
+        if self.temperature < COLDEST:
             return "greedy"
         return "cut" if self.top_k or self.top_p < 1.0 else "plain"
 
 
-def sample(logits, uniforms, settings: list[Sampling], size: int):
+def sample(logits, uniforms, settings: list[Sampling], size: int, due=None):
     """Return (tokens [n], log-probabilities [n] float32) for logits [n, V].
 
     uniforms: [n] numbers in [0, 1). settings: one per row. size: ids from here on are never
     drawn (Qwen2.5 pads its vocabulary beyond the tokenizer's), and have no share of the
     probability. A log-probability is that of softmax(logits[:size] / temperature), before top-k
     and top-p cut it; the temperature counts as 1 for greedy rows.
+    due: row -> the token that is put in instead of a drawn one, with its log-probability.
     """
     logits = logits[:, :size].float()  # [n, size]
+    tokens, logprobs = _draw(logits, uniforms, settings)
+    for row, token in (due or {}).items():
+        own, setting = logits[row : row + 1], settings[row]
+        tokens[row] = token
+        scaled = own if setting.way == "greedy" else _scale(own, [setting])
+        logprobs[row] = logprobs_of(scaled, tokens[row : row + 1])[0]
+    return tokens, logprobs
+
+
+def _draw(logits, uniforms, settings):
+    """Return (tokens [n], log-probabilities [n]); the rows of each way are drawn together."""
     rows: dict[str, list[int]] = {}
     for row, setting in enumerate(settings):
         rows.setdefault(setting.way, []).append(row)
@@ -136,6 +166,7 @@ def draw_cut(logits, uniforms, settings):
         if width == size or bool((cumulative[:, -1:] >= enough).all()):
             break
     kept = cumulative - weights < enough
+    kept[:, 0] = True  # whatever float32 makes of a tiny share
     tokens = ids.gather(1, invert(weights * kept, uniforms)[:, None])[:, 0]
     return tokens, logprobs_of(scaled, tokens)
 

@@ -11,7 +11,14 @@ import yaml
 
 import config
 import config_training
-from config import EvaluateSettings, GRPOSettings, InferenceSettings, SFTSettings, TrainSettings
+from config import (
+    EvaluateSettings,
+    GRPOSettings,
+    InferenceSettings,
+    ServeSettings,
+    SFTSettings,
+    TrainSettings,
+)
 from rlm.settings import describe
 
 ROOT = Path(__file__).parent.parent
@@ -334,7 +341,7 @@ def test_a_wrong_stage_is_found_before_anything_runs(capsys):
 # --- recipes, help, speed --------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("cls", CLASSES, ids=lambda cls: cls.script)
+@pytest.mark.parametrize("cls", [*CLASSES, ServeSettings], ids=lambda cls: cls.script)
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_every_recipe_loads_for_every_script(cls, path):
     settings = config.load(cls, ["--config", str(path)])
@@ -347,7 +354,7 @@ def test_there_are_recipes():
     assert len(RECIPES) >= 7
 
 
-@pytest.mark.parametrize("cls", CLASSES, ids=lambda cls: cls.script)
+@pytest.mark.parametrize("cls", [*CLASSES, ServeSettings], ids=lambda cls: cls.script)
 def test_every_flag_has_a_help_with_its_default(cls, capsys):
     with pytest.raises(SystemExit) as stop:
         config.load(cls, ["--help"])
@@ -357,7 +364,7 @@ def test_every_flag_has_a_help_with_its_default(cls, capsys):
         if name != "named_models":
             assert " ".join(describe(field).split()) in text
             assert len(field.description) > 8 and "default " in describe(field), name
-    assert "Common:" in text and "Data:" in text
+    assert "Common:" in text and ("Server:" if cls is ServeSettings else "Data:") in text
 
 
 def test_settings_answer_before_anything_heavy_is_imported():

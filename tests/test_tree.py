@@ -17,7 +17,9 @@ TRACKED = subprocess.run(
 ).stdout.split()
 # Without git (a downloaded archive) the same files are found by hand.
 FILES = [ROOT / name for name in TRACKED] or [
-    path for folder in (".", "rlm", "tests", "benchmarks") for path in (ROOT / folder).glob("*.py")
+    path
+    for folder in (".", "rlm", "rlm/server", "tests", "benchmarks")
+    for path in (ROOT / folder).glob("*.py")
 ]
 FILES = [path for path in FILES if path.exists()]
 TREES = {path: ast.parse(path.read_text(encoding="utf-8")) for path in FILES}
@@ -36,7 +38,7 @@ def imported(tree: ast.AST) -> set[str]:
 
 
 def of(folder: str) -> list[Path]:
-    return [path for path in FILES if path.parent == ROOT / folder]
+    return [path for path in FILES if path.is_relative_to(ROOT / folder)]
 
 
 def test_there_is_something_to_look_at():

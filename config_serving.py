@@ -1,0 +1,63 @@
+"""The settings of the server. config.py is the door that loads them."""
+
+import re
+
+from pydantic import field_validator
+
+from config_training import Shared
+from rlm.errors import InputError
+from rlm.parsing import words_of
+from rlm.settings import option
+
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+
+
+class ServeSettings(Shared):
+    """Serves a model: /phase1/reasoning, the chat completions API, and a page to try it."""
+
+    script = "serve"
+    auto_adapter = "final_rlm_lora"
+    adapter: str | None = option(
+        "auto",
+        "adapter: a folder, a name out of `models:`, auto (weights/final_rlm_lora if it is there "
+        "and of the model), or none",
+    )
+    host: str = option("127.0.0.1", "address to listen on; any other needs a key", section="Server")
+    port: int = option(8000, "port to listen on; 0: a free one", ge=0, le=65535)
+    max_rows: int = option(32, "samples that run at once", ge=1, le=4096, section="Limits")
+    max_queue: int = option(64, "requests that may wait; more are refused", ge=1, le=100_000)
+    max_tokens: int = option(1024, "longest completion, tokens", ge=1, le=131072)
+    timeout: float = option(120.0, "seconds a request may take, its wait included", gt=0, le=3600)
+    drain_seconds: float = option(10.0, "seconds that requests get to end at a stop", ge=0, le=600)
+    api_key_file: str | None = option(
+        None, "file with the API key; RLM_API_KEY goes before it", section="Access", shown="none"
+    )
+    tunnel: bool = option(False, "open a public URL by ngrok; it needs NGROK_AUTHTOKEN and a key")
+    require_tunnel: bool = option(False, "--tunnel, and end if it does not come up")
+    tunnel_domain: str | None = option(None, "the domain of an ngrok account for the public URL")
+    cors_origin: list[str] = option(
+        [], "origins whose web pages may ask, such as https://example.org", shown="none"
+    )
+    log_content: bool = option(False, "log prompts and answers too")
+
+    @field_validator("cors_origin", mode="before")
+    @classmethod
+    def _split(cls, value):
+        return words_of(value)
+
+    @property
+    def public(self) -> bool:
+        """Whether others than this machine can reach it, so that it needs a key."""
+        return self.with_tunnel or self.host not in LOOPBACK
+
+    @property
+    def with_tunnel(self) -> bool:
+        return self.tunnel or self.require_tunnel
+
+    def check_values(self) -> None:
+        for origin in self.cors_origin:
+            if not re.fullmatch(r"https?://[\w.\-\[\]:]+|\*", origin):
+                raise InputError(f"{self.given('cors_origin')}: an origin is a scheme and a host, "
+                                 "as in https://example.org, or * for all")  # fmt: skip
+        if self.tunnel_domain and not self.with_tunnel:
+            raise InputError(f"{self.given('tunnel_domain')}: needs --tunnel")

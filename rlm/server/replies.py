@@ -1,0 +1,201 @@
+"""What comes back: a finished job -> its samples read, their votes, usage and timing.
+
+An answer is what `rlm.answers` reads, as an exact value; what cannot be read is no answer.
+"""
+
+import bisect
+import time
+from dataclasses import dataclass
+from typing import Literal
+
+from pydantic import BaseModel
+
+from rlm.answers import Answer, read_answer
+from rlm.server.job import OWN_ENDS, Job
+from rlm.splitter import ANSWER, REASONING, Splitter
+from rlm.statistics import majority
+from rlm.textstream import decode
+
+Finish = Literal["stop", "length", "stop_sequence", "timeout", "cancelled", "error"]
+
+
+class Usage(BaseModel):
+    """Tokens. completion_tokens: of all samples; reasoning_tokens are among them."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    reasoning_tokens: int
+    total_tokens: int
+
+
+class Timing(BaseModel):
+    """Milliseconds since the request was accepted; tokens per second outside the queue."""
+
+    queue_ms: float
+    first_token_ms: float
+    total_ms: float
+    tokens_per_second: float
+
+
+class Vote(BaseModel):
+    """How n samples voted. winner: the answer with the most votes, the first of them in a tie.
+
+    votes: answer -> samples that gave it. agreement: the winner's share of all n.
+    """
+
+    n: int
+    winner: str | None
+    votes: dict[str, int]
+    agreement: float
+
+
+class SampleReply(BaseModel):
+    """One sample; null texts were not asked for."""
+
+    index: int
+    reasoning: str | None
+    answer: str | None
+    answer_parsed: bool
+    text: str | None
+    finish_reason: Finish
+    completion_tokens: int
+
+
+class ReasoningReply(BaseModel):
+    """answer: the exact value in its shortest spelling, null where none can be read.
+
+    text: the whole turn, tags included (without the reasoning if that was left out).
+    """
+
+    id: str
+    object: Literal["phase1.reasoning"]
+    created: int
+    model: str
+    seed: int
+    reasoning: str | None
+    answer: str | None
+    answer_parsed: bool
+    text: str
+    finish_reason: Finish
+    vote: Vote | None
+    samples: list[SampleReply] | None
+    usage: Usage
+    timing: Timing
+
+
+@dataclass(frozen=True)
+class Read:
+    """A sample taken apart. said: the text behind the reasoning, without tags."""
+
+    index: int
+    reasoning: str
+    said: str
+    text: str
+    answer: Answer
+    finish: str
+    tokens: int
+    reasoning_tokens: int
+
+    @property
+    def ended(self) -> bool:
+        """Whether it came to its own end."""
+        return self.finish in OWN_ENDS
+
+    @property
+    def vote(self) -> tuple | None:
+        value = self.answer.value
+        return None if value is None else (value, self.answer.percent)
+
+
+def read_samples(job: Job, fmt, tokenizer) -> list[Read]:
+    """Return the samples of a finished job."""
+    return [read_sample(job, index, fmt, tokenizer) for index in range(len(job.samples))]
+
+
+def read_sample(job: Job, index: int, fmt, tokenizer) -> Read:
+    """Return one sample that has ended."""
+    sample = job.samples[index]
+    text, ids = sample.rollout.text, sample.rollout.ids
+    splitter, parts = Splitter(fmt), {REASONING: "", ANSWER: ""}
+    for channel, delta in (*splitter.feed(text), *splitter.finish()):
+        parts[channel] += delta
+    behind = 0  # where the reasoning ends
+    if parts[REASONING]:
+        begin = text.index(fmt.reasoning_open) + len(fmt.reasoning_open)
+        behind = text.index(parts[REASONING], begin) + len(parts[REASONING])
+    answer = Answer(reason="empty")
+    if sample.finish in OWN_ENDS:
+        answer = read_answer(text, fmt.name)
+        # Cut off in the middle of a number, its beginning would be a made-up answer.
+        if sample.finish == "length" and read_answer(text + "0", fmt.name) != answer:
+            at_end = text[-1:].isspace()
+            answer = answer if at_end else Answer(reason="unparsable")
+    return Read(
+        index=index,
+        reasoning=parts[REASONING],
+        said=parts[ANSWER],
+        text=text,
+        answer=answer,
+        finish=sample.finish,
+        tokens=len(ids),
+        reasoning_tokens=_tokens_of(behind - len(job.prompt.prefill), ids, tokenizer),
+    )
+
+
+def _tokens_of(characters: int, ids: list[int], tokenizer) -> int:
+    """Return how many of the tokens it takes to write so many characters."""
+    # The text of the first k tokens grows with k, so the right k is found by halving.
+    lengths = range(len(ids))
+    return bisect.bisect_left(lengths, characters, key=lambda k: len(decode(tokenizer, ids[:k])))
+
+
+def count_votes(samples: list[Read]) -> tuple[Read, Vote]:
+    """Return the sample that won, and the votes. Unread ones do not vote, but count in n.
+
+    Without any vote it is the first sample that came to its own end.
+    """
+    winner = majority([sample.vote for sample in samples])
+    counts: dict[str, int] = {}
+    for sample in samples:
+        if sample.vote is not None:
+            counts[sample.answer.canonical] = counts.get(sample.answer.canonical, 0) + 1
+    n = len(samples)
+    if winner is None:
+        return first_ended(samples), Vote(n=n, winner=None, votes={}, agreement=0.0)
+    answer = samples[winner].answer.canonical
+    vote = Vote(n=n, winner=answer, votes=counts, agreement=counts[answer] / n)
+    return samples[winner], vote
+
+
+def first_ended(samples: list[Read]) -> Read:
+    """Return the first sample that came to its own end, else the first."""
+    return next((sample for sample in samples if sample.ended), samples[0])
+
+
+def usage(job: Job, samples: list[Read]) -> dict:
+    """Return the tokens of a job; the prompt counts once."""
+    completion = sum(sample.tokens for sample in samples)
+    return Usage(
+        prompt_tokens=len(job.prompt.ids),
+        completion_tokens=completion,
+        reasoning_tokens=sum(sample.reasoning_tokens for sample in samples),
+        total_tokens=len(job.prompt.ids) + completion,
+    ).model_dump()
+
+
+def timing(job: Job, tokens: int) -> dict:
+    """Return the times of a job; one that never left the queue has no first token but its end."""
+    end = job.ended or time.monotonic()
+    started = end if job.started is None else job.started
+    first = end if job.first_token is None else job.first_token
+    running = end - started
+    return Timing(
+        queue_ms=_ms(started - job.accepted),
+        first_token_ms=_ms(first - job.accepted),
+        total_ms=_ms(end - job.accepted),
+        tokens_per_second=round(tokens / running, 1) if running > 0 else 0.0,
+    ).model_dump()
+
+
+def _ms(seconds: float) -> float:
+    return round(max(0.0, seconds) * 1e3, 1)

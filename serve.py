@@ -1,0 +1,151 @@
+"""Serve the model: POST /phase1/reasoning, the chat completions API, and a page to try it.
+
+    python serve.py                                   # weights/final_rlm_lora on its base
+    python serve.py --port 9000 --adapter none
+    NGROK_AUTHTOKEN=... python serve.py --tunnel      # a public URL; a key is made if none is given
+
+Exit codes: 0 after a signal, 1 if the engine died, 2 for wrong input (a port that is taken too),
+3 if --require-tunnel found none.
+"""
+
+import logging
+import os
+import shlex
+import sys
+import threading
+from functools import partial
+from pathlib import Path
+
+import config
+from rlm.errors import run
+from rlm.server.keys import Key, find_or_make_key, matches
+
+EXAMPLE = '{"prompt": "Calculate 23 + 15 + 8"}'
+TUNNEL_SECONDS = 30.0  # --require-tunnel waits so long
+NO_TUNNEL = 3
+
+logger = logging.getLogger("rlm.server")
+
+
+def load(settings):
+    """Return the service: the model with its adapter, checked, in an engine, behind a queue."""
+    from rlm import formats
+    from rlm.engine import Engine
+    from rlm.models import check_finite
+    from rlm.policy import open_policy
+    from rlm.server.service import Service
+    from rlm.server.worker import Worker
+
+    policy = open_policy(
+        settings.model, settings.adapter, device=settings.device, dtype=settings.dtype
+    )
+    check_finite(policy.model)
+    engine = Engine(policy.model, policy.tokenizer, max_rows=settings.max_rows, admissions=2)
+    return Service(
+        worker=Worker(engine, max_queue=settings.max_queue),
+        tokenizer=policy.tokenizer,
+        format=formats.get_format(settings.format),
+        model=Path(settings.adapter or settings.model).name,
+        max_tokens=min(settings.max_tokens, engine.context_tokens or settings.max_tokens),
+        timeout_seconds=settings.timeout,
+        log_content=settings.log_content,
+    )
+
+
+def curl(url: str, key: Key | None) -> str:
+    """Return a call that can be pasted; the key is named by its place, not shown."""
+    header = ""
+    if key:
+        found = (
+            f"${key.place}" if key.place == "RLM_API_KEY" else f"$(cat {shlex.quote(key.place)})"
+        )
+        header = f' -H "Authorization: Bearer {found}"'
+    return f"curl -N {url}/phase1/reasoning{header} -d '{EXAMPLE}'"
+
+
+def say(line: str) -> None:
+    print(line, flush=True)
+
+
+def main(argv: list[str] | None = None) -> int:
+    settings = config.load(config.ServeSettings, argv)
+    key = find_or_make_key(
+        settings.api_key_file, needed=settings.public, default_path=Path("runs/api_key")
+    )
+    from rlm.server.run import bind
+
+    with bind(settings.host, settings.port) as sock:
+        return serve(settings, key, sock)
+
+
+def serve(settings, key: Key | None, sock) -> int:
+    """Load the model and serve it on the socket; return the exit code."""
+    from rlm.runs import start
+    from rlm.server.app import make_app
+    from rlm.server.run import Server
+
+    start(settings.model, seed=0, **settings.process())
+    service = load(settings)
+    app = make_app(
+        service,
+        is_key=partial(matches, key) if key else None,
+        cors_origins=settings.cors_origin,
+    )
+    port = sock.getsockname()[1]
+    host = "127.0.0.1" if settings.host in ("0.0.0.0", "::") else settings.host
+    local = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    failed = []  # filled if the tunnel that is required does not come up
+
+    def on_ready() -> None:
+        if key and key.fresh:
+            say(f"key: {key.fresh} (new, kept in {key.place})")
+        say(f"local: {local}\n{curl(local, key)}")
+        if tunnel:
+            tunnel.start()
+        if settings.require_tunnel:
+            threading.Thread(target=wait_for_tunnel, daemon=True).start()
+
+    def wait_for_tunnel() -> None:
+        if not tunnel.wait(TUNNEL_SECONDS):
+            failed.append(tunnel.failure or "it did not come up")
+            server.stop_soon()
+
+    server = Server(app, service.worker, drain_seconds=settings.drain_seconds, on_ready=on_ready)
+    tunnel = make_tunnel(settings, port, service, key) if settings.with_tunnel else None
+    try:
+        server.serve_on(sock)
+    finally:
+        if tunnel:
+            tunnel.stop()
+    if failed:
+        print(f"error: --require-tunnel: {failed[0]}", file=sys.stderr)
+    code = NO_TUNNEL if failed else int(service.worker.dead)
+    if server.force_exit:
+        sys.stdout.flush()
+        os._exit(code)  # the engine may be in the middle of a long step
+    return code
+
+
+def make_tunnel(settings, port: int, service, key: Key):
+    """Return the tunnel to this server, not started; what happens to it is told in one line."""
+    from rlm.tunnel import Tunnel
+
+    def on_up(url: str) -> None:
+        service.metrics.tunnel_up.set(1)
+        say(f"public: {url}\n{curl(url, key)}")
+
+    def on_down(line: str) -> None:
+        service.metrics.tunnel_up.set(0)
+        logger.warning("tunnel: %s", line)
+
+    return Tunnel(
+        port,
+        endpoint_file=Path("runs/endpoint.json"),
+        on_up=on_up,
+        on_down=on_down,
+        domain=settings.tunnel_domain,
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(run(main))
