@@ -4,7 +4,7 @@ import re
 
 from pydantic import field_validator
 
-from config_training import Shared
+from config_shared import Shared
 from rlm.errors import InputError
 from rlm.parsing import words_of
 from rlm.settings import option
@@ -59,5 +59,8 @@ class ServeSettings(Shared):
             if not re.fullmatch(r"https?://[\w.\-\[\]:]+|\*", origin):
                 raise InputError(f"{self.given('cors_origin')}: an origin is a scheme and a host, "
                                  "as in https://example.org, or * for all")  # fmt: skip
+        if self.with_tunnel and self.host not in ("127.0.0.1", "localhost", "0.0.0.0"):
+            raise InputError(f"{self.given('host')}: the tunnel forwards to 127.0.0.1, where this "
+                             "would not listen; leave --host out with --tunnel")  # fmt: skip
         if self.tunnel_domain and not self.with_tunnel:
             raise InputError(f"{self.given('tunnel_domain')}: needs --tunnel")

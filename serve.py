@@ -36,11 +36,10 @@ def load(settings):
     from rlm.server.service import Service
     from rlm.server.worker import Worker
 
-    policy = open_policy(
-        settings.model, settings.adapter, device=settings.device, dtype=settings.dtype
-    )
+    policy = open_policy(settings.model, settings.adapter, **settings.loading())
     check_finite(policy.model)
-    engine = Engine(policy.model, policy.tokenizer, max_rows=settings.max_rows, admissions=2)
+    limits = {"max_rows": settings.max_rows, "admissions": 2} | settings.engine()
+    engine = Engine(policy.model, policy.tokenizer, **limits)
     return Service(
         worker=Worker(engine, max_queue=settings.max_queue),
         tokenizer=policy.tokenizer,

@@ -48,7 +48,7 @@ def make_app(
         guarded,
         allow_origins=list(cors_origins),
         allow_methods=["GET", "POST"],
-        allow_headers=["Authorization", "Content-Type"],
+        allow_headers=["Authorization", "Content-Type", "ngrok-skip-browser-warning"],
         expose_headers=["X-Request-Id", "Retry-After"],
     )
 

@@ -133,7 +133,7 @@ class Service:
                 deltas = splitters[index].feed(text, final=ended[index])
                 batch += [(index, channel, delta) for channel, delta in deltas]
             yield batch
-            if not over:
+            if batch and not over:  # the beginning of a tag is held back: do not wait for nothing
                 await asyncio.sleep(JOIN_SECONDS)
 
     async def finish(self, job: Job) -> None:
