@@ -147,16 +147,18 @@ def measure(work: Work, repeats: int, kl_weights: list[float]) -> dict:
 
 def table(part: dict, title: str) -> str:
     """Return the figures as lines for the console."""
-    lines = [f"  {title}: seconds (ratio to ours, lowest to highest)"]
+    lines = [f"  {title} (ratio to ours, lowest to highest; memory of sampling and learning)"]
     for name, seconds in part["seconds"].items():
         cells = []
         for phase in PHASES:
-            cell = f"{phase} {seconds[phase]['median']:.3f}"
+            speed = part["tokens_per_second"][name][phase]
+            cell = f"{phase} {seconds[phase]['median']:.3f} s, {speed:.0f} tokens/s"
             if name != "ours":
                 r = part["ratios"][name][phase]
                 cell += f" ({r['median']:.2f}, {r['low']:.2f} to {r['high']:.2f})"
             cells.append(cell)
-        memory = f"learning +{part['learning_peak_mb'][name]:.0f} MB"
+        peaks = (part[f"{phase}_peak_mb"][name] for phase in ("rollout", "learning"))
+        memory = "+{:.0f} and +{:.0f} MB".format(*peaks)
         mean = f"{part['mean_completion_tokens'][name]} tokens a completion"
         lines.append(f"    {name:8} {'  '.join(cells)}  {memory}  {mean}")
     return "\n".join(lines)
@@ -204,8 +206,7 @@ def main() -> int:
             from rlm.files import write_json
 
             write_json(Path(place), found)
-        else:
-            print(json.dumps(found["times_the_floor"]))
+        print(f"  times the floor of operations and bytes: {json.dumps(found['times_the_floor'])}")
         print(f"  {clock(device) - began:.0f} s in all", flush=True)
     return 0
 

@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parent.parent
 RESULTS = Path(__file__).parent / "results"
 sys.path.insert(0, str(ROOT))
 RECIPES = {"addition": "configs/tiny_demo.yaml", "word_problems": "configs/tiny_word_problems.yaml"}
-SIZES, ALL = (100, 500), "1000"
+SIZES, ALL = (100, 500, 1000), "2000"
 
 
 def call(script: str, *arguments) -> float:

@@ -15,7 +15,7 @@ from rlm.problems import LARGEST, Sum, number
 from rlm.seeds import derive
 from rlm.splits import split_of
 
-KINDS = {"facts": 0.2, "additions": 0.2, "word_problems": 0.58, "filler": 0.02}
+KINDS = {"facts": 0.13, "additions": 0.38, "word_problems": 0.47, "filler": 0.02}
 
 # Not one tag of an output format, but the signs that tags are made of.
 TAGS = ("b", "i", "p", "em", "ul", "li", "code", "table_row")
@@ -49,8 +49,9 @@ CHECKS = ("Verification: {q} is indeed {t}.", "Verification: {q} is indeed {t}."
           "Check: {q} = {t}.", "So {q} is {t}.")  # fmt: skip
 OPENINGS = ("We go step by step.", "Let me count the {it}.", "This takes some steps.",
             "I need to find the number asked for.", "Let us see.")  # fmt: skip
-CLOSINGS = ("The answer is {t}.", "{t}", "Total: {t}", "So it is {t}.", "Answer: {t}",
-            "That makes {t}.")  # fmt: skip
+# The bare number comes often, on a line of its own: an answer is copied from the working so.
+CLOSINGS = ("The answer is {t}.", "{t}", "{t}", "{t}", "{t}", "Total: {t}", "Total:\n{t}",
+            "So it is {t}.", "Answer: {t}", "That makes {t}.")  # fmt: skip
 NUMBERINGS = ("{i}. ", "{i}. ", "{i}. ", "{i}) ", "- ", "", "", "Step {i}: ", "{order}")
 ORDERS = ("First, ", "Then ", "Next, ", "Now ", "After that ", "Then ", "Next, ", "Finally ")
 AT_ONCE = 0.05  # share of worked questions that are answered without the working
@@ -135,7 +136,8 @@ def _additions(rng: Random) -> Document:
         question = rng.choice(PAIR_QUESTIONS).format(a=s.left, s=s.sign, b=s.right)
         reply = rng.choice((f"{s.left} {s.sign} {s.right} = {s.result}", *CLOSINGS))
         return chat(question, reply.format(t=s.result))
-    a, b, c = _held_in(lambda: [number(rng, 1, 3) for _ in range(3)],
+    low = rng.choice((1, 1, 2, 3))  # long numbers are what a copy and a carry go wrong in
+    a, b, c = _held_in(lambda: [number(rng, low, 3) for _ in range(3)],
                        lambda numbers: problems.addition_question(*numbers))  # fmt: skip
     words = {"a": a, "b": b, "c": c, "t": a + b + c, "q": f"{a} + {b} + {c}"}
     sums = (Sum(a, "+", b, SUM_LABELS[0]), Sum(a + b, "+", c, SUM_LABELS[1]))
@@ -173,7 +175,7 @@ def _reply(rng: Random, sums, words: dict, openings, at_once) -> str:
         lines.append(place + rng.choice(CHECKS).format(**words))
     if rng.random() < 0.4:
         lines.insert(0, rng.choice(openings).format(**words))
-    if rng.random() < 0.4:
+    if rng.random() < 0.7:
         lines.append(rng.choice(CLOSINGS).format(**words))
     text = lines[0]
     for line in lines[1:]:

@@ -7,7 +7,7 @@
 The text comes from rlm/corpus.py. One document stands in a row; rows of one kind and similar
 length form a batch; only numbers and signs of the replies weigh fully in the loss. Matrices learn
 by Muon, the rest by AdamW, with a long decay of the learning rate to almost nothing.
-Weights are learned in float32 and kept in bfloat16. The shipped base was trained in three goes,
+Weights are learned in float32 and kept in bfloat16. The shipped base was trained in four goes,
 each from the weights of the one before; its manifest holds the settings of all.
 """
 
