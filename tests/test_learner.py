@@ -294,6 +294,33 @@ def test_the_learner_and_the_sampler_are_the_same_policy():
     torch.testing.assert_close(logprobs, sampled, atol=2e-5, rtol=0)
 
 
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.bfloat16, 0.3), (torch.float16, 0.04)])
+def test_in_half_precision_learner_and_sampler_are_one_policy_and_lora_is_float32(dtype, bound):
+    from rlm.engine import Engine, Sampling
+    from rlm.records import Prompt
+
+    model, whole = tiny_lora(tiny_model().to(dtype)), tiny_lora(tiny_model())
+    prompts = [[1, 2, 3], [5] * 9]
+    groups = Engine(model, byte_tokenizer()).generate(
+        [Prompt(ids) for ids in prompts], 6, Sampling(max_tokens=20), seed=1
+    )
+    packed = pack([(p, [r.ids for r in g]) for p, g in zip(prompts, groups, strict=True)])
+    sampled = torch.tensor([x for group in groups for r in group for x in r.logprobs])
+    logprobs, _ = token_logprobs(model, packed)
+    exact, _ = token_logprobs(whole, packed)
+    assert logprobs.dtype == torch.float32
+    # The mantissa has 8 or 11 bits, the logits are some 10; the same products round alike.
+    assert (logprobs - sampled).abs().max() < bound and (
+        logprobs - sampled
+    ).abs().mean() < bound / 8
+    for found in (logprobs, exact):
+        (found * weights_like(found)).sum().backward()
+    for name, gradient in gradients(whole).items():
+        mine = model.get_parameter(name).grad
+        assert mine.dtype == torch.float32
+        assert (mine - gradient).norm() / gradient.norm() < bound / 2, name
+
+
 # The reference
 
 

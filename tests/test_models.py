@@ -195,3 +195,8 @@ def test_a_failure_while_saving_leaves_the_old_adapter(base_folder, tmp_path, mo
     assert json.loads((path / "manifest.json").read_text())["format"] == "think"
     assert [p.name for p in tmp_path.iterdir()] == ["a"]
     models.load_adapter(load(base_folder), path, trainable=False)
+
+
+def test_four_bits_need_cuda():
+    with pytest.raises(ModelError, match="quantize 4bit: needs a CUDA device, this is cpu"):
+        models.load_base("weights/tiny_base", device="cpu", quantize="4bit")
