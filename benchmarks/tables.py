@@ -76,6 +76,82 @@ def samples_table() -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
+def speed_table() -> str:
+    """Return the ratios to TRL, a row for each size, precision and device that was measured."""
+    head = ["", "step", "completion tokens", "rollout", "learning", "whole step",
+            "learning adds, MB", "times the floor"]  # fmt: skip
+    lines, machines = [head, ["---"] * len(head)], {}
+    for path in sorted(RESULTS.glob("grpo_vs_trl_*.json"), key=_order):
+        found = json.loads(path.read_text(encoding="utf-8"))
+        where = "GPU" if found["machine"]["gpu"] else "CPU"
+        pairs = {
+            phase: " / ".join(
+                _ratio(found["ratios"][name][phase]) for name in ("default", "fastest")
+            )
+            for phase in ("rollout", "learn", "step")
+        }
+        memory = " / ".join(
+            f"{found['learning_peak_mb'][name]:.0f}" for name in ("ours", "default", "fastest")
+        )
+        floors, load, machine = found["times_the_floor"], found["load"], found["machine"]
+        name = machine["gpu"] or f"{machine['processor']}, {machine['threads']} thread"
+        versions = ", ".join(f"{k} {v}" for k, v in machine["versions"].items())
+        machines[f"{name}; {versions}"] = None
+        lines.append([
+            f"{found['size']}, {found['dtype']}, {where}",
+            f"{load['prompts']} × {load['group']}, {found['repeats']} turns",
+            f"{found['mean_completion_tokens']['ours']:.0f} of {load['max_tokens']}",
+            *pairs.values(), memory, f"{floors['rollout']} / {floors['learn']}",
+        ])  # fmt: skip
+    table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    return table + "\n\nMeasured on " + "; and on ".join(machines) + "."
+
+
+def scaling_table() -> str:
+    """Return what a step costs at both ends of each axis, and the exponent at the large end."""
+    found = json.loads((RESULTS / "scaling_cpu.json").read_text(encoding="utf-8"))
+    head = ["", "from, to", "sampling, s", "learning, s", "learning adds, MB", "exponents"]
+    lines = [head, ["---"] * len(head)]
+    for axis, points in found["axes"].items():
+        first, last = points[0], points[-1]
+        seconds = {
+            name: f"{first[name]['median']:.2f}, {last[name]['median']:.2f}"
+            for name in ("rollout", "learn")
+        }
+        growth = found["slopes"][axis]
+        lines.append([
+            axis.replace("_", " "), f"{first['x']:,}, {last['x']:,}", *seconds.values(),
+            f"{first['learn_mb']:.0f}, {last['learn_mb']:.0f}",
+            f"{growth['rollout']} / {growth['learn']}",
+        ])  # fmt: skip
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def serve_table() -> str:
+    """Return tokens per second of the server's processor time, by server and clients."""
+    found = json.loads((RESULTS / "serve_load.json").read_text(encoding="utf-8"))
+    cells: dict[str, dict[str, str]] = {}
+    for size, part in found.items():
+        for entry in part["summary"]:
+            speed = entry["tokens_per_cpu_second"]
+            column = f"{size}, {entry['clients']} client{'s' * (entry['clients'] > 1)}"
+            text = f"{speed['median']:.0f} ({speed['min']:.0f}–{speed['max']:.0f})"
+            cells.setdefault(entry["server"], {})[column] = text
+    columns = list(dict.fromkeys(column for row in cells.values() for column in row))
+    lines = [["", *columns], ["---"] * (len(columns) + 1)]
+    lines += [[name, *(row.get(c, "") for c in columns)] for name, row in cells.items()]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _ratio(spread: dict) -> str:
+    return f"{spread['median']:.1f} ({spread['low']:.1f}–{spread['high']:.1f})"
+
+
+def _order(path: Path) -> tuple:
+    sizes = ("tiny", "small", "q05", "q7b")
+    return path.stem.rsplit("_", 1)[1], sizes.index(path.stem.split("_")[3]), "bfloat" in path.stem
+
+
 def draw(path: Path) -> None:
     """Draw accuracy and the share of worked answers over the GRPO steps, a line a seed."""
     import matplotlib
@@ -124,6 +200,9 @@ def filled(readme: str) -> str:
         "addition": learning_table("addition"),
         "word_problems": learning_table("word_problems"),
         "samples": samples_table(),
+        "speed": speed_table(),
+        "scaling": scaling_table(),
+        "serve": serve_table(),
     }
     for name, table in tables.items():
         block = re.compile(rf"(<!-- table {name} -->\n).*?(<!-- end -->)", re.DOTALL)
