@@ -19,7 +19,7 @@ from rlm import answers, formats
 from rlm.errors import InputError, run
 from rlm.splitter import REASONING, Splitter
 
-DEMONSTRATION = ("Calculate 23 + 15 + 8", "Calculate 417 + 85 + 9", "Calculate 999 + 1 + 250")
+DEMONSTRATION = ("Calculate 23 + 15 + 8", "Calculate 417 + 85 + 9", "Calculate 999 + 999 + 999")
 DIM, BOLD, PLAIN = "\033[2m", "\033[1m", "\033[0m"
 
 
