@@ -23,6 +23,12 @@ class Stage:
         tokenizer, form = self.policy.tokenizer, self.settings.format
         return measure(self.engine, tokenizer, examples, form, name=name, max_tokens=limit)
 
+    def check_learned(self) -> None:
+        """InputError if the steps so far left the LoRA without any effect."""
+        from rlm.policy import check_learned
+
+        check_learned(self.policy.model)
+
     def finish(self, evaluation, examples, **facts) -> dict:
         """Save the adapter with what is known of it, end the logs, return the summary."""
         from rlm.policy import save_policy

@@ -79,6 +79,7 @@ def train(settings) -> dict:
         out.write_rollouts(records(step, batch, advantage))
 
     # 4. What is kept is the best adapter by validation accuracy, not the last one.
+    stage.check_learned()
     best.restore()
     return stage.finish(best.evaluation, examples, step=best.step)
 

@@ -93,7 +93,8 @@ def fit(policy, records: list[dict], settings, out) -> None:
         per_device_train_batch_size=settings.batch_size,
         learning_rate=settings.learning_rate,
         lr_scheduler_type="linear",
-        warmup_steps=settings.warmup_fraction,
+        # The first step of a warm-up has rate 0: a single step would teach nothing.
+        warmup_steps=settings.warmup_fraction if steps > 1 else 0,
         weight_decay=0.0,
         max_length=settings.max_length,
         packing=settings.packing,

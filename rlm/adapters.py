@@ -7,7 +7,6 @@ refused on every other one. How it was trained is not known here; others use it 
 
 import hashlib
 import json
-import os
 import shutil
 from pathlib import Path
 
@@ -70,8 +69,7 @@ def save_adapter(model, path: str | Path, manifest: dict, *, overwrite: bool = F
     manifest = _complete(manifest, model)
     check_overwrite(path, manifest, overwrite=overwrite)
     path.parent.mkdir(parents=True, exist_ok=True)
-    new = path.with_name(f".{path.name}.{os.getpid()}.new")
-    old = path.with_name(f".{path.name}.{os.getpid()}.old")
+    new = files.beside(path, "new")
     shutil.rmtree(new, ignore_errors=True)
     try:
         model.save_pretrained(
@@ -84,20 +82,9 @@ def save_adapter(model, path: str | Path, manifest: dict, *, overwrite: bool = F
         config = json.loads((new / CONFIG).read_text(encoding="utf-8"))
         files.write_json(new / CONFIG, config | {"base_model_name_or_path": manifest["base"]})
         files.write_json(new / MANIFEST, manifest)
-        for each in (*new.iterdir(), new):
-            _flush(each)
-        if path.exists():
-            os.rename(path, old)
-        try:
-            os.rename(new, path)
-        except OSError:
-            if old.exists():
-                os.rename(old, path)
-            raise
-        _flush(path.parent)
+        files.put_folder(new, path)
     finally:
         shutil.rmtree(new, ignore_errors=True)
-    shutil.rmtree(old, ignore_errors=True)
     return path
 
 
@@ -230,15 +217,6 @@ def _complete(manifest: dict, model) -> dict:
     filled["base"] = _portable(str(manifest.get("base") or _name(model)))
     filled["base_fingerprint"] = fingerprint(model)
     return filled
-
-
-def _flush(path: Path) -> None:
-    """Have the system write a file or a folder's entries to the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def failed(name, what: str, error: Exception) -> str:

@@ -1,4 +1,4 @@
-"""Files that are never half-written: to a temporary name, flushed to the disk, moved into place.
+"""Files and folders that are never half-written: a temporary name, flushed, moved into place.
 
 A reader, a crash or a full disk sees the old file or the new one, nothing between.
 """
@@ -7,6 +7,7 @@ import csv
 import io
 import json
 import os
+import shutil
 from pathlib import Path
 
 
@@ -40,3 +41,34 @@ def write_csv(path: str | Path, rows: list[dict]) -> Path:
     writer.writeheader()
     writer.writerows(rows)
     return write_text(path, out.getvalue())
+
+
+def beside(path: Path, mark: str) -> Path:
+    """Return this process's temporary name of `path`, in the same folder."""
+    return path.with_name(f".{path.name}.{os.getpid()}.{mark}")
+
+
+def put_folder(new: Path, path: Path) -> None:
+    """Move a finished folder to `path`; what was there goes only once the new one is in place."""
+    old = beside(path, "old")
+    for each in (*new.rglob("*"), new):
+        _flush(each)
+    if path.exists():
+        os.rename(path, old)
+    try:
+        os.rename(new, path)
+    except OSError:
+        if old.exists():
+            os.rename(old, path)
+        raise
+    _flush(path.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _flush(path: Path) -> None:
+    """Have the system write a file or a folder's entries to the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -6,7 +6,7 @@ import time
 import pytest
 import torch
 
-from rlm import adapters, hub, models
+from rlm import adapters, files, hub, models
 from rlm.models import ModelError
 from tests.tiny_models import byte_tokenizer, tiny_lora, tiny_model
 
@@ -187,8 +187,8 @@ def test_a_failure_while_saving_leaves_the_old_adapter(base_folder, tmp_path, mo
             raise OSError("disk full")
         return rename(source, *rest)
 
-    rename = adapters.os.rename
-    monkeypatch.setattr(adapters.files if step == "write_json" else adapters.os, step, fail)
+    rename = files.os.rename
+    monkeypatch.setattr(files if step == "write_json" else files.os, step, fail)
     with pytest.raises(OSError, match="disk full"):
         models.save_adapter(model, path, {"format": "xml"}, overwrite=True)
     monkeypatch.undo()
