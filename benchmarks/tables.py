@@ -170,7 +170,7 @@ def draw(path: Path) -> None:
                 axis.plot(steps, shares, dash, color=color, label=named)
         axis.set(title=part.replace("_", " "), xlabel="GRPO step", ylim=(0, 101))
         axis.grid(alpha=0.3)
-    axes[0].set_ylabel("share of 128 samples, %")
+    axes[0].set_ylabel("share of a step's samples, %")
     axes[0].legend(loc="lower right")
     figure.savefig(path, metadata={"Software": None}, dpi=110)
 
