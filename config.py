@@ -3,8 +3,9 @@
     settings = load(GRPOSettings)          # defaults < --config file < RLM_... < flags
 
 Wrong input ends the script with one line on stderr and exit code 2, before torch is imported.
-What the classes share is in config_training.py, the server's is in config_serving.py, how the
-layers are read in rlm/settings.py and rlm/configfile.py; recipes are in configs/.
+What the classes share is in config_shared.py, the training stages' are in config_training.py, the
+server's in config_serving.py; how the layers are read is in rlm/settings.py and rlm/configfile.py.
+Recipes are in configs/.
 """
 
 import math

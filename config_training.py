@@ -1,4 +1,4 @@
-"""The settings that all scripts share (model, data, output) and those of the two training stages.
+"""The settings of data and output, and those of the two training stages.
 
 config.py is the door: it adds the other scripts' classes and loads all of them.
 """
@@ -200,6 +200,9 @@ class GRPOSettings(Training):
 
     def check_values(self) -> None:
         super().check_values()
+        if 0 < self.token_budget < 64:
+            raise InputError(f"{self.given('token_budget')}: too few tokens; use 64 or more, or 0 "
+                             "for what the free memory holds")  # fmt: skip
         from rewards import REWARDS
 
         for name in set(self.rewards) - set(REWARDS):

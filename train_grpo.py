@@ -41,9 +41,9 @@ def train(settings) -> dict:
     from rlm.best import Best
     from rlm.grpo import advantages
     from rlm.learner import ReferencePolicy
-    from rlm.memory import TokenBudget
     from rlm.optimizer import Optimizer
     from rlm.rollouts import describe, records
+    from rlm.token_budget import TokenBudget
 
     # 1. Questions with known answers; the policy; the engine that samples from it.
     examples, validation = data.training_sets(settings)

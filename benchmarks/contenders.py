@@ -18,13 +18,13 @@ import train_grpo
 from rlm.engine import Engine, Sampling
 from rlm.grpo import advantages
 from rlm.learner import ReferencePolicy
-from rlm.memory import TokenBudget
 from rlm.models import add_lora, load_base
 from rlm.optimizer import Optimizer
 from rlm.policy import Policy
 from rlm.problems import additions
 from rlm.records import Example, Prompt, Score
 from rlm.rollouts import Batch
+from rlm.token_budget import TokenBudget
 
 ROOT = Path(__file__).resolve().parent.parent
 QUESTIONS = 512

@@ -105,9 +105,7 @@ def missing() -> dict[str, str]:
     found = {}
     if not is_serve_available():
         why = "its requirements are not installed: pip install transformers[serving]"
-        found = dict.fromkeys(
-            ("transformers serve", "transformers serve --continuous-batching"), why
-        )
+        found = dict.fromkeys((PEER, BATCHING), why)
     if not importlib.util.find_spec("vllm") or not shutil.which("vllm"):
         found["vllm serve"] = "not installed"
     return found

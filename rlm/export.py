@@ -101,7 +101,7 @@ def check_output(output: Path, sources: list[Path | None], *, overwrite: bool) -
         raise InputError(f"--output {output}: a file; give a folder")
     if not any(output.iterdir()):
         return
-    if "export" not in _read(output / "manifest.json"):
+    if "export" not in files.read_object(output / "manifest.json"):
         raise InputError(f"--output {output}: exists and is no export; give another folder")
     if not overwrite:
         raise InputError(f"--output {output}: exists; use --overwrite, or give another folder")
@@ -111,7 +111,7 @@ def write_adapter(source: Path, base: str, new: Path) -> dict:
     """Write the folder of an adapter; return its manifest."""
     new.mkdir()
     shutil.copyfile(source / adapters.WEIGHTS, new / adapters.WEIGHTS)
-    config = _read(source / adapters.CONFIG)
+    config = files.read_object(source / adapters.CONFIG)
     files.write_json(new / adapters.CONFIG, config | {"base_model_name_or_path": base})
     known = ("r", "lora_alpha", "target_modules")
     lora = {name: config[name] for name in known if name in config}
@@ -199,14 +199,16 @@ def _copy_from_base(base: str, new: Path, dtype: str, ends: tuple) -> None:
     for file in {file for pattern in COPIED for file in folder.glob(pattern)}:
         if file.is_file():
             shutil.copyfile(file, new / file.name)
-    config = _read(folder / "config.json")
+    config = files.read_object(folder / "config.json")
     config = {k: dtype if k in ("dtype", "torch_dtype") else v for k, v in config.items()}
     if "dtype" not in config:
         config["torch_dtype"] = dtype  # read by old and new versions
     files.write_json(new / "config.json", config)
     listed = [id for end in ends for id in (end if isinstance(end, list) else [end])]
     unique = [id for id in dict.fromkeys(listed) if id is not None]
-    generation = _read(folder / "generation_config.json") or _read(new / "generation_config.json")
+    generation = files.read_object(folder / "generation_config.json") or files.read_object(
+        new / "generation_config.json"
+    )
     if unique:
         generation["eos_token_id"] = unique if len(unique) > 1 else unique[0]
     files.write_json(new / "generation_config.json", generation)
@@ -235,15 +237,6 @@ def _manifest(source: Path, base: str, new: Path, export: dict) -> dict:
     named = Path(base).name if export["kind"] == "merged" and folder_of(base) else base
     manifest = known | {"base": named, "settings": settings, "export": export}
     return json.loads(files.write_json(new / "manifest.json", manifest).read_text("utf-8"))
-
-
-def _read(path: Path) -> dict:
-    """Return a JSON file's object; empty where there is none."""
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
 
 
 if __name__ == "__main__":

@@ -43,6 +43,15 @@ def write_csv(path: str | Path, rows: list[dict]) -> Path:
     return write_text(path, out.getvalue())
 
 
+def read_object(path: Path) -> dict:
+    """Return the object that a JSON file holds; empty where there is none that can be read."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
 def beside(path: Path, mark: str) -> Path:
     """Return this process's temporary name of `path`, in the same folder."""
     return path.with_name(f".{path.name}.{os.getpid()}.{mark}")

@@ -1,10 +1,10 @@
 """What lies in a model's or an adapter's folder, without torch: for settings and their checks."""
 
-import json
 import os
 from pathlib import Path
 
 from rlm.errors import InputError
+from rlm.files import read_object
 
 ROOT = Path(__file__).resolve().parent.parent  # its weights are found from anywhere
 
@@ -24,11 +24,7 @@ def adapter_format(path: str) -> str | None:
 
 
 def _entry(path: Path, name: str) -> str | None:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return content.get(name) if isinstance(content, dict) else None
+    return read_object(path).get(name)
 
 
 def folder_of(name: str) -> Path | None:

@@ -7,6 +7,7 @@ that run compute something that nobody reads: they lie in the cache where no seq
 
 import logging
 from collections.abc import Callable
+from functools import partial
 
 import torch
 
@@ -52,9 +53,9 @@ class DecodeGraphs:
         self._memory = None
 
     def run(self, step: Callable, ids: list[int], positions: list[int], memory) -> torch.Tensor:
-        """Return the logits [n, V] of step(ids, positions, width) for n rows, by a graph.
+        """Return the logits [n, V] of step(flat, width) for n rows, by a graph.
 
-        step: takes [R] ids, [R] positions and a width, returns [R, V].
+        step: takes [2, R] ids and positions, and a width; returns [R, V].
         memory: the addresses of all weights and of the cache; when they change, so do the graphs.
         """
         if memory != self._memory:
@@ -70,12 +71,12 @@ class DecodeGraphs:
         if (room, width) not in self._graphs:
             try:
                 place = flat.clone()
-                work = lambda: step(place[0], place[1], width)  # noqa: E731
+                work = partial(step, place, width)
                 self._graphs[room, width] = place, *self._capture(work, self._pool)
             except RuntimeError as error:
                 logger.warning("no CUDA graphs: %s; going on without", str(error).splitlines()[0])
                 self.broken = True
-                return step(flat[0, :count], flat[1, :count], max(positions) + 1)
+                return step(flat[:, :count], max(positions) + 1)
         place, replay, output = self._graphs[room, width]
         place.copy_(flat)
         replay()

@@ -1,9 +1,9 @@
 """A linear layer with a LoRA in one piece: fewer passes over memory, forward and backward.
 
 PEFT adds `scaling * B(A(x))` to the base's output by three passes over a tensor of the output's
-size, and as many backward. Here the products add up in place. The learner and the rollouts in
-bfloat16 and float16 use the same function, so that they are the same policy: A and B are
-rounded to the input's format for the products, and stay float32 as parameters.
+size, and as many backward. Here the products add up in place. The learner (`fused`) and the
+rollouts in bfloat16 and float16 (`LowRank`) make them by one function, so that they are the same
+policy: A and B are rounded to the input's format for it, and stay float32 as parameters.
 """
 
 from contextlib import contextmanager
@@ -12,6 +12,13 @@ from functools import partial
 import torch
 from torch import nn
 from torch.nn import functional
+
+
+def add_low_rank(out, flat, down, up, scaling: float) -> torch.Tensor:
+    """Add scaling * (x A^T) B^T to `out` [T, out] in place; return x A^T [T, r]. flat [T, in]."""
+    inner = flat @ down.t()
+    out.addmm_(inner, up.t(), alpha=scaling)
+    return inner
 
 
 class LowRankLinear(torch.autograd.Function):
@@ -24,8 +31,8 @@ class LowRankLinear(torch.autograd.Function):
     def forward(ctx, x, weight, bias, down, up, scaling: float):
         flat = x.flatten(0, -2)  # [T, in]
         down_cast, up_cast = down.to(x.dtype), up.to(x.dtype)
-        inner = flat @ down_cast.t()  # [T, r]
-        out = functional.linear(flat, weight, bias).addmm_(inner, up_cast.t(), alpha=scaling)
+        out = functional.linear(flat, weight, bias)
+        inner = add_low_rank(out, flat, down_cast, up_cast, scaling)
         ctx.save_for_backward(flat, inner, weight, down_cast, up_cast)
         ctx.scaling, ctx.shape, ctx.dtypes = scaling, x.shape, (down.dtype, up.dtype)
         return out.view(*x.shape[:-1], -1)
@@ -43,6 +50,21 @@ class LowRankLinear(torch.autograd.Function):
         if ctx.needs_input_grad[4]:
             grad_up = (grad.t() @ inner).mul_(ctx.scaling).to(ctx.dtypes[1])
         return grad_x, None, None, grad_down, grad_up, None
+
+
+class LowRank(nn.Module):
+    """y = x W^T + b + sum of scaling * (x A^T) B^T, for sampling only."""
+
+    def __init__(self, weight, bias, pairs: list[tuple[torch.Tensor, torch.Tensor, float]]):
+        super().__init__()
+        self.weight, self.bias, self.pairs = weight, bias, pairs
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        flat = x.flatten(0, -2)
+        out = functional.linear(flat, self.weight, self.bias)
+        for down, up, scaling in self.pairs:
+            add_low_rank(out, flat, down, up, scaling)
+        return out.view(*x.shape[:-1], -1)
 
 
 def plain_lora(module: nn.Module) -> bool:

@@ -242,20 +242,19 @@ class RollingBatch:
             memory = self._model.addresses, self._slots.addresses()
             logits = self._graphs.run(self._decode, ids, positions, memory)
         else:
-            device = self._model.device
-            flat = torch.tensor([ids, positions], device=device)  # [2, N]
+            flat = torch.tensor([ids, positions], device=self._model.device)  # [2, N]
             width = 1 + max(positions[: len(old)], default=0)
             self._slots.begin(flat[1, : len(old)], width, [len(prompt) for prompt in prompts])
-            keep = torch.tensor(last, device=device) if prompts else 0
+            keep = torch.tensor(last, device=flat.device) if prompts else 0
             logits = self._model.logits(flat, keep, self._slots)
         for row in old:
             row.cached += 1
         return logits
 
-    def _decode(self, ids: torch.Tensor, positions: torch.Tensor, width: int) -> torch.Tensor:
-        """Return the logits [n, V] of a step without prompts; ids and positions [n]."""
-        self._slots.begin(positions, width, [])
-        return self._model.logits(torch.stack([ids, positions]), 0, self._slots)
+    def _decode(self, flat: torch.Tensor, width: int) -> torch.Tensor:
+        """Return the logits [n, V] of a step without prompts; flat [2, n]: ids, positions."""
+        self._slots.begin(flat[1], width, [])
+        return self._model.logits(flat, 0, self._slots)
 
     def _grow(self, rows: int, tokens: int, like: Prefix | None) -> None:
         """Make room in the cache for so many rows and tokens, and some more if it must grow."""

@@ -9,14 +9,14 @@ in the learner, with A and B rounded once and not at every token.
 """
 
 import copy
+from functools import cached_property
 
 import torch
 from torch import nn
-from torch.nn import functional
 
 from rlm import attention
 from rlm.errors import InputError
-from rlm.low_rank import plain_lora
+from rlm.low_rank import LowRank, plain_lora
 
 
 class RolloutModel:
@@ -33,7 +33,7 @@ class RolloutModel:
         configs: dict = {}
         self.network = self._twin(self._source, "", configs)
         self.network.set_attn_implementation(attention.NAME)
-        self.addresses = self._addresses()
+        self.__dict__.pop("addresses", None)
 
     @property
     def device(self) -> torch.device:
@@ -51,7 +51,8 @@ class RolloutModel:
             layout=layout,
         ).logits[0]
 
-    def _addresses(self) -> tuple[int, ...]:
+    @cached_property
+    def addresses(self) -> tuple[int, ...]:
         """Return where the weights lie: what was captured for them holds as long as they stay."""
         weights = list(self.network.parameters())
         pairs = [m.pairs for m in self.network.modules() if isinstance(m, LowRank)]
@@ -111,21 +112,6 @@ class RolloutModel:
         if copy is None or copy.device != like.device or copy.dtype != like.dtype:
             copy = self._merged[name] = torch.empty_like(source, dtype=like.dtype)
         return copy.copy_(source)
-
-
-class LowRank(nn.Module):
-    """y = x W^T + b + sum of scaling * (x A^T) B^T, for sampling only."""
-
-    def __init__(self, weight, bias, pairs: list[tuple[torch.Tensor, torch.Tensor, float]]):
-        super().__init__()
-        self.weight, self.bias, self.pairs = weight, bias, pairs
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        flat = x.flatten(0, -2)
-        out = functional.linear(flat, self.weight, self.bias)
-        for down, up, scaling in self.pairs:
-            out.addmm_(flat @ down.t(), up.t(), alpha=scaling)
-        return out.view(*x.shape[:-1], -1)
 
 
 def _active(layer) -> list[str]:

@@ -15,10 +15,8 @@ import argparse
 import copy
 import hashlib
 import json
-import os
 import platform
 import random
-import shutil
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -28,7 +26,7 @@ import torch
 import torch.nn.functional as F
 
 from rlm import corpus, tiny_tokenizer
-from rlm.files import write_json
+from rlm.files import beside, put_folder, write_json
 from rlm.muon import Muon
 from rlm.seeds import derive
 from rlm.tiny_scores import scores
@@ -207,8 +205,7 @@ def train(model, tokenizer, settings: Settings, log=print, save=None) -> float:
 def save(model, tokenizer, folder: Path, manifest: dict) -> None:
     """Write the base to the folder at once: an old one is there until the new one is whole."""
     folder = Path(folder)
-    fresh = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
-    old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
+    fresh = beside(folder, "new")
     fresh.mkdir(parents=True)
     copy.deepcopy(model).to(torch.bfloat16).save_pretrained(fresh)
     tokenizer.save_pretrained(fresh)
@@ -219,10 +216,7 @@ def save(model, tokenizer, folder: Path, manifest: dict) -> None:
         "weights_bytes": weights.stat().st_size,
     }
     write_json(fresh / "manifest.json", manifest)
-    if folder.exists():
-        folder.rename(old)
-    fresh.rename(folder)
-    shutil.rmtree(old, ignore_errors=True)
+    put_folder(fresh, folder)
 
 
 @torch.no_grad()

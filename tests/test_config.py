@@ -122,6 +122,7 @@ def test_defaults_follow_the_model():
 # --- wrong input -----------------------------------------------------------------------------
 
 BAD = [
+    (GRPOSettings, ["--token-budget", "63"], "--token-budget 63: too few tokens; use 64 or more"),
     (GRPOSettings, ["--group-size", "1"], "--group-size 1: a group needs at least 2 samples to have"
      " a mean to beat; use 2 or more"),
     (GRPOSettings, ["--group-size", "x"], "--group-size x: not a whole number; use 2 or more"),

@@ -9,8 +9,8 @@ from transformers import Gemma2Config, GptOssConfig, MistralConfig
 from rlm.engine import Engine, Sampling
 from rlm.errors import InputError
 from rlm.graphs import DecodeGraphs
+from rlm.low_rank import LowRank
 from rlm.records import Prompt
-from rlm.rollout_model import LowRank
 from rlm.seeds import derive
 from rlm.textstream import TextStream
 from tests.tiny_models import EOS, PAD, SIZE, byte_tokenizer, tiny_lora, tiny_model

@@ -8,14 +8,15 @@ import torch
 
 import config
 import train_grpo
-from rlm import memory
+from rlm import memory, token_budget
 from rlm.grpo import advantages
 from rlm.learner import ReferencePolicy
-from rlm.memory import TokenBudget, activation_bytes, cache_tokens, free_bytes
+from rlm.memory import cache_tokens, free_bytes
 from rlm.optimizer import Optimizer
 from rlm.policy import Policy
 from rlm.records import Example, Prompt, Rollout, Score
 from rlm.rollouts import Batch
+from rlm.token_budget import TokenBudget, activation_bytes
 from tests.tiny_models import SIZE, byte_tokenizer, tiny_lora, tiny_model
 
 
@@ -44,11 +45,12 @@ def test_activations_are_counted_by_what_autograd_keeps():
 
 
 @pytest.mark.parametrize(
-    ("free", "expected"), [(2_000_000, 1000), (10**12, memory.MOST["cpu"]), (10, memory.LEAST)]
+    ("free", "expected"),
+    [(2_000_000, 1000), (10**12, token_budget.MOST["cpu"]), (10, token_budget.LEAST)],
 )
 def test_the_budget_is_what_half_of_the_free_memory_holds(monkeypatch, free, expected):
-    monkeypatch.setattr(memory, "free_bytes", lambda device: free)
-    monkeypatch.setattr(memory, "activation_bytes", lambda model, size: 1000.0)
+    monkeypatch.setattr(token_budget, "free_bytes", lambda device: free)
+    monkeypatch.setattr(token_budget, "activation_bytes", lambda model, size: 1000.0)
     assert TokenBudget(tiny_model(), SIZE).tokens == expected
     assert TokenBudget(tiny_model(), SIZE, 77).tokens == 77
 

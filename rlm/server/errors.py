@@ -76,6 +76,12 @@ def invalid(message: str, param: str | None = None) -> ApiError:
     return ApiError(422, "invalid_request", message, param=param)
 
 
+def late() -> ApiError:
+    """Return the error for a request whose time is over."""
+    message = "the request's deadline has passed; allow it more time or fewer tokens"
+    return ApiError(504, "timeout", message)
+
+
 def failed() -> ApiError:
     """Return the error for what is the server's own fault: its text stays in the log."""
     return ApiError(500, "internal_error", "the server failed; its log has the reason")

@@ -17,7 +17,7 @@ from rlm.errors import InputError
 from rlm.formats import Format
 from rlm.sampling import Closing, Sampling
 from rlm.seeds import derive
-from rlm.server.errors import ApiError, invalid
+from rlm.server.errors import ApiError, invalid, late
 from rlm.server.job import Job
 from rlm.server.metrics import Metrics
 from rlm.server.requests import Ask
@@ -145,8 +145,7 @@ class Service:
         """Wait for news; a step that does not end must not hold up a client for ever."""
         left = job.deadline + GRACE_SECONDS - time.monotonic()
         if left <= 0:
-            message = "the request's deadline has passed; allow it more time or fewer tokens"
-            self.worker.cancel(job, ApiError(504, "timeout", message), TIMEOUT)
+            self.worker.cancel(job, late(), TIMEOUT)
         return await job.wait(max(0.01, min(left, KEEP_ALIVE_SECONDS)))
 
     def abandon(self, job: Job) -> None:

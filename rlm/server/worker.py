@@ -13,7 +13,7 @@ from collections.abc import Callable
 from rlm.errors import InputError
 from rlm.records import Prompt, Rollout
 from rlm.sampling import Sampling
-from rlm.server.errors import ApiError, failed
+from rlm.server.errors import ApiError, failed, late
 from rlm.server.job import Job
 
 logger = logging.getLogger("rlm.server")
@@ -174,8 +174,7 @@ class Worker:
             function(*arguments)
         now = time.monotonic()
         for job in {job for job, _ in self._rows.values() if job.deadline <= now}:
-            message = "the request's deadline has passed; allow it more time or fewer tokens"
-            self._drop(job, TIMEOUT, ApiError(504, "timeout", message))
+            self._drop(job, TIMEOUT, late())
         self._flush()
 
     def _submit(self, job: Job) -> None:
