@@ -11,11 +11,19 @@ from typing import Literal
 from pydantic import field_validator, model_validator
 
 from config_shared import Shared, by_model
+from rlm.budget import seconds_of
 from rlm.errors import InputError
 from rlm.parsing import parse_range, parse_rewards
 from rlm.settings import nearest, option
 
 GENERATED = ("addition", "word_problems")
+
+# Settings that a stopped run may go on without: they change no step.
+PASSING = {
+    "config", "named_models", "weights", "output", "overwrite", "run", "log_level", "device",
+    "threads", "cache_tokens", "cuda_graphs", "token_budget", "wandb_project", "wandb",
+    "save_every", "resume", "budget", "probe",
+}  # fmt: skip
 
 
 class Common(Shared):
@@ -99,6 +107,35 @@ class Training(Common):
     )
     wandb_project: str | None = option(None, "project of Weights & Biases that is logged to too")
     wandb: bool = option(True, "--no-wandb: not logged there, whatever the project")
+    save_every: int = option(
+        10, "steps between checkpoints; 0: only when it is stopped", ge=0, section="Stop and go on"
+    )
+    resume: str = option(
+        "auto", "auto: go on where runs/NAME was stopped; never: begin anew; or a checkpoint"
+    )
+    budget: str | None = option(
+        None, "time for all of it, as 90m or 1h30m: the steps are chosen to fit", shown="no limit"
+    )
+
+    @field_validator("budget", mode="before")
+    @classmethod
+    def _time(cls, value):
+        if value is not None:
+            seconds_of(value)
+        return None if value is None else str(value)
+
+    def seconds(self) -> float | None:
+        """The budget in seconds, None for no limit."""
+        return None if self.budget is None else seconds_of(self.budget)
+
+    def lasting(self) -> dict:
+        """What must be the same when a stopped run goes on; the rest may be given anew."""
+        free = PASSING | ({"max_steps"} if self.may_be_longer() else set())
+        return {name: value for name, value in self.dump().items() if name not in free}
+
+    def may_be_longer(self) -> bool:
+        """Whether the first steps are the same however many follow."""
+        return self.budget is not None
 
     def check_values(self) -> None:
         super().check_values()
@@ -154,7 +191,12 @@ class GRPOSettings(Training):
     num_samples: int = option(
         2000, "training questions; 0: all", ge=0, env=["TRAIN_SAMPLES"], section="GRPO"
     )
-    max_steps: int = option(32, "steps, each with new samples", ge=1)
+    max_steps: int = option(
+        lambda given: 32 if given.get("budget") is None else 10**6,
+        "steps, each with new samples",
+        shown="32; with --budget as many as fit",
+        ge=1,
+    )
     questions_per_step: int = option(16, "questions B of a step", ge=1, flags=["--batch-size"])
     group_size: int = option(
         8,
@@ -191,12 +233,18 @@ class GRPOSettings(Training):
     eval_every: int = option(
         8, "steps between validations; 0: only at the end", ge=0, section="Validation"
     )
+    early_stop: bool = option(
+        False, "end when a validation falls by more than two standard errors below the best"
+    )
     probe: int = option(8, "questions tried before training; 0: none", ge=0)
 
     @field_validator("rewards", mode="before")
     @classmethod
     def _weights(cls, value):
         return parse_rewards(value)
+
+    def may_be_longer(self) -> bool:
+        return super().may_be_longer() or self.lr_schedule == "constant"
 
     def check_values(self) -> None:
         super().check_values()

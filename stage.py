@@ -1,5 +1,6 @@
 """What both training stages begin with and end with: the policy, its run's folder, its adapter."""
 
+import time
 from dataclasses import dataclass
 
 import data
@@ -13,6 +14,9 @@ class Stage:
     policy: object
     engine: object
     out: object
+    found: object = None  # the `rlm.checkpoint.Checkpoint` that it goes on from
+    opened: float = 0.0  # seconds that opening the policy took
+    began: float = 0.0  # of time.monotonic, when the script began
 
     def validate(self, examples):
         """Return the greedy `rlm.evaluation.Evaluation` of the policy as it is now."""
@@ -21,7 +25,51 @@ class Stage:
         self.engine.sync()
         name, limit = self.settings.script, self.settings.max_tokens
         tokenizer, form = self.policy.tokenizer, self.settings.format
-        return measure(self.engine, tokenizer, examples, form, name=name, max_tokens=limit)
+        found = measure(self.engine, tokenizer, examples, form, name=name, max_tokens=limit)
+        found.summary.pop("seconds")  # what is kept of a run says nothing of the machine
+        return found
+
+    def reserve(self, validation: float) -> float:
+        """Return the seconds to keep for the end: a validation, the save and its proof."""
+        return validation + 3 * self.opened + 2
+
+    def budget(self):
+        """Return the `rlm.budget.TimeBudget` of the settings, or None."""
+        from rlm.budget import TimeBudget
+
+        seconds = self.settings.seconds()
+        return None if seconds is None else TimeBudget(seconds, self.began)
+
+    def progress(self, **parts) -> dict:
+        """Return the arguments of `rlm.steps.Progress`: what changes, and what must not."""
+        from rlm.steps import Trained
+
+        return {
+            "run": self.out.path,
+            "parts": {"policy": Trained(self.policy.model), "log": self.out, **parts},
+            "facts": self.facts(),
+            "last": self.settings.max_steps,
+            "found": self.found,
+        }
+
+    def steps(self, best, **parts):
+        """Return the `rlm.steps.Steps` of the settings, gone on from where a stopped run was."""
+        from rlm.steps import Steps
+
+        return Steps(
+            **self.progress(best=best, **parts),
+            save_every=self.settings.save_every,
+            best=lambda: best.step,
+            budget=self.budget(),
+            reserve=lambda: self.reserve(best.seconds),
+        )
+
+    def facts(self) -> dict:
+        """What a stopped run must have in common with the one that goes on."""
+        from rlm.adapters import fingerprint
+
+        base = fingerprint(self.policy.model)
+        return {"settings": self.settings.lasting(), "base_fingerprint": base}
 
     def check_learned(self) -> None:
         """InputError if the steps so far left the LoRA without any effect."""
@@ -36,27 +84,41 @@ class Stage:
         facts |= described(self.settings) | {"data": data.fingerprint(examples)}
         options = {"overwrite": self.settings.overwrite}
         save_policy(self.policy, self.settings.output, evaluation, self.out, **options, **facts)
-        self.out.close()
+        self.out.finish()
         return evaluation.summary
 
 
-def begin(settings) -> Stage:
-    """Open the policy and the run's folder; InputError if the output could not be written."""
+def begin(settings, began: float) -> Stage:
+    """Open the policy and the run's folder; InputError if the output could not be written.
+
+    began: when the script began, seconds of time.monotonic.
+    """
+    from rlm import checkpoint
     from rlm.engine import Engine
     from rlm.policy import check_output, open_policy
     from rlm.runs import Run
 
+    found = checkpoint.find(settings.resume, settings.run_dir)
+    if found:
+        checkpoint.check_same(found, {"settings": settings.lasting()})
+    opening = time.monotonic()
     policy = open_policy(
         settings.model,
         settings.adapter,
         **settings.loading(),
         lora={"r": settings.lora_r, "alpha": settings.lora_alpha, "seed": settings.seed},
     )
+    opened = time.monotonic() - opening
     facts = described(settings)
     check_output(policy, settings.output, overwrite=settings.overwrite, **facts)
-    out = Run(settings.run_dir, facts["settings"], settings.wandb and settings.wandb_project)
+    project = settings.wandb and settings.wandb_project
+    out = Run(settings.run_dir, facts["settings"], project, goes_on=found is not None)
     engine = Engine(policy.model, policy.tokenizer, **settings.engine())
-    return Stage(settings, policy, engine, out)
+    stage = Stage(settings, policy, engine, out, found, opened, began)
+    if found:
+        checkpoint.check_same(found, stage.facts())
+        out.say(f"goes on after step {found.step}, from {found.path}")
+    return stage
 
 
 def described(settings) -> dict:

@@ -9,6 +9,8 @@ It only calls train_sft.py, train_grpo.py and evaluate.py in order, in one proce
 
 import logging
 import sys
+import time
+from functools import partial
 from pathlib import Path
 
 import config
@@ -31,23 +33,46 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def train(settings) -> list[dict]:
-    """Measure the base, then run each stage and measure it; return the summaries in order."""
+    """Measure the base, then run each stage and measure it; return the summaries in order.
+
+    Stopped and started again, it goes on where it was.
+    """
     from rlm import files
+    from rlm.done import Done
     from rlm.runs import start
 
+    began = time.monotonic()
     start(settings.model, **settings.process())
     measured = settings.evaluate()
     examples = data.examples_for(measured, measured.split, measured.eval_samples)
     stages = {"sft": (train_sft, settings.sft), "grpo": (train_grpo, settings.grpo)}
     names = ["sft", "grpo"] if settings.mode == "full" else [settings.mode]
-    rows = [measure(measured, examples, "base", settings.run_dir)]
-    for name in names:
+    facts = {"train": settings.lasting()} | {n: stages[n][1]().lasting() for n in names}
+    done = Done(settings.run_dir / "done.json", facts, go_on=settings.resume != "never")
+    folder = settings.run_dir
+    rows = [done.once("base", partial(measure, measured, examples, "base", folder))]
+    for place, name in enumerate(names):
         script, stage_settings = stages[name]
-        script.train(stage_settings())
-        rows.append(measure(measured, examples, name, settings.run_dir, stage_settings().output))
+        stage = within(stage_settings(), settings, began, rows, stages=len(names) - place)
+        done.once(f"train {name}", partial(script.train, stage))
+        work = partial(measure, measured, examples, name, folder, stage.output)
+        rows.append(done.once(name, work))
     files.write_json(settings.run_dir / "summary.json", rows)
+    done.clear()
     show_one(settings.run_dir / f"test-{names[-1]}.csv")
     return rows
+
+
+def within(stage, settings, began: float, rows: list[dict], stages: int):
+    """Return the stage's settings with its part of the time that is left.
+
+    The last stage gets all but the seconds of the measurement after it, an earlier one half.
+    """
+    if settings.seconds() is None:
+        return stage
+    measuring = stages * 1.25 * max(row["seconds"] for row in rows)
+    left = settings.seconds() - (time.monotonic() - began) - measuring
+    return stage.model_copy(update={"budget": f"{max(1.0, left / stages):.1f}s"})
 
 
 def measure(settings, examples, name: str, folder: Path, adapter: str | None = None) -> dict:

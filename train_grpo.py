@@ -37,51 +37,80 @@ def train(settings) -> dict:
     """Train, keep the best adapter by validation accuracy, return the summary of its evaluation."""
     from rlm.runs import start
 
+    began = time.monotonic()
     start(settings.model, **settings.process())
     from rlm.best import Best
-    from rlm.grpo import advantages
+    from rlm.guard import Guard
     from rlm.learner import ReferencePolicy
     from rlm.optimizer import Optimizer
-    from rlm.rollouts import describe, records
+    from rlm.rollouts import records
     from rlm.token_budget import TokenBudget
 
     # 1. Questions with known answers; the policy; the engine that samples from it.
     examples, validation = data.training_sets(settings)
-    stage = begin(settings)
-    policy, engine, out = stage.policy, stage.engine, stage.out
+    stage = begin(settings, began)
+    policy, out = stage.policy, stage.out
     reference = ReferencePolicy(policy.model)  # the policy as it is now, for the KL
     optimizer = Optimizer(policy.model, max_grad_norm=settings.max_grad_norm)
     questions = data.Batches(examples, settings.questions_per_step, seed=settings.seed)
-
-    # 2. Can these settings teach anything? And how good is the start?
-    probe(stage, examples)
     best = Best(policy.model, lambda: stage.validate(validation))
-    best.offer(step=0)
     budget = TokenBudget(policy.model, len(policy.tokenizer), settings.token_budget)
+    guard = Guard(out.path)
 
-    # 3. Sample, score, compare, update.
-    for step in range(1, settings.max_steps + 1):
-        started = time.perf_counter()
-        batch = sample_live(engine, policy, questions, settings, step)
-        advantage = advantages(batch.rewards(), settings.advantage_scale)  # [B, G]
-        sampled = time.perf_counter()
-        rate = optimizer.learning_rate = learning_rate(step, settings)
-        work = partial(update, policy, optimizer, batch, advantage, settings, reference)
-        learned = budget.attempt(work, undo=optimizer.clear)
-        engine.sync()
-        ended = time.perf_counter()
-        row = {"step": step} | describe(batch) | learned | {"learning_rate": rate}
-        row |= {"generate_seconds": sampled - started, "learn_seconds": ended - sampled}
-        row["tokens_per_second"] = batch.tokens() / (ended - started)
-        if step == settings.max_steps or (settings.eval_every and step % settings.eval_every == 0):
+    # 2. From the start, or from where a stopped run ended. Can these settings teach anything?
+    parts = {"optimizer": optimizer, "questions": questions, "reference": reference}
+    steps = stage.steps(best, **parts, budget=budget, guard=guard)
+    if steps.fresh:
+        probe(stage, examples)
+        best.offer(step=0)
+    stage.engine.sync()
+
+    # 3. Sample, score, compare, update: `take_step` below.
+    take = partial(take_step, stage, questions, optimizer, reference=reference, budget=budget)
+    for step in steps:
+        optimizer.learning_rate = learning_rate(step, steps.last, settings)
+        batch, advantage, row = take(step)
+        finite = guard.passed(
+            step, checked(row, optimizer), partial(records, step, batch, advantage)
+        )
+        row["skipped_steps"] = guard.skipped
+        if finite and (step == steps.last or due(step, settings.eval_every)):
             row["validation_accuracy"] = best.offer(step)
+            if settings.early_stop and best.fell(row["validation_accuracy"]):
+                out.say(f"step {step}: validation fell below the best, so this is the last step")
+                steps.end()
         out.log(row)
         out.write_rollouts(records(step, batch, advantage))
+        if guard.gave_up:
+            break
 
     # 4. What is kept is the best adapter by validation accuracy, not the last one.
-    stage.check_learned()
-    best.restore()
-    return stage.finish(best.evaluation, examples, step=best.step)
+    if not guard.gave_up:
+        stage.check_learned()
+    best.put_back()
+    summary = stage.finish(best.evaluation, examples, step=best.step)
+    guard.check()
+    return summary
+
+
+def take_step(stage, questions, optimizer, step: int, *, reference, budget):
+    """Take one step of GRPO; return its batch, the advantages [B, G] and its figures."""
+    from rlm.grpo import advantages
+    from rlm.rollouts import describe
+
+    settings, policy, engine = stage.settings, stage.policy, stage.engine
+    started = time.perf_counter()
+    batch = sample_live(engine, policy, questions, settings, step)
+    advantage = advantages(batch.rewards(), settings.advantage_scale)
+    sampled = time.perf_counter()
+    work = partial(update, policy, optimizer, batch, advantage, settings, reference)
+    learned = budget.attempt(work, undo=optimizer.clear)
+    engine.sync()
+    ended = time.perf_counter()
+    row = {"step": step} | describe(batch) | learned | {"learning_rate": optimizer.learning_rate}
+    row |= {"generate_seconds": sampled - started, "learn_seconds": ended - sampled}
+    row["tokens_per_second"] = batch.tokens() / (ended - started)
+    return batch, advantage, row
 
 
 def probe(stage, examples) -> None:
@@ -133,7 +162,7 @@ def update(policy, optimizer, batch, advantage, settings, reference, *, token_bu
 
     advantage [B, G]. Dead groups stay out of forward and backward when there is no KL term:
     their share of the gradient is exactly 0. They still count in the loss's denominator.
-    Without a KL term the KL is measured on one group only, to know it for little.
+    Without a KL term the KL is measured on a few completions only, to know it for little.
     """
     import torch
 
@@ -146,9 +175,9 @@ def update(policy, optimizer, batch, advantage, settings, reference, *, token_bu
     kept = [b for b in range(len(batch.groups)) if settings.kl_weight or advantage[b].any()]
     packs = []
     for part in micro_batches([batch.ids(b) for b in kept], token_budget):
-        chosen = [kept[i] for i in part]
-        packed = pack([batch.ids(b) for b in chosen], device=device)
-        each_token = packed.spread(advantage[chosen].reshape(-1))  # [N]
+        chosen = [(kept[i], rows) for i, rows in part]
+        packed = pack([batch.ids(b, rows) for b, rows in chosen], device=device)
+        each_token = packed.spread(torch.cat([advantage[b, rows] for b, rows in chosen]))  # [N]
         sampler = batch.logprobs(chosen).to(device)  # [N]
         mask = packed.spread(batch.counted(chosen, settings.truncated == "keep"))  # [N]
         ref = reference.logprobs(packed, **options) if settings.kl_weight else None
@@ -156,8 +185,9 @@ def update(policy, optimizer, batch, advantage, settings, reference, *, token_bu
 
     totals, gap, kls, entropies = {}, 0.0, [], []
     if kept and not settings.kl_weight:
-        ref = reference.logprobs(pack([batch.ids(kept[0])], device=device), **options)
-        kls.append(kl_estimate(batch.logprobs(kept[:1]).to(device), ref))
+        first, rows = kept[0], slice(16)
+        ref = reference.logprobs(pack([batch.ids(first, rows)], device=device), **options)
+        kls.append(kl_estimate(batch.logprobs([(first, rows)]).to(device), ref))
     counted = batch.counted_tokens(settings.truncated == "keep")
     for _ in range(settings.updates_per_batch):
         for packed, each_token, sampler, mask, ref in packs:
@@ -183,16 +213,32 @@ def update(policy, optimizer, batch, advantage, settings, reference, *, token_bu
     return means | found | {"sampler_gap": gap}
 
 
+def due(step: int, every: int) -> bool:
+    """Return whether something that is done every so many steps (0: never) is done now."""
+    return every > 0 and step % every == 0
+
+
+def checked(figures: dict, optimizer) -> dict:
+    """Return the figures that must be finite, none if no group was live.
+
+    In float16 gradients may be infinite while the loss's scale is still too high.
+    """
+    if "loss" not in figures:
+        return {}
+    names = ("loss",) if optimizer.scaling else ("loss", "gradient_norm")
+    return {name: figures[name] for name in names}
+
+
 def add(totals: dict[str, float], **values) -> None:
     """Add each value to the total of its name."""
     for name, value in values.items():
         totals[name] = totals.get(name, 0.0) + float(value)
 
 
-def learning_rate(step: int, settings) -> float:
+def learning_rate(step: int, last: int, settings) -> float:
     """Return the rate of a step, counted from 1: a linear rise, then constant or a linear fall."""
     rise = min(1.0, step / settings.warmup_steps) if settings.warmup_steps else 1.0
-    fall = 1.0 - (step - 1) / settings.max_steps if settings.lr_schedule == "linear" else 1.0
+    fall = 1.0 - (step - 1) / last if settings.lr_schedule == "linear" else 1.0
     return settings.learning_rate * rise * fall
 
 

@@ -10,7 +10,9 @@ only, its end token included. SFT teaches the format and the habits of its demon
 does not learn which reasoning is right (that is train_grpo.py).
 """
 
+import math
 import sys
+import time
 
 import config
 import data
@@ -27,6 +29,7 @@ def train(settings) -> dict:
     """Train, evaluate, save the adapter; return the summary of the evaluation."""
     from rlm.runs import start
 
+    began = time.monotonic()
     start(settings.model, **settings.process())
     # 1. Demonstrations, none of which is a question of the validation set.
     examples, validation = data.training_sets(settings)
@@ -38,7 +41,7 @@ def train(settings) -> dict:
         )
 
     # 2. The policy: a fresh LoRA, or an earlier stage's adapter to go on from.
-    stage = begin(settings)
+    stage = begin(settings, began)
     records = token_records(solved, stage.policy, settings)
     stage.out.say(
         f"SFT ({settings.stage}) on {len(records)} of {len(examples)} demonstrations: epochs "
@@ -46,8 +49,10 @@ def train(settings) -> dict:
     )
 
     # 3. Train, measure on questions that were not trained on, and keep the adapter.
-    fit(stage.policy, records, settings, stage.out)
-    return stage.finish(stage.validate(validation), solved, stage=settings.stage)
+    guard = fit(stage, records, len(validation))
+    summary = stage.finish(stage.validate(validation), solved, stage=settings.stage)
+    guard.check()
+    return summary
 
 
 def token_records(examples, policy, settings) -> list[dict]:
@@ -76,18 +81,52 @@ def token_records(examples, policy, settings) -> list[dict]:
     return records
 
 
-def fit(policy, records: list[dict], settings, out) -> None:
-    """Run trl's SFTTrainer over the records; its figures go to the run's log."""
-    import torch
+def fit(stage, records: list[dict], questions: int):
+    """Run trl's SFTTrainer over the records; its figures go to the run's log.
+
+    questions: of the validation that follows. Returns the `rlm.guard.Guard` of its batches.
+    """
     from datasets import Dataset, disable_progress_bars
     from transformers import PrinterCallback
-    from trl import SFTConfig, SFTTrainer
+
+    from rlm.guard import Guard
+    from rlm.sft_trainer import Trainer
+    from rlm.steps import Progress
 
     disable_progress_bars()
+    settings, guard = stage.settings, Guard(stage.out.path)
+    arguments, steps = trainer_arguments(stage.policy, len(records), settings, stage.out.path)
+    trainer = Trainer(
+        model=stage.policy.model,
+        args=arguments,
+        train_dataset=Dataset.from_list(records),
+        processing_class=stage.policy.tokenizer,
+        callbacks=[stage.out.trainer_callback(max(1, min(10, steps // 10)))],
+        progress=Progress(**stage.progress(guard=guard)),
+        guard=guard,
+    )
+    trainer.remove_callback(PrinterCallback)
+    budget = stage.budget()
+    if budget:
+        # An answer of the validation takes about as long as a demonstration's step.
+        fitting = trainer.fit_into(budget, lambda step: stage.reserve(questions * step))
+        fitting += stage.found.step if stage.found else 0
+        arguments.max_steps = max(1, min(steps, fitting))
+        stage.out.say(f"--budget: {arguments.max_steps} of {steps} steps fit")
+    trainer.run()
+    return guard
+
+
+def trainer_arguments(policy, count: int, settings, folder):
+    """Return (SFTConfig, number of optimiser steps) for `count` records."""
+    import torch
+    from trl import SFTConfig
+
     weight = next(policy.model.parameters())
-    steps = settings.max_steps or settings.epochs * len(records) / settings.batch_size
+    per_pass = math.ceil(count / settings.batch_size)
+    steps = settings.max_steps or math.ceil(settings.epochs * per_pass)
     arguments = SFTConfig(
-        output_dir=str(out.path),
+        output_dir=str(folder),
         num_train_epochs=settings.epochs,
         max_steps=settings.max_steps or -1,
         per_device_train_batch_size=settings.batch_size,
@@ -107,20 +146,13 @@ def fit(policy, records: list[dict], settings, out) -> None:
         use_cpu=weight.device.type == "cpu",
         dataloader_pin_memory=weight.device.type == "cuda",
         seed=settings.seed,
-        logging_steps=max(1, min(10, int(steps / 10))),
-        save_strategy="no",
+        logging_steps=1,
+        save_strategy="steps" if settings.save_every else "no",
+        save_steps=settings.save_every or 1,
         report_to="none",
         disable_tqdm=True,
     )
-    trainer = SFTTrainer(
-        model=policy.model,
-        args=arguments,
-        train_dataset=Dataset.from_list(records),
-        processing_class=policy.tokenizer,
-        callbacks=[out.trainer_callback()],
-    )
-    trainer.remove_callback(PrinterCallback)
-    trainer.train()
+    return arguments, steps
 
 
 if __name__ == "__main__":

@@ -80,7 +80,10 @@ def save_adapter(model, path: str | Path, manifest: dict, *, overwrite: bool = F
         )
         (new / "README.md").unlink(missing_ok=True)  # an empty model card
         config = json.loads((new / CONFIG).read_text(encoding="utf-8"))
-        files.write_json(new / CONFIG, config | {"base_model_name_or_path": manifest["base"]})
+        config["base_model_name_or_path"] = manifest["base"]
+        if isinstance(config.get("target_modules"), list):  # a set, in another order every time
+            config["target_modules"].sort()
+        files.write_json(new / CONFIG, config)
         files.write_json(new / MANIFEST, manifest)
         files.put_folder(new, path)
     finally:

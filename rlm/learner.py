@@ -94,27 +94,46 @@ def pack(groups: list[Group], *, device="cpu") -> Packed:
     )
 
 
-def micro_batches(groups: list[Group], token_budget: int) -> list[list[int]]:
-    """Return indices of groups, cut so that each part packs into at most `token_budget` tokens.
+def micro_batches(groups: list[Group], token_budget: int) -> list[list[tuple[int, slice]]]:
+    """Return parts that each pack into at most `token_budget` tokens.
 
-    Groups stay whole: one larger than the budget is a part of its own. Groups of like length
-    share a part, since attention pads inside it. ValueError for a budget below 1.
+    A part's pieces are (index of a group, slice of its completions). A group larger than the
+    budget is cut, its prompt standing in each piece; only what has a single completion may be
+    larger. Pieces of like length share a part, since attention pads inside it. ValueError for a
+    budget below 1.
 
     >>> micro_batches([([1] * 6, [[1] * 5]), ([1], [[1, 1]]), ([1] * 4, [[1]])], 6)
-    [[2, 1], [0]]
+    [[(2, slice(0, 1, None)), (1, slice(0, 1, None))], [(0, slice(0, 1, None))]]
+    >>> micro_batches([([1] * 4, [[1] * 3] * 5)], 8)  # 4 + 2 * 2 tokens
+    [[(0, slice(4, 5, None))], [(0, slice(0, 2, None))], [(0, slice(2, 4, None))]]
     """
     if token_budget < 1:
         raise ValueError(f"token budget {token_budget}: must be at least 1 token")
-    sizes = [len(p) + sum(len(c) - 1 for c in completions) for p, completions in groups]
-    longest = [max(map(len, completions)) for _, completions in groups]
+    pieces = []  # longest completion, tokens, index of the group, its completions
+    for index, (prompt, completions) in enumerate(groups):
+        for cut in _pieces(len(prompt), list(map(len, completions)), token_budget):
+            lengths = [len(c) for c in completions[cut]]
+            tokens = len(prompt) + sum(lengths) - len(lengths)
+            pieces.append((max(lengths), tokens, index, cut))
     parts, room = [], 0
-    for index in sorted(range(len(groups)), key=lambda i: (longest[i], sizes[i])):
-        if not parts or sizes[index] > room:
+    for _, tokens, index, cut in sorted(pieces, key=lambda piece: piece[:2]):
+        if not parts or tokens > room:
             parts.append([])
             room = token_budget
-        parts[-1].append(index)
-        room -= sizes[index]
+        parts[-1].append((index, cut))
+        room -= tokens
     return parts
+
+
+def _pieces(prompt: int, lengths: list[int], budget: int) -> list[slice]:
+    """Return the fewest slices of the completions that fit into the budget with their prompt."""
+    cuts, start, used = [], 0, prompt
+    for place, length in enumerate(lengths):
+        if place > start and used + length - 1 > budget:
+            cuts.append(slice(start, place))
+            start, used = place, prompt
+        used += length - 1
+    return [*cuts, slice(start, len(lengths))]
 
 
 @contextmanager
@@ -205,6 +224,17 @@ class ReferencePolicy:
                 parameter.data = data
             for module, mode in modes:
                 module.training = mode
+
+    def state(self) -> dict:
+        """Return the reference's own tensors, for a checkpoint."""
+        return {"adapter_off": self.adapter_off, "frozen": [copy for _, copy in self.frozen]}
+
+    def restore(self, state: dict) -> None:
+        """Go on from what `state` returned, whatever the model's weights were meanwhile."""
+        weights = [p for p in self.model.parameters() if p.requires_grad]
+        self.adapter_off, copies = state["adapter_off"], state["frozen"]
+        pairs = zip(weights, copies, strict=True) if copies else []
+        self.frozen = [(p, copy.to(p.device)) for p, copy in pairs]
 
     def logprobs(self, packed: Packed, **options) -> torch.Tensor:
         """Return the reference's [N] log-probabilities; options as of `token_logprobs`."""

@@ -5,6 +5,8 @@ smallest numbers are too large for many gradients, the loss is multiplied by a f
 itself (arXiv:1710.03740 section 3.2); a step whose gradients are not finite is left out.
 """
 
+import math
+
 import torch
 
 
@@ -37,8 +39,29 @@ class Optimizer:
         for group in self.adamw.param_groups:
             group["lr"] = self.learning_rate
         self.scaler.unscale_(self.adamw)
-        norm = torch.nn.utils.clip_grad_norm_(self.weights, self.max_grad_norm)
-        self.scaler.step(self.adamw)
+        norm = float(torch.nn.utils.clip_grad_norm_(self.weights, self.max_grad_norm))
+        if math.isfinite(norm):
+            self.scaler.step(self.adamw)
         self.scaler.update()
         self.clear()
-        return float(norm)
+        return norm
+
+    @property
+    def scaling(self) -> bool:
+        """True while the loss is scaled up: then a step left out may be the factor's fault."""
+        return self.scaler.is_enabled() and self.scaler.get_scale() > 1
+
+    def state(self) -> dict:
+        """Return AdamW's moments of each weight, in order, and the factor of the loss."""
+        moments = [self.adamw.state.get(weight, {}) for weight in self.weights]
+        return {"moments": moments, "scaler": self.scaler.state_dict()}
+
+    def restore(self, state: dict) -> None:
+        """Go on from what `state` returned."""
+        for weight, moments in zip(self.weights, state["moments"], strict=True):
+            # AdamW counts its steps on the CPU.
+            kept = {n: x if n == "step" else x.to(weight.device) for n, x in moments.items()}
+            if kept:
+                self.adamw.state[weight] = kept
+        if state["scaler"]:
+            self.scaler.load_state_dict(state["scaler"])

@@ -12,6 +12,9 @@ from rlm.evaluation import numbered_steps
 from rlm.grpo import live, live_groups
 from rlm.records import Example, Prompt, Rollout, Score
 
+Piece = tuple[int, slice]  # a group's index and some of its completions
+ALL = slice(None)
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -31,17 +34,19 @@ class Batch:
         """Return the total rewards [B, G]."""
         return torch.tensor([[float(s.total) for s in group] for group in self.scores])
 
-    def ids(self, b: int) -> tuple[list[int], list[list[int]]]:
+    def ids(self, b: int, rows: slice = ALL) -> tuple[list[int], list[list[int]]]:
         """Return group b as the learner packs it: the prompt's ids, the completions' ids."""
-        return self.prompts[b].ids, [rollout.ids for rollout in self.groups[b]]
+        return self.prompts[b].ids, [rollout.ids for rollout in self.groups[b][rows]]
 
-    def logprobs(self, chosen: list[int]) -> torch.Tensor:
-        """Return the sampler's log-probabilities [N] of the chosen groups' tokens, in order."""
-        return torch.tensor([x for b in chosen for r in self.groups[b] for x in r.logprobs])
+    def logprobs(self, chosen: list[Piece]) -> torch.Tensor:
+        """Return the sampler's log-probabilities [N] of the chosen completions' tokens."""
+        rollouts = [r for b, rows in chosen for r in self.groups[b][rows]]
+        return torch.tensor([x for r in rollouts for x in r.logprobs])
 
-    def counted(self, chosen: list[int], keep_truncated: bool) -> torch.Tensor:
-        """Return 1.0 for each completion of the chosen groups that counts in the loss, else 0.0."""
-        flags = [keep_truncated or r.finish == "stop" for b in chosen for r in self.groups[b]]
+    def counted(self, chosen: list[Piece], keep_truncated: bool) -> torch.Tensor:
+        """Return 1.0 for each of the chosen completions that counts in the loss, else 0.0."""
+        rollouts = [r for b, rows in chosen for r in self.groups[b][rows]]
+        flags = [keep_truncated or r.finish == "stop" for r in rollouts]
         return torch.tensor(flags, dtype=torch.float32)
 
     def counted_tokens(self, keep_truncated: bool) -> int:

@@ -10,7 +10,7 @@ import os
 import warnings
 from pathlib import Path
 
-from rlm import files
+from rlm import checkpoint, files
 from rlm.models import find
 from rlm.tracking import Tracker
 
@@ -49,23 +49,30 @@ class Run:
     """The folder of one run. `settings` is a plain dictionary, written as it is.
 
     wandb_project: the figures of `log` also go there; None or False: not.
+    goes_on: the run is the one whose folder is there, stopped earlier.
     """
 
-    def __init__(self, path: str | Path, settings: dict, wandb_project=None):
+    def __init__(self, path: str | Path, settings: dict, wandb_project=None, *, goes_on=False):
         self.path = Path(path)
-        keep_earlier(self.path)
+        if not goes_on:
+            keep_earlier(self.path)
         self.path.mkdir(parents=True, exist_ok=True)
         files.write_json(self.path / "settings.json", settings)
         self._tracker = Tracker(self.path / "log.csv", wandb_project or None, settings)
 
-    def log(self, row: dict) -> None:
+    def log(self, row: dict, *, show: bool = True) -> None:
         """Log the figures of a step to log.csv, and the main ones as a line to the console."""
         self._tracker.log(row)
+        if not show:
+            return
         shown = [f"{name} {row[name]:.4g}" for name in SHOWN if name in row]
         self.say(f"step {row['step']}: " + ", ".join(shown))
 
-    def trainer_callback(self):
-        """Return a callback that logs what a transformers Trainer logs."""
+    def trainer_callback(self, show_every: int = 1):
+        """Return a callback that logs what a transformers Trainer logs, each step of it.
+
+        show_every: steps between lines on the console.
+        """
         from transformers import TrainerCallback
 
         run, names = self, {"grad_norm": "gradient_norm", "mean_token_accuracy": "token_accuracy"}
@@ -74,13 +81,32 @@ class Run:
             def on_log(self, arguments, state, control, logs=None, **kwargs):
                 if logs and "loss" in logs:
                     numbers = {names.get(k, k): float(v) for k, v in logs.items()}
-                    run.log({"step": state.global_step, **numbers})
+                    step = state.global_step
+                    run.log({"step": step, **numbers}, show=step % show_every == 0)
 
         return Log()
 
     def close(self) -> None:
         """End the logs. A run that was not closed has lost nothing: rows are written at once."""
         self._tracker.close()
+
+    def finish(self) -> None:
+        """Close a run that has come to its end: it is not gone on with by itself."""
+        self.close()
+        checkpoint.finish(self.path)
+
+    def state(self) -> dict:
+        """Return how far the logs have come, for a checkpoint."""
+        rollouts = self.path / "rollouts.jsonl"
+        size = rollouts.stat().st_size if rollouts.exists() else 0
+        return {"rows": self._tracker.state(), "rollout_bytes": size}
+
+    def restore(self, state: dict) -> None:
+        """Take back what was logged after `state` was taken."""
+        self._tracker.restore(state["rows"])
+        rollouts = self.path / "rollouts.jsonl"
+        if rollouts.exists():
+            os.truncate(rollouts, state["rollout_bytes"])
 
     def say(self, text: str) -> None:
         """Log to the console and to the run's console.log."""

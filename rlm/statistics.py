@@ -25,6 +25,15 @@ def wilson(successes: int, trials: int, z: float = 1.959963984540054) -> tuple[f
     return max(0.0, centre - half), min(1.0, centre + half)
 
 
+def standard_error(share: float, trials: int) -> float:
+    """Return the standard error sqrt(p (1 - p) / n) of a share p of n trials; 0 at p 0 or 1.
+
+    >>> standard_error(0.5, 100)
+    0.05
+    """
+    return sqrt(share * (1 - share) / trials)
+
+
 def pass_at_k(samples: int, right: int, k: int) -> float:
     """Return the unbiased chance that at least one of k draws is right, of `samples` drawn.
 

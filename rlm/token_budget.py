@@ -57,6 +57,13 @@ class TokenBudget:
             fitting = SHARE * free_bytes(device) / activation_bytes(model, vocab_size)
             self.tokens = int(max(LEAST, min(MOST.get(device.type, 4096), fitting)))
 
+    def state(self) -> dict:
+        return {"tokens": self.tokens}
+
+    def restore(self, state: dict) -> None:
+        """Go on with the same micro-batches: other ones would round otherwise."""
+        self.tokens = state["tokens"]
+
     def attempt(self, work: Callable, undo: Callable):
         """Return work(token_budget=tokens); out of memory, undo it, halve the tokens, go on.
 

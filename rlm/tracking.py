@@ -1,5 +1,7 @@
 """A run's figures, one row a step: log.csv always, Weights & Biases too when a project is named.
 
+What tells of the machine and not of the learning goes to times.csv beside it, so log.csv is the
+same for every run of the same seed and settings on one kind of machine.
 It knows neither what the figures mean nor which script they come from.
 """
 
@@ -10,6 +12,9 @@ from pathlib import Path
 
 from rlm import files
 from rlm.errors import InputError
+
+# Columns of times.csv; it has the step, too.
+TIMES = ("generate_seconds", "learn_seconds", "tokens_per_second", "seconds", "peak_memory_mb")
 
 
 class Tracker:
@@ -22,26 +27,19 @@ class Tracker:
     """
 
     def __init__(self, path: str | Path, wandb_project: str | None = None, settings=None):
-        self.path = Path(path)
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._wandb = _open_wandb(wandb_project, self.path.parent) if wandb_project else None
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._wandb = _open_wandb(wandb_project, path.parent) if wandb_project else None
         if self._wandb and settings:
             self._wandb.store_init_configuration(settings)
-        self._columns = self._rows_there()[0]
-        self._file = None
+        self._log, self._times = Rows(path), Rows(path.with_name("times.csv"))
 
     def log(self, row: dict) -> None:
-        """Write a row; `row["step"]`, where there is one, numbers it for W&B.
-
-        A column that was not there before is added to the whole file, empty in earlier rows.
-        """
-        if set(row) - set(self._columns):
-            self._rewrite(row)
-        else:
-            if self._file is None:
-                self._file = open(self.path, "a", encoding="utf-8", newline="")  # noqa: SIM115
-            csv.DictWriter(self._file, self._columns, lineterminator="\n").writerow(row)
-            self._file.flush()
+        """Write a row; `row["step"]`, where there is one, numbers it for W&B."""
+        times = {name: row[name] for name in TIMES if name in row}
+        self._log.add({name: value for name, value in row.items() if name not in times})
+        if times:
+            self._times.add({name: row[name] for name in ("step",) if name in row} | times)
         if self._wandb:
             # W&B draws numbers; what is not finite is named in the CSV and left out of the plot.
             numbers = {k: v for k, v in row.items() if isinstance(v, int | float)}
@@ -49,13 +47,21 @@ class Tracker:
             self._wandb.log(finite, step=row.get("step"))
 
     def close(self) -> None:
-        """Close the file and end the W&B run; a second call does nothing."""
-        if self._file:
-            self._file.close()
-            self._file = None
+        """Close the files and end the W&B run; a second call does nothing."""
+        self._log.close()
+        self._times.close()
         if self._wandb:
             self._wandb.finish()
             self._wandb = None
+
+    def state(self) -> dict:
+        """Return how many rows and which columns there are, for a checkpoint."""
+        return {"log": self._log.state(), "times": self._times.state()}
+
+    def restore(self, state: dict) -> None:
+        """Take back the rows that were written after `state` was taken."""
+        self._log.restore(state["log"])
+        self._times.restore(state["times"])
 
     def __enter__(self):
         return self
@@ -63,21 +69,56 @@ class Tracker:
     def __exit__(self, *error):
         self.close()
 
-    def _rows_there(self) -> tuple[list[str], list[dict]]:
+
+class Rows:
+    """A CSV file that grows by rows; a new column is added to all of it, empty in earlier rows."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self._columns, rows = self._there()
+        self._count, self._file = len(rows), None
+
+    def add(self, row: dict) -> None:
+        """Write a row; it stands in the file when this returns."""
+        if set(row) - set(self._columns):
+            self._rewrite([*self._there()[1], row])
+        else:
+            if self._file is None:
+                self._file = open(self.path, "a", encoding="utf-8", newline="")  # noqa: SIM115
+            csv.DictWriter(self._file, self._columns, lineterminator="\n").writerow(row)
+            self._file.flush()
+        self._count += 1
+
+    def close(self) -> None:
+        if self._file:
+            self._file.close()
+            self._file = None
+
+    def state(self) -> dict:
+        return {"count": self._count, "columns": self._columns}
+
+    def restore(self, state: dict) -> None:
+        """Keep the first rows and the columns that there were; a torn last line goes with them."""
+        self._rewrite(self._there()[1][: state["count"]], state["columns"])
+        self._count = state["count"]
+
+    def _there(self) -> tuple[list[str], list[dict]]:
         if not self.path.exists():
             return [], []
         with open(self.path, encoding="utf-8", newline="") as file:
             reader = csv.DictReader(file)
             return list(reader.fieldnames or []), list(reader)
 
-    def _rewrite(self, row: dict) -> None:
-        """Write the file anew with the columns of `row`; a crash leaves the old or the new one."""
-        if self._file:
-            self._file.close()
-            self._file = None
-        _, rows = self._rows_there()
-        files.write_csv(self.path, [*rows, row])
-        self._columns = self._rows_there()[0]
+    def _rewrite(self, rows: list[dict], columns: list[str] | None = None) -> None:
+        """Write the file anew; a crash leaves the old or the new one."""
+        self.close()
+        if columns is not None:
+            rows = [{name: row.get(name) for name in columns} for row in rows]
+        if rows:
+            files.write_csv(self.path, rows)
+        else:
+            self.path.unlink(missing_ok=True)
+        self._columns = self._there()[0]
 
 
 def _open_wandb(project: str, folder: Path):

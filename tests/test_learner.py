@@ -138,9 +138,9 @@ def learn(model, groups, advantages, budget, chunk, **options):
     tokens = sum(len(c) for _, completions in groups for c in completions)
     total = 0.0
     for part in micro_batches(groups, budget):
-        packed = pack([groups[i] for i in part])
+        packed = pack([(groups[i][0], groups[i][1][rows]) for i, rows in part])
         logprobs, _ = token_logprobs(model, packed, chunk=chunk, statistics=True)
-        spread = packed.spread(advantages[part].flatten())
+        spread = packed.spread(torch.cat([advantages[i, rows] for i, rows in part]))
         loss, _ = policy_loss(
             logprobs, logprobs.detach() - 0.1 * spread.sign(), spread, packed.sequence,
             tokens=tokens, sequences=advantages.numel(), max_tokens=40, **options,
@@ -182,17 +182,26 @@ def test_completions_of_like_length_share_padding():
     assert attention._buckets([]) == []
 
 
-def test_micro_batches_hold_every_group_once_within_the_budget():
+def test_micro_batches_hold_every_completion_once_within_the_budget():
     groups = random_groups(SHAPE * 4)
-    sizes = [len(pack([group]).ids) for group in groups]
+    everything = [(i, row) for i, (_, completions) in enumerate(groups) for row in range(3)]
     for budget in (1, 30, 60, 200, 10_000):
         parts = micro_batches(groups, budget)
-        assert sorted(i for part in parts for i in part) == list(range(20))
+        found = [(i, row) for part in parts for i, rows in part for row in range(3)[rows]]
+        assert sorted(found) == everything
         for part in parts:
-            assert len(part) == 1 or sum(sizes[i] for i in part) <= budget
+            packed = pack([(groups[i][0], groups[i][1][rows]) for i, rows in part])
+            assert len(packed.ids) <= budget or len(packed.lengths) == 1
     assert len(micro_batches(groups, 10_000)) == 1
     with pytest.raises(ValueError, match="token budget 0"):
         micro_batches(groups, 0)
+
+
+def test_a_group_is_cut_only_where_it_is_larger_than_the_budget():
+    group = ([1] * 10, [[1] * 5] * 4)  # 10 + 4 * 4 tokens
+    assert micro_batches([group], 26) == [[(0, slice(0, 4))]]
+    assert micro_batches([group], 25) == [[(0, slice(3, 4))], [(0, slice(0, 3))]]
+    assert len(micro_batches([group], 1)) == 4
 
 
 @pytest.mark.parametrize("trained_head", [False, True])

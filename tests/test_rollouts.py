@@ -6,7 +6,7 @@ import torch
 from rlm.best import Best
 from rlm.evaluation import Evaluation
 from rlm.records import Example, Prompt, Rollout, Score
-from rlm.rollouts import Batch, describe, probe_advice, records
+from rlm.rollouts import ALL, Batch, describe, probe_advice, records
 
 
 def rollout(tokens: int, finish: str = "stop", text: str = "<think>\n</think>\n1") -> Rollout:
@@ -47,8 +47,8 @@ def test_truncated_completions_leave_the_count_only_if_asked():
     made = batch((1, 0))
     made.groups[0][1] = rollout(5, "length")
     assert made.counted_tokens(True) == 6 and made.counted_tokens(False) == 1
-    assert made.counted([0], True).tolist() == [1, 1]
-    assert made.counted([0], False).tolist() == [1, 0]
+    assert made.counted([(0, ALL)], True).tolist() == [1, 1]
+    assert made.counted([(0, ALL)], False).tolist() == [1, 0]
     assert describe(made)["truncated_fraction"] == 0.5
 
 
@@ -106,6 +106,6 @@ def test_the_best_is_kept_not_the_last_and_ties_keep_the_earlier():
         with torch.no_grad():
             model.weight.fill_(float(step))
         best.offer(step)
-    best.restore()
+    best.put_back()
     assert best.step == 1 and model.weight.item() == 1.0
     assert best.evaluation.summary["accuracy"] == 0.6
