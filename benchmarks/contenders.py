@@ -125,6 +125,7 @@ class Ours:
             "detail": {
                 "prompt": sum(len(p.ids) for p in prompts),
                 "completion": sum(lengths), "longest": max(lengths),
+                "longest_prompt": max(len(p.ids) for p in prompts),
             },
         }  # fmt: skip
 

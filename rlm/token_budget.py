@@ -16,6 +16,7 @@ logger = logging.getLogger("rlm")
 LEAST = 256  # tokens of a micro-batch below which halving it again will not help
 # Larger micro-batches gain nothing from here on; on a CPU they leave its caches and get slower.
 MOST = {"cpu": 1024, "cuda": 32_768}
+CPU_BYTES = 2**29  # what the activations of a micro-batch may take on a CPU, to be a small guest
 
 
 def activation_bytes(model, vocab_size: int) -> float:
@@ -54,7 +55,10 @@ class TokenBudget:
         self.tokens = tokens
         if not tokens:
             device = next(model.parameters()).device
-            fitting = SHARE * free_bytes(device) / activation_bytes(model, vocab_size)
+            room = SHARE * free_bytes(device)
+            if device.type == "cpu":
+                room = min(room, CPU_BYTES)
+            fitting = room / activation_bytes(model, vocab_size)
             self.tokens = int(max(LEAST, min(MOST.get(device.type, 4096), fitting)))
 
     def state(self) -> dict:

@@ -55,6 +55,14 @@ def test_the_budget_is_what_half_of_the_free_memory_holds(monkeypatch, free, exp
     assert TokenBudget(tiny_model(), SIZE, 77).tokens == 77
 
 
+def test_on_a_cpu_a_micro_batch_has_a_bound_in_bytes(monkeypatch):
+    model = tiny_model()
+    size = token_budget.activation_bytes(model, SIZE)
+    monkeypatch.setattr(token_budget, "free_bytes", lambda device: 10**12)
+    monkeypatch.setattr(token_budget, "CPU_BYTES", 700.5 * size)
+    assert TokenBudget(model, SIZE).tokens == 700
+
+
 @pytest.mark.parametrize(
     "error",
     [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("x: can't allocate memory: y")],

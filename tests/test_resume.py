@@ -29,30 +29,30 @@ SFT = (
 SAME = ("log.csv", "rollouts.jsonl", "validation.csv", "validation.json", "adapter")
 
 
-def command(script, *arguments, before=()):
+def command(script, *arguments, before=(), output=("--output", "out")):
     words = [*before, str(ROOT / script), *map(str, arguments)]
-    return [sys.executable, *words, "--threads", "1", "--run", "r", "--output", "out"]
+    return [sys.executable, *words, "--threads", "1", "--run", "r", *output]
 
 
 def environment():
     return os.environ | {"HF_HUB_OFFLINE": "1"}
 
 
-def go(folder, what, *more, before=(), **options):
+def go(folder, what, *more, before=(), output=("--output", "out"), **options):
     """Run to the end, or until it is killed; return (exit code, what it printed)."""
     folder.mkdir(exist_ok=True)
     done = subprocess.run(
-        command(*what, *more, before=before), cwd=folder, env=environment(),
+        command(*what, *more, before=before, output=output), cwd=folder, env=environment(),
         capture_output=True, text=True, timeout=300, check=False, **options,
     )  # fmt: skip
     return done.returncode, done.stdout + done.stderr
 
 
-def until(folder, what, line: str, number, wait: float = 0.0):
+def until(folder, what, line: str, number, wait: float = 0.0, **place):
     """Send the signal once a line has been printed and some seconds are over."""
     folder.mkdir(exist_ok=True)
     pipe = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    process = subprocess.Popen(command(*what), cwd=folder, env=environment(), **pipe)
+    process = subprocess.Popen(command(*what, **place), cwd=folder, env=environment(), **pipe)
     seen = []
     for text in process.stdout:
         seen.append(text)
@@ -192,6 +192,30 @@ def test_a_disk_that_is_full_is_one_line_and_the_older_checkpoint_serves(tmp_pat
     code, text = go(folder, GRPO)
     assert code == 0, text
     assert_same(folder, unbroken(GRPO))
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere; run as another user")
+def test_a_folder_that_may_not_be_written_is_one_line(tmp_path):
+    tmp_path.chmod(0o555)
+    code, text = go(tmp_path, SFT, "--max-steps", 1)
+    assert code == 1 and "Traceback" not in text, text
+    assert "Permission denied" in text.splitlines()[-1]
+
+
+@pytest.mark.slow
+@pytest.mark.ci
+def test_train_goes_on_where_it_was_killed(tmp_path):
+    what = ("train.py", "--num-samples", 40, "--eval-samples", 8, "--sft-epochs", 1,
+            "--grpo-max-steps", 3, "--weights", "out")  # fmt: skip
+    code, text = until(tmp_path / "work", what, "step 1: loss", signal.SIGTERM, output=())
+    assert code == 143 and "go on with" in text, text
+    code, text = go(tmp_path / "work", what, output=())
+    assert code == 0 and "base: done before the stop" in text and "goes on after" in text, text
+    code, text = go(tmp_path / "plain", what, output=())
+    assert code == 0 and "done before" not in text, text
+    for name in ("out/final_rlm_lora/adapter_model.safetensors", "runs/r/test-grpo.csv",
+                 "runs/r/grpo/log.csv", "runs/r/sft/log.csv"):  # fmt: skip
+        assert (tmp_path / "work" / name).read_bytes() == (tmp_path / "plain" / name).read_bytes()
 
 
 @pytest.mark.parametrize("number", ["ENOSPC", "EROFS", "EACCES", "EFBIG"])
