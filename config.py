@@ -3,9 +3,9 @@
     settings = load(GRPOSettings)          # defaults < --config file < RLM_... < flags
 
 Wrong input ends the script with one line on stderr and exit code 2, before torch is imported.
-What the classes share is in config_shared.py, the training stages' are in config_training.py, the
-server's in config_serving.py; how the layers are read is in rlm/settings.py and rlm/configfile.py.
-Recipes are in configs/.
+What the classes share is in config_shared.py, the training stages' are in config_training.py,
+those of evaluate.py in config_evaluation.py, the server's in config_serving.py; how the layers are
+read is in rlm/settings.py and rlm/configfile.py. Recipes are in configs/.
 """
 
 import math
@@ -14,73 +14,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-from pydantic import field_validator
-
+from config_evaluation import EvaluateSettings
 from config_serving import ServeSettings
 from config_training import Common, GRPOSettings, SFTSettings, Training
 from rlm.configfile import read_file
 from rlm.errors import InputError
-from rlm.folders import adapter_base, check_adapter, check_model, is_adapter
-from rlm.parsing import words_of
 from rlm.settings import build, option, read_environment, read_flags
-
-
-class EvaluateSettings(Common):
-    """Measures models: accuracy with its interval, format, thinking and answer proportions."""
-
-    script = "evaluate"
-    auto_adapter = "final_rlm_lora"
-    adapter: str | None = option(
-        "auto", "adapter that is measured beside the base when --models is not given"
-    )
-    models: list[str] = option(
-        lambda v: ["base"] + ([v["adapter"]] if v.get("adapter") else []),
-        "what is compared: base, folders of adapters or models, names out of `models:`",
-        section="Evaluation",
-        flags=["--model-path"],
-        shown="base and the adapter",
-    )
-    split: Literal["train", "validation", "test"] = option("test", "part of the data")
-    eval_samples: int = option(500, "questions; 0: all", ge=0, env=["EVAL_SAMPLES"])
-    samples: int = option(1, "samples of each question; more give pass@k, majority", ge=1, le=4096)
-    temperature: float = option(
-        lambda v: 0.0 if v.get("samples", 1) == 1 else 1.0,
-        "of the sampling; 0: greedy",
-        ge=0,
-        le=10,
-        shown="0 for one sample, else 1",
-    )
-    output_file: str | None = option(
-        None, "CSV file with a row per question", shown="runs/NAME/evaluation.csv"
-    )
-    json_output: bool = option(False, "print the summaries as JSON")
-
-    @field_validator("models", mode="before")
-    @classmethod
-    def _split(cls, value):
-        return words_of(value)
-
-    def candidates(self) -> list[tuple[str, str, str | None]]:
-        """(name, model, adapter or None) of everything in `models`, in order."""
-        found = []
-        for name in self.models:
-            place = self.model if name == "base" else self.named_models.get(name, name)
-            adapter = place if is_adapter(place) else None
-            found.append((name, (adapter_base(place) or self.model) if adapter else place, adapter))
-        return found
-
-    def check_values(self) -> None:
-        super().check_values()
-        if self.samples > 1 and self.temperature == 0:
-            raise InputError(f"{self.given('samples')}: greedy samples are all the same; "
-                             "use --temperature above 0")  # fmt: skip
-        if not self.models:
-            raise InputError("--models: empty; name at least one, such as base")
-
-    def check_places(self) -> None:
-        for name, model, adapter in self.candidates():
-            given = self.given("model") if name == "base" else f"--models {name}"
-            check_adapter(adapter, given) if adapter else check_model(model, given)
 
 
 class InferenceSettings(Common):
@@ -185,7 +124,8 @@ class TrainSettings(Training):
         stage = self.sft() if self.mode == "sft" else self.grpo()
         start = [stage.adapter] if stage.adapter else []
         models = ["base", *start, stage.output]
-        return self._stage(EvaluateSettings, adapter="none", models=models)
+        plain = {"compare": [], "robustness": False}  # whatever the file has for evaluate.py
+        return self._stage(EvaluateSettings, adapter="none", models=models, **plain)
 
     def _stage(self, cls, **own):
         """A stage's settings: its section of the file < environment < what train.py was given."""

@@ -24,12 +24,13 @@ from rlm.splits import SPLITS, check_no_overlap, split_of, subset, without
 
 __all__ = [
     "GENERATED", "SPLITS", "TASKS", "Batches", "check_no_overlap", "check_room", "end_ids",
-    "examples_for", "fingerprint", "load_examples", "make_prompt", "sft_tokens", "training_sets",
-    "without",
+    "examples_for", "fingerprint", "load_examples", "make_prompt", "sft_tokens", "trained_on",
+    "training_sets", "without",
 ]  # fmt: skip
 
 GENERATED = ("addition", "word_problems")
 TASKS = (*GENERATED, "gsm8k", "openmath", "jsonl")
+ASSUMED = 2000  # generated training questions, where no manifest says how many there were
 
 logger = logging.getLogger("rlm.data")
 
@@ -165,6 +166,39 @@ def training_sets(settings) -> tuple[list[Example], list[Example]]:
         logger.warning("%d training questions left out: the validation has them", len(dropped))
     check_no_overlap(train, validation)
     return train, validation
+
+
+def trained_on(settings, manifest: dict) -> tuple[list[Example], list[Example], str]:
+    """Return (training set, those of it that were seen, a line on how sure that is).
+
+    manifest: of the adapter, {} if there is none. The training set is made again from the
+    settings in it; its fingerprint says whether it is the same. Of GRPO the seen questions are
+    those that its batches had given out at the step that was kept. Where the adapter was trained
+    on another task, or nothing is known, both are what training with `settings` would begin with.
+    """
+    before = manifest.get("settings") or {}
+    known = bool(before) and before.get("task") == settings.task
+    before = before if known else {"seed": settings.seed}
+    options = settings.task_options()
+    if "terse_fraction" in options:
+        options["terse_fraction"] = before.get("terse_fraction", options["terse_fraction"])
+    place = {"seed": before.get("seed", settings.seed), "data": settings.data}
+    number = before.get("num_samples") or (ASSUMED if settings.task in GENERATED else None)
+    training = load_examples(settings.task, "train", n=number, **place, **options)
+    if not known:
+        return training, training, "no model here is known to have been trained on these questions"
+    solved = [e for e in training if e.solution is not None]
+    same = manifest.get("data") in (fingerprint(training), fingerprint(solved))
+    note = "made again, with the fingerprint that the manifest has" if same else (
+        "made again from the manifest's settings, but their fingerprint is another one: the data "
+        "or a validation set may have changed, so not every one of them needs to have been seen"
+    )  # fmt: skip
+    seen, step = training, manifest.get("step") or 0
+    if "questions_per_step" in before and step:
+        batches = Batches(training, before["questions_per_step"], seed=place["seed"])
+        drawn = {e.id for _ in range(step) for e in next(batches)}
+        seen = [e for e in training if e.id in drawn]
+    return training, seen, note
 
 
 def fingerprint(examples: Iterable[Example]) -> str:

@@ -3,9 +3,15 @@
     python evaluate.py                                     # the base and the shipped adapter
     python evaluate.py --models base,weights/sft_lora      # two or more, on the same questions
     python evaluate.py --models base --samples 8           # pass@1, pass@8, majority of 8
+    python evaluate.py --compare base sft_lora final_rlm_lora    # what changed, and how surely
+    python evaluate.py --robustness                        # seen, unseen, changed, harder questions
+    python evaluate.py --symbolic DIR                      # several draws of each template
     python evaluate.py --model-path grpo_model --output-file grpo.csv --config FILE.yaml
 
-Greedy by default. One CSV a model with a row per question, one JSON with its summary.
+Greedy by default. One CSV a model with a row per question, one JSON with its summary. The three
+other ways also write a card (.md) with what its figures mean, the figures (.json) and the answers
+that they are made of (.csv). What they compute is in rlm/comparison.py, rlm/robustness.py and
+rlm/symbolic.py.
 """
 
 import json
@@ -26,25 +32,42 @@ def main(argv: list[str] | None = None) -> int:
     from rlm.runs import start
 
     start(*(model for _, model, _ in settings.candidates()), **settings.process())
-    summaries = evaluate(settings)
-    print(json.dumps(summaries, indent=2) if settings.json_output else table(summaries))
+    if settings.compare:
+        shown, figures = compare(settings)
+    elif settings.robustness:
+        shown, figures = robustness(settings)
+    elif settings.symbolic:
+        shown, figures = symbolic(settings)
+    else:
+        figures = evaluate(settings)
+        shown = table(figures)
+    print(json.dumps(figures, indent=2) if settings.json_output else shown)
     return 0
 
 
 def evaluate(settings) -> list[dict]:
     """Measure every model of the settings on the same questions; return their summaries."""
     examples = data.examples_for(settings, settings.split, settings.eval_samples)
+    return [evaluation.summary for evaluation in measure_all(settings, examples)]
+
+
+def measure_all(settings, examples) -> list:
+    """Measure every model on the examples, write each one's rows and summary, return them all."""
     candidates = settings.candidates()
+    paths = [csv_path(settings, name, len(candidates)) for name, _, _ in candidates]
     return [
-        evaluate_one(
-            settings, examples, *candidate, csv_path(settings, candidate[0], len(candidates))
-        )
-        for candidate in candidates
+        measure_one(settings, examples, *candidate, path)
+        for candidate, path in zip(candidates, paths, strict=True)
     ]
 
 
 def evaluate_one(settings, examples, name: str, model: str, adapter: str | None, path) -> dict:
     """Measure one model, write its rows and its summary, and return the summary."""
+    return measure_one(settings, examples, name, model, adapter, path).summary
+
+
+def measure_one(settings, examples, name: str, model: str, adapter: str | None, path=None):
+    """Return one model's `rlm.evaluation.Evaluation`; its rows and summary go to `path`."""
     from rlm.engine import Engine
     from rlm.evaluation import measure, save
     from rlm.policy import open_policy
@@ -61,9 +84,103 @@ def evaluate_one(settings, examples, name: str, model: str, adapter: str | None,
         temperature=settings.temperature,
         seed=settings.seed,
     )
-    save(evaluation, path)
-    logger.info("%s: accuracy %.3f, rows in %s", name, evaluation.summary["accuracy"], path)
-    return evaluation.summary
+    if path:
+        save(evaluation, path)
+        logger.info("%s: accuracy %.3f, rows in %s", name, evaluation.summary["accuracy"], path)
+    else:
+        logger.info("%s: %d questions answered", name, len(examples))
+    return evaluation
+
+
+def compare(settings) -> tuple[str, dict]:
+    """Compare the models on the same questions; return what is printed, and the figures."""
+    from rlm import comparison, comparison_card
+    from rlm.evaluation import table
+
+    examples = data.examples_for(settings, settings.split, settings.eval_samples)
+    evaluations = measure_all(settings, examples)
+    figures = comparison.compare(evaluations, examples, seed=settings.seed)
+    facts = asked(settings) | {
+        "items": f"{len(examples)} of the {settings.split} split, seed {settings.seed}, "
+        f"fingerprint {data.fingerprint(examples)}"
+    }
+    card = comparison_card.card(figures, facts)
+    found, rows = {"asked": facts} | figures, comparison.items(evaluations, examples)
+    place = write(settings, "comparison", card, rows, found)
+    summaries = table([evaluation.summary for evaluation in evaluations])
+    return f"{summaries}\n\n{comparison_card.brief(figures)}\n\n{place}", found
+
+
+def robustness(settings) -> tuple[str, dict]:
+    """Ask the models what the adapter was trained on, seen, changed and made harder."""
+    from rlm import robustness as how
+    from rlm.adapters import read_manifest
+    from rlm.robustness_card import robustness_card, robustness_table
+
+    manifests = {name: read_manifest(a) for name, _, a in settings.candidates() if a}
+    known = {n: m for n, m in manifests.items() if m.get("task") == settings.task}
+    name, manifest = next(iter(known.items()), ("", {}))
+    training, seen, note = data.trained_on(settings, manifest)
+    before = manifest.get("settings") or {}
+    limits = {"digits": settings.digits, "steps": settings.problem_steps}
+    unseen = data.examples_for(settings, "test", settings.eval_samples)
+    sets = how.question_sets(
+        settings.task, training, seen, unseen, n=settings.eval_samples, seed=settings.seed,
+        train_seed=before.get("seed", settings.seed), **limits,
+    )  # fmt: skip
+    examples = [example for made in sets for example in made.examples]
+    evaluations = [measure_one(settings, examples, *each) for each in settings.candidates()]
+    figures = how.figures(sets, evaluations, seed=settings.seed)
+    overlap = how.overlap(sets, training)
+    facts = asked(settings) | {
+        "trained on": f"{len(training)} questions, {len(seen)} of them drawn: {note}",
+        "seen": f"what {name} was trained on" if name else "nothing for sure",
+    }
+    for other, its in known.items():
+        if its.get("data") != manifest.get("data"):
+            start = (its.get("settings") or {}).get("adapter") or "the base"
+            facts[other] = f"went on from {start}, with other questions than {name}'s"
+    found = {"asked": facts, "sets": figures, "overlap": overlap}
+    place = write(settings, "robustness", robustness_card(figures, overlap, facts),
+                  how.rows(sets, evaluations), found)  # fmt: skip
+    return f"{robustness_table(figures)}\n\n{place}", found
+
+
+def symbolic(settings) -> tuple[str, dict]:
+    """Ask the models several questions of each template in the user's files."""
+    from rlm import symbolic as how
+    from rlm.robustness_card import symbolic_card, symbolic_table
+
+    draws = how.read(settings.symbolic)
+    evaluations = [measure_one(settings, draws.examples, *each) for each in settings.candidates()]
+    figures = [how.spread(draws, evaluation) for evaluation in evaluations]
+    facts = asked(settings) | {"task": "questions by template", "data": settings.symbolic}
+    found = {"asked": facts, "models": figures}
+    place = write(settings, "symbolic", symbolic_card(figures, facts),
+                  how.rows(draws, evaluations), found)  # fmt: skip
+    return f"{symbolic_table(figures)}\n\n{place}", found
+
+
+def asked(settings) -> dict:
+    """Return what every card says of how the models were asked."""
+    way = "greedy" if settings.temperature == 0 else f"temperature {settings.temperature:g}"
+    several = f", {settings.samples} samples and their majority" if settings.samples > 1 else ""
+    facts = {"task": settings.task} | ({"data": settings.data} if settings.data else {})
+    return facts | {
+        "prompt": f"question and instruction the same for all, format {settings.format}",
+        "sampling": f"{way}{several}, at most {settings.max_tokens} tokens",
+    }
+
+
+def write(settings, name: str, card: str, rows: list[dict], figures: dict) -> str:
+    """Write the card, the rows and the figures; return where they are, in words."""
+    from rlm import files
+
+    path = Path(settings.output_file or settings.run_dir / f"{name}.csv")
+    files.write_csv(path, rows)
+    files.write_json(path.with_suffix(".json"), figures)
+    files.write_text(path.with_suffix(".md"), card)
+    return f"{path.with_suffix('.md')}: the card; .json the figures, .csv the answers"
 
 
 def csv_path(settings, name: str, count: int) -> Path:

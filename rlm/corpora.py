@@ -29,7 +29,8 @@ def own_example(row: dict, where: str, id: str) -> Example:
     else:
         solution = field(row, "solution", where)
         solution = solution.rpartition("####")[0] if "####" in solution else solution
-    return Example(id, question, gold, NOTE.sub("", solution).strip() or None)
+    plain = NOTE.sub("", solution).strip() or None
+    return Example(id, question, gold, plain, steps=step_count(solution))
 
 
 def gsm8k_example(row: dict, where: str, id: str) -> Example:
@@ -39,7 +40,17 @@ def gsm8k_example(row: dict, where: str, id: str) -> Example:
     reasoning, mark, _ = answer.rpartition("####")
     if not mark:
         raise InputError(f"{where}: 'answer' has no '#### NUMBER' at its end, as gsm8k has it")
-    return Example(id, question, checked_gold(answer, where), NOTE.sub("", reasoning).strip())
+    plain = NOTE.sub("", reasoning).strip()
+    return Example(id, question, checked_gold(answer, where), plain, steps=step_count(reasoning))
+
+
+def step_count(solution: str) -> int:
+    """Return how many steps a solution takes: its calculator notes, else its lines; 0 if empty.
+
+    >>> step_count("48/2 = <<48/2=24>>24 in May.\\nIn all 48 + 24 = <<48+24=72>>72.\\nSo 72.")
+    2
+    """
+    return len(NOTE.findall(solution)) or sum(bool(line.strip()) for line in solution.splitlines())
 
 
 def checked_gold(answer: str, where: str) -> str:

@@ -9,8 +9,10 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from rlm import answers, files, formats, statistics
+from rlm import answers, files, formats, markdown, statistics
 from rlm.chat import make_prompt
+
+NUMBER = re.compile(r"-?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?")  # 1,234.5 is one
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,7 @@ def measure(
         winner = statistics.majority([sample["value"] for sample in group])
         chosen = group[winner or 0]
         row = {"id": example.id, "template": example.template, "prompt": example.question}
-        row |= {k: v for k, v in chosen.items() if k not in ("value", "strict", "last_number")}
+        row |= {k: v for k, v in chosen.items() if k not in ("value", "strict")}
         row |= {"gold": example.gold, "right_samples": sum(s["right"] for s in group)}
         rows.append(row)
     return Evaluation(name, rows, summarise(name, rows, judged, samples) | {"seconds": seconds})
@@ -66,7 +68,7 @@ def judge(example, rollout, format_name: str) -> dict:
     answer = answers.read_answer(rollout.text, format_name)
     gold = answers.read_gold(example.gold)
     right = answers.equal(answer, gold)
-    numbers = re.findall(r"-?\d+(?:\.\d+)?", rollout.text[-2000:])
+    numbers = NUMBER.findall(rollout.text[-2000:])
     return {
         "reasoning": parsed.reasoning or "",
         "answer": answer.canonical or "",
@@ -159,12 +161,7 @@ def table(summaries: list[dict]) -> str:
             + [f"{100 * s[k]:.1f} %" for k in shares]
             + [f"{s['mean_tokens']:.1f}", f"{s['seconds']:.1f}"]
         )
-    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
-    lines.insert(1, ["-" * w for w in widths])
-    return "\n".join(
-        "| " + " | ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)) + " |"
-        for line in lines
-    )
+    return markdown.table(lines[0], lines[1:])
 
 
 def save(evaluation: Evaluation, csv_path: str | Path) -> None:

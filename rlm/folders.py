@@ -23,6 +23,12 @@ def adapter_format(path: str) -> str | None:
     return _entry(Path(path) / "manifest.json", "format")
 
 
+def adapter_settings(path: str) -> dict:
+    """The settings that an adapter was trained with, by its manifest; empty where it has none."""
+    found = read_object(Path(path) / "manifest.json").get("settings")
+    return found if isinstance(found, dict) else {}
+
+
 def _entry(path: Path, name: str) -> str | None:
     return read_object(path).get(name)
 

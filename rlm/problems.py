@@ -1,7 +1,8 @@
 """Seeded questions with known answers and worked solutions: additions and word problems.
 
 Knows nothing of formats and splits: a solution is the bare reasoning, and `keep` says which
-questions a split may have. The tables of what can happen in a story are in rlm/events.py.
+questions a split may have. The tables of what can happen in a story are in rlm/events.py; the
+same questions with other names and numbers are made in rlm/variants.py.
 
     additions(0, 100, digits=(1, 3), terse_fraction=0.6)
     word_problems(0, 100, steps=(2, 4))
@@ -34,7 +35,7 @@ ADDITION_QUESTIONS = (
 )
 
 Keep = Callable[[str], bool]
-Draft = tuple[str, str, str, str]  # question, gold, solution, template
+Draft = tuple[str, str, str, str, int]  # question, gold, solution, template, steps
 
 
 def additions(
@@ -62,7 +63,7 @@ def additions(
         a, b, c = (number(rng, low, high) for _ in range(3))
         template = "terse" if terse else "worked"
         solution = addition_solution(a, b, c, terse)
-        return addition_question(a, b, c), str(a + b + c), solution, template
+        return addition_question(a, b, c), str(a + b + c), solution, template, 2
 
     return _collect("addition", draw, seed, n, split, terse_fraction, exclude, keep)
 
@@ -75,9 +76,14 @@ def number(rng: Random, low: int, high: int) -> int:
 
 def addition_question(a: int, b: int, c: int) -> str:
     """The question of these three numbers; always in the same wording, chosen by their hash."""
+    return addition_wording(a, b, c).format(a=a, b=b, c=c)
+
+
+def addition_wording(a: int, b: int, c: int) -> str:
+    """The one of ADDITION_QUESTIONS in which these three numbers are asked."""
     place = derive("wording", a, b, c)
     other = ADDITION_QUESTIONS[1 + place // 2 % (len(ADDITION_QUESTIONS) - 1)]
-    return (ADDITION_QUESTIONS[0] if place % 2 else other).format(a=a, b=b, c=c)
+    return ADDITION_QUESTIONS[0] if place % 2 else other
 
 
 def addition_solution(a: int, b: int, c: int, terse: bool = False) -> str:
@@ -109,11 +115,13 @@ def word_problems(
     split: str = "train",
     exclude: frozenset[str] = frozenset(),
     keep: Keep | None = None,
+    told: "dict[str, Story] | None" = None,
 ) -> list[Example]:
     """Return n distinct word problems that take steps[0] to steps[1] sums.
 
     The other arguments and errors are those of `additions`; a terse solution is "The answer
-    is 46.". Every number on the way is a whole one up to LARGEST.
+    is 46.". Every number on the way is a whole one up to LARGEST. told: takes the story of each
+    question, by the question.
     """
     low, high = steps
     if not 2 <= low <= high <= 8:
@@ -123,7 +131,9 @@ def word_problems(
         story = tell(rng, rng.randint(low, high))
         result = story.sums[-1].result
         solution = f"The answer is {result}." if terse else story.solution()
-        return story.question, str(result), solution, story.template
+        if told is not None:
+            told[story.question] = story
+        return story.question, str(result), solution, story.template, len(story.sums)
 
     return _collect("word_problems", draw, seed, n, split, terse_fraction, exclude, keep)
 
@@ -144,13 +154,28 @@ class Sum:
 
 
 @dataclass(frozen=True, slots=True)
+class Part:
+    """An event as it is told: its numbers, its sentence and its question ("" if it asks none)."""
+
+    event: Event
+    drawn: dict[str, int]
+    sentence: str
+    asked: str
+
+
+@dataclass(frozen=True, slots=True)
 class Story:
-    """A word problem: what is asked, the sums that answer it, the kinds of its events."""
+    """A word problem: what is asked, the sums that answer it, the kinds of its events.
+
+    parts: the events in order. closing: what is asked at the end, "" where an event asks.
+    """
 
     question: str
     sums: tuple[Sum, ...]
     template: str
     words: dict[str, str]
+    parts: tuple[Part, ...] = ()
+    closing: str = ""
 
     def solution(self) -> str:
         """Numbered steps, one a line: `1. After buying 15 more: 31 + 15 = 46`."""
@@ -174,44 +199,56 @@ def _try_to_tell(rng: Random, steps: int) -> Story | None:
     words = {"N": name, "F": friend, "He": he, "He2": rng.choice([name, he.lower()]),
              "it": rng.choice(events.ITEMS), "box": rng.choice(events.BOXES)}  # fmt: skip
     start = rng.choice(events.STARTS)
-    domain, sums, told, kinds = start.domain, [], [], []
-    value = _happen(start, rng, 0, words, sums, told, kinds)
+    domain, sums, parts = start.domain, [], []
+    value = _happen(start, rng, 0, words, sums, parts)
     if value is None:
         return None
-    while len(sums) < steps and not told[-1].endswith("?"):
+    while len(sums) < steps and not parts[-1].asked:
         ending = [e for e in events.ENDINGS if len(sums) + len(e.work) == steps]
         choices = [e for e in (*events.EVENTS, *ending) if e.domain == domain]
         if not choices:
             return None
         # An ending, where one fits, is as likely as any event: a third of the stories have one.
-        value = _happen(rng.choice(choices), rng, value, words, sums, told, kinds)
+        value = _happen(rng.choice(choices), rng, value, words, sums, parts)
         if value is None:
             return None
     if len(sums) != steps:
         return None
-    if not told[-1].endswith("?"):
-        told.append(rng.choice(events.QUESTIONS[domain]).format(**words))
-    return Story(" ".join(told), tuple(sums), "+".join(kinds), words)
+    closing = "" if parts[-1].asked else rng.choice(events.QUESTIONS[domain])
+    return written(words, sums, parts, closing)
 
 
-def _happen(event: Event, rng, value, words, sums, told, kinds) -> int | None:
+def _happen(event: Event, rng, value, words, sums, parts) -> int | None:
     """Add the event to the story; the value after it, None if the event does not fit."""
     drawn = event.draw(rng, value)
     if drawn is None:
         return None
-    words = words | drawn
-    known = drawn | {"v": value}
-    for (left, sign, right), labels in zip(event.work, event.labels, strict=True):
-        step = Sum(known[left], sign, known[right], tuple(s.format(**words) for s in labels))
-        sums.append(step)
-        known["w"] = step.result
+    sums += work(event, drawn, value, words)
     if any(not 0 < s.result <= LARGEST for s in sums):
         return None
-    kinds.append(event.kind)
-    told.append(rng.choice(event.sentences).format(**words))
-    if event.questions:
-        told.append(rng.choice(event.questions).format(**words))
-    return known["w"] if event.work else drawn["x"]
+    asked = (rng.choice(event.sentences), rng.choice(event.questions) if event.questions else "")
+    parts.append(Part(event, drawn, *asked))
+    return sums[-1].result if event.work else drawn["x"]
+
+
+def work(event: Event, drawn: dict[str, int], value: int, words: dict[str, str]) -> list[Sum]:
+    """The sums of an event, with the numbers drawn for it and the value before it."""
+    words, known, sums = words | drawn, drawn | {"v": value}, []
+    for (left, sign, right), labels in zip(event.work, event.labels, strict=True):
+        made = Sum(known[left], sign, known[right], tuple(s.format(**words) for s in labels))
+        sums.append(made)
+        known["w"] = made.result
+    return sums
+
+
+def written(words: dict[str, str], sums: list[Sum], parts: list[Part], closing: str) -> Story:
+    """The story of these parts: their sentences and questions with the words and numbers in."""
+    told = [text.format(**words | part.drawn)
+            for part in parts for text in (part.sentence, part.asked) if text]  # fmt: skip
+    if closing:
+        told.append(closing.format(**words))
+    template = "+".join(part.event.kind for part in parts)
+    return Story(" ".join(told), tuple(sums), template, words, tuple(parts), closing)
 
 
 def _collect(
@@ -233,7 +270,7 @@ def _collect(
     examples, seen, fruitless = [], set(exclude), 0
     while len(examples) < n:
         # Drawn for every question: the same ones come whatever the share of terse solutions.
-        question, gold, solution, template = draw(rng, rng.random() < terse_fraction)
+        question, *answer = draw(rng, rng.random() < terse_fraction)
         if question in seen or (keep is not None and not keep(question)):
             fruitless += 1
             if fruitless == PATIENCE:
@@ -245,5 +282,5 @@ def _collect(
         fruitless = 0
         seen.add(question)
         name = f"{task}-{split}-{seed}-{len(examples)}"
-        examples.append(Example(name, question, gold, solution, template))
+        examples.append(Example(name, question, *answer))
     return examples

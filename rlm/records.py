@@ -18,6 +18,7 @@ class Example:
     solution: the reasoning that leads to it, without tags and without the final answer;
         None where the data has none (such examples serve GRPO and evaluation, not SFT).
     template: the name of the template that generated it, "" where there is none.
+    steps: how many sums or lines the known solution takes, 0 where that is not known.
     """
 
     id: str
@@ -25,6 +26,7 @@ class Example:
     gold: str
     solution: str | None = None
     template: str = ""
+    steps: int = 0
 
 
 @dataclass(frozen=True, slots=True)

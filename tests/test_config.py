@@ -290,6 +290,70 @@ def test_evaluation_compares_base_and_shipped_adapter_by_default():
     assert config.load(EvaluateSettings, ["--samples", "4"]).temperature == 1.0
 
 
+# --- evaluate.py ------------------------------------------------------------------------------
+
+
+def test_compared_models_are_named_as_measured_ones():
+    adapter("weights/sft_lora")
+    adapter("elsewhere/mine")
+    path = file({"models": {"short": "elsewhere/mine"}})
+    argv = ["--compare", "base", "sft_lora", "weights/sft_lora", "short", "--config", path]
+    named = config.load(EvaluateSettings, ["--models", "sft_lora,short", "--config", path])
+    place = "weights/sft_lora"
+    assert [c[2] for c in named.candidates()] == [place, "elsewhere/mine"]
+    settings = config.build(EvaluateSettings, *config._layers(EvaluateSettings, argv))
+    assert [c[2] for c in settings.candidates()] == [None, place, place, "elsewhere/mine"]
+    assert EvaluateSettings(**settings.dump()).dump() == settings.dump()
+
+
+@pytest.mark.parametrize(
+    "argv, message",
+    [
+        (["--compare", "base"], "--compare base: one model; name two or more"),
+        (["--compare", "base", "one", "--models", "base"], "--compare and --models: two lists"),
+        (["--compare", "base", "one", "--robustness"], "--compare and --robustness: each is"),
+        (["--robustness", "--symbolic", "."], "--robustness and --symbolic: each is"),
+        (["--symbolic", "nowhere"], "--symbolic nowhere: no such file or folder"),
+        (["--compare", "one", "two"], "--compare: adapters of the formats think and xml; all get"),
+        (["--compare", "one", "weights/one"], "--models one weights/one: one twice"),
+    ],
+)
+def test_what_cannot_be_compared(capsys, argv, message):
+    adapter("weights/one")
+    adapter("weights/two", format="xml")
+    assert refused(capsys, EvaluateSettings, *argv).startswith(message)
+
+
+def test_one_format_for_all_can_be_chosen():
+    adapter("weights/one")
+    adapter("weights/two", format="xml")
+    argv = ["--compare", "one", "two", "--format", "xml"]
+    assert config.load(EvaluateSettings, argv).format == "xml"
+
+
+def trained(path: str, **settings) -> str:
+    folder = adapter(path)
+    manifest = json.loads((Path(folder) / "manifest.json").read_text())
+    (Path(folder) / "manifest.json").write_text(json.dumps(manifest | {"settings": settings}))
+    return folder
+
+
+def test_robustness_asks_what_the_adapter_was_trained_on():
+    trained("weights/final_rlm_lora", task="word_problems", problem_steps=[2, 3], max_tokens=256)
+    settings = config.load(EvaluateSettings, ["--robustness"])
+    assert (settings.task, settings.problem_steps) == ("word_problems", (2, 3))
+    assert settings.max_tokens == 256
+    given = ["--robustness", "--max-tokens", "99"]
+    assert config.load(EvaluateSettings, given).max_tokens == 99
+    other = config.load(EvaluateSettings, ["--robustness", "--task", "addition"])
+    assert (other.problem_steps, other.max_tokens) == ((2, 4), 160)
+    assert config.load(EvaluateSettings, []).task == "addition"
+    trained("weights/mine", task="addition", digits=[2, 2])
+    named = config.load(EvaluateSettings, ["--robustness", "--models", "base", "mine"])
+    assert (named.task, named.digits) == ("addition", (2, 2))
+    assert config.load(EvaluateSettings, ["--robustness", "--adapter", "none"]).task == "addition"
+
+
 # --- train.py --------------------------------------------------------------------------------
 
 
@@ -322,6 +386,14 @@ def test_a_stage_reads_its_section_and_train_goes_over_it(monkeypatch):
     sft, grpo = settings.sft(), settings.grpo()
     assert (sft.max_tokens, sft.epochs, sft.seed, sft.task) == (60, 2, 9, "word_problems")
     assert (grpo.max_tokens, grpo.group_size, grpo.lr_schedule, grpo.seed) == (50, 5, "linear", 9)
+
+
+def test_what_the_file_says_of_comparisons_is_not_for_train(capsys):
+    for section in ({"compare": ["base", "weights/mine"]}, {"robustness": True}):
+        settings = config.load(TrainSettings, ["--config", file({"evaluate": section})])
+        measured = settings.evaluate()
+        assert measured.models == ["base", "weights/sft_lora", "weights/final_rlm_lora"]
+        assert not measured.compare and not measured.robustness
 
 
 def test_grpo_alone_starts_from_the_checkpoint(capsys):

@@ -552,3 +552,14 @@ def test_fingerprint_sees_every_field_and_the_order():
                          [Example("1", "p", "1", "s"), b], [Example("1", "q", "3", "s"), b])
     }  # fmt: skip
     assert len(prints) == 6
+
+
+def test_the_steps_of_a_solution_are_its_notes_or_its_lines():
+    def steps(**row) -> int:
+        return corpora.own_example({"question": "?", "answer": "5"} | row, "x:1", "1").steps
+
+    assert steps() == 0
+    assert steps(solution="2 + 2 = 4\n\n4 + 1 = 5\n") == 2
+    assert steps(answer="2 + 2 = <<2+2=4>>4, so 4 + 1 = <<4+1=5>>5.\nHalf\nof 10.\n#### 5") == 2
+    gsm8k = {"question": "?", "answer": "One <<1=1>>1\nTwo <<2=2>>2\nThree <<3=3>>3\n#### 3"}
+    assert corpora.gsm8k_example(gsm8k, "x:1", "1").steps == 3

@@ -51,6 +51,7 @@ def test_greedy_figures(measured):
     assert summary["cut_off"] == 0.25
     assert summary["mean_tokens"] == sum(map(len, (RIGHT, SHORT, WRONG, UNREAD))) / 4
     assert [row["verdict"] for row in made.rows] == ["right", "right", "wrong", "unreadable"]
+    assert [row["last_number"] for row in made.rows] == [True, True, False, True]
     assert made.rows[3]["reason"] == "no_close" and made.rows[0]["gold"] == "6"
     assert made.rows[0]["reasoning"].strip() == "1. 2 + 3 = 5\n2. 5 + 1 = 6"
 
@@ -67,6 +68,19 @@ def test_steps_are_counted_without_a_gap():
     assert numbered_steps("1. a\n2) b\n4. c") == 2
     assert numbered_steps("2. a") == 0
     assert numbered_steps("It is 1. 2") == 0
+
+
+def test_the_last_number_may_have_thousands_and_cents():
+    example = Example("a", "?", "1234.5")
+    for text, right in (
+        ("It is $1,234.50 now", True),
+        ("It is 1,234.5.", True),
+        ("-1,234.5", False),
+        ("1234.5 pens, 2 pencils", False),
+        ("1, 234.5", False),
+    ):
+        rollout = Rollout([0], [0.0], text, "stop")
+        assert evaluation.judge(example, rollout, "think")["last_number"] == right, text
 
 
 def test_the_table_lines_up(measured):

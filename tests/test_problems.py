@@ -29,7 +29,7 @@ def test_an_addition_is_worked_as_the_demonstrations_say():
             f"2. Adding the third: {a + b} + {c} = {a + b + c}",
             f"3. Verification: {a} + {b} + {c} is indeed {a + b + c}.",
         ]
-        assert e.template == "worked"
+        assert e.template == "worked" and e.steps == 2
 
 
 def test_a_terse_addition_names_only_the_sum():
@@ -61,7 +61,7 @@ def test_half_of_the_additions_are_asked_in_the_first_wording():
 def test_every_step_of_a_word_problem_is_right_and_leads_to_the_gold():
     for e in word_problems(1, 1000):
         lines = e.solution.splitlines()
-        assert 2 <= len(lines) <= 4
+        assert 2 <= len(lines) <= 4 and e.steps == len(lines)
         known = {int(x) for x in re.findall(r"\d+", e.question)}
         for i, line in enumerate(lines, 1):
             assert line.startswith(f"{i}. ")
@@ -95,7 +95,7 @@ def test_the_tables_word_each_of_their_sums():
 
 def test_a_terse_word_problem_states_the_answer():
     for e in word_problems(0, 20, terse_fraction=1.0):
-        assert e.solution == f"The answer is {e.gold}."
+        assert e.solution == f"The answer is {e.gold}." and e.steps >= 2
 
 
 def test_a_story_takes_as_many_sums_as_asked():

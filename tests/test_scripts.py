@@ -73,6 +73,62 @@ def test_evaluate_compares_and_writes_a_row_per_question(folder):
     assert {"prompt", "reasoning", "answer", "gold", "verdict", "reason", "tokens"} <= set(found[0])
 
 
+def test_evaluate_compares_with_a_card_the_figures_and_the_answers(folder):
+    words = ["--compare", "base", "sft_lora", "final_rlm_lora", "--output-file", "out/c.csv"]
+    done = succeed("evaluate.py", *words, *SMALL[2:], cwd=folder)
+    figures = json.loads((folder / "out/c.json").read_text())
+    assert [model["model"] for model in figures["models"]] == ["base", "sft_lora", "final_rlm_lora"]
+    # each with the first and with the one before
+    assert len(figures["differences"]) == 3 and figures["asked"]["items"].startswith(
+        "4 of the test"
+    )
+    answers = rows(folder / "out/c.csv")
+    for i, model in enumerate(figures["models"]):
+        own = rows(folder / f"out/c-{model['model']}.csv")
+        assert [r["verdict"] for r in own] == [r[f"{model['model']}: verdict"] for r in answers]
+        assert model["strict"]["count"] == sum(r["verdict"] == "right" for r in own), i
+    card = (folder / "out/c.md").read_text()
+    assert "# base, sft_lora, final_rlm_lora on the same 4 questions" in card
+    assert "base -> final_rlm_lora" in done.stdout and "out/c.md" in done.stdout
+
+
+def test_evaluate_tries_the_questions_that_were_trained_on(folder):
+    words = ["--robustness", "--adapter", "weights/sft_lora", *SMALL[2:6]]
+    succeed("evaluate.py", *words, "--model", TINY, cwd=folder)
+    figures = json.loads((folder / "runs/evaluate/robustness.json").read_text())
+    names = ["seen", "unseen", "numbers", "larger", "longer"]
+    assert [each["set"] for each in figures["sets"]] == names
+    assert (
+        "16 questions, 16 of them drawn: made again, with the fing"
+        in figures["asked"]["trained on"]
+    )
+    seen = {each["set"]: each for each in figures["overlap"]}
+    assert seen["seen"]["same"]["share"] == 1.0 and seen["unseen"]["same"]["share"] == 0.0
+    table = rows(folder / "runs/evaluate/robustness.csv")
+    assert len(table) == 2 * 5 * 4 and {r["model"] for r in table} == {"base", "weights/sft_lora"}
+    assert "## Accuracy" in (folder / "runs/evaluate/robustness.md").read_text()
+
+
+def test_evaluate_shows_the_spread_over_draws_of_a_template(folder):
+    lines = [
+        {
+            "template": t,
+            "instance": i,
+            "question": f"Calculate {i} + {n} + 2",
+            "answer": f"{i + n + 2}",
+        }
+        for n, t in enumerate(("a", "b"))
+        for i in (11, 25)
+    ]
+    (folder / "s.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    words = ["--symbolic", "s.jsonl", "--models", "base", "sft_lora", "--json", "--max-tokens", 48]
+    done = succeed("evaluate.py", *words, "--model", TINY, cwd=folder)
+    figures = json.loads(done.stdout)
+    assert [m["by_draw"]["draws"] for m in figures["models"]] == [2, 2]
+    assert len(rows(folder / "runs/evaluate/symbolic.csv")) == 8
+    assert "By template" in (folder / "runs/evaluate/symbolic.md").read_text()
+
+
 def test_evaluate_by_the_names_of_a_config_file(folder):
     (folder / "c.yaml").write_text(
         f"common: {{model: {TINY}, max_tokens: 48}}\nmodels: {{sft_model: weights/sft_lora}}\n"
