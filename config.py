@@ -149,6 +149,9 @@ class TrainSettings(Training):
                              f"leave it out with --mode {self.mode}")  # fmt: skip
         for stage in (self.sft, self.grpo, self.evaluate):
             stage().check_values()
+        if self.mode != "sft" and self.grpo().check_only:
+            raise InputError(f"{self.grpo().given('check_only')}: only train_grpo.py tries its "
+                             "settings out; leave it out here")  # fmt: skip
         if self.mode != "grpo":
             self.sft().check_places()
 

@@ -22,7 +22,7 @@ GENERATED = ("addition", "word_problems")
 PASSING = {
     "config", "named_models", "weights", "output", "overwrite", "run", "log_level", "device",
     "threads", "cache_tokens", "cuda_graphs", "token_budget", "wandb_project", "wandb",
-    "save_every", "resume", "budget", "probe",
+    "save_every", "resume", "budget", "probe", "check_only",
 }  # fmt: skip
 
 
@@ -237,6 +237,9 @@ class GRPOSettings(Training):
         False, "end when a validation falls by more than two standard errors below the best"
     )
     probe: int = option(8, "questions tried before training; 0: none", ge=0)
+    check_only: bool = option(
+        False, "try the settings out, forecast the run and end: exit code 0 for GO, 3 for NO-GO"
+    )
 
     @field_validator("rewards", mode="before")
     @classmethod

@@ -88,17 +88,18 @@ class Stage:
         return evaluation.summary
 
 
-def begin(settings, began: float) -> Stage:
+def begin(settings, began: float, *, logged: bool = True) -> Stage:
     """Open the policy and the run's folder; InputError if the output could not be written.
 
-    began: when the script began, seconds of time.monotonic.
+    began: when the script began, seconds of time.monotonic. logged: False leaves the run's
+    folder alone: nothing is gone on from, and `out` is None.
     """
     from rlm import checkpoint
     from rlm.engine import Engine
     from rlm.policy import check_output, open_policy
     from rlm.runs import Run
 
-    found = checkpoint.find(settings.resume, settings.run_dir)
+    found = checkpoint.find(settings.resume, settings.run_dir) if logged else None
     if found:
         checkpoint.check_same(found, {"settings": settings.lasting()})
     opening = time.monotonic()
@@ -112,7 +113,9 @@ def begin(settings, began: float) -> Stage:
     facts = described(settings)
     check_output(policy, settings.output, overwrite=settings.overwrite, **facts)
     project = settings.wandb and settings.wandb_project
-    out = Run(settings.run_dir, facts["settings"], project, goes_on=found is not None)
+    out = None
+    if logged:
+        out = Run(settings.run_dir, facts["settings"], project, goes_on=found is not None)
     engine = Engine(policy.model, policy.tokenizer, **settings.engine())
     stage = Stage(settings, policy, engine, out, found, opened, began)
     if found:

@@ -1,6 +1,7 @@
 """Stage 2, GRPO: the model learns which reasoning is right, from right or wrong alone.
 
     python train_grpo.py                                       # the tiny base, additions
+    python train_grpo.py --check                               # worth it? how long? trains nothing
     python train_grpo.py --task gsm8k --data DIR --model Qwen/Qwen2.5-0.5B-Instruct \\
         --adapter weights/sft_lora --learning-rate 2e-5
 
@@ -23,13 +24,17 @@ from functools import partial
 import config
 import data
 import rewards
+import tryout
 from rlm.errors import run
 from rlm.seeds import derive
 from stage import begin
 
 
 def main(argv: list[str] | None = None) -> int:
-    train(config.load(config.GRPOSettings, argv))
+    settings = config.load(config.GRPOSettings, argv)
+    if settings.check_only:
+        return tryout.check(settings, sample)
+    train(settings)
     return 0
 
 
@@ -41,6 +46,7 @@ def train(settings) -> dict:
     start(settings.model, **settings.process())
     from rlm.best import Best
     from rlm.guard import Guard
+    from rlm.hacking import Watch
     from rlm.learner import ReferencePolicy
     from rlm.optimizer import Optimizer
     from rlm.rollouts import records
@@ -55,13 +61,13 @@ def train(settings) -> dict:
     questions = data.Batches(examples, settings.questions_per_step, seed=settings.seed)
     best = Best(policy.model, lambda: stage.validate(validation))
     budget = TokenBudget(policy.model, len(policy.tokenizer), settings.token_budget)
-    guard = Guard(out.path)
+    guard, watch = Guard(out.path), Watch(out.say)
 
     # 2. From the start, or from where a stopped run ended. Can these settings teach anything?
     parts = {"optimizer": optimizer, "questions": questions, "reference": reference}
-    steps = stage.steps(best, **parts, budget=budget, guard=guard)
+    steps = stage.steps(best, **parts, budget=budget, guard=guard, watch=watch)
     if steps.fresh:
-        probe(stage, examples)
+        tryout.brief(stage, examples, validation, budget.tokens, sample)
         best.offer(step=0)
     stage.engine.sync()
 
@@ -80,6 +86,7 @@ def train(settings) -> dict:
                 out.say(f"step {step}: validation fell below the best, so this is the last step")
                 steps.end()
         out.log(row)
+        watch.look(row)
         out.write_rollouts(records(step, batch, advantage))
         if guard.gave_up:
             break
@@ -107,21 +114,11 @@ def take_step(stage, questions, optimizer, step: int, *, reference, budget):
     learned = budget.attempt(work, undo=optimizer.clear)
     engine.sync()
     ended = time.perf_counter()
-    row = {"step": step} | describe(batch) | learned | {"learning_rate": optimizer.learning_rate}
+    row = {"step": step} | describe(batch, settings.format) | learned
+    row |= {"learning_rate": optimizer.learning_rate}
     row |= {"generate_seconds": sampled - started, "learn_seconds": ended - sampled}
     row["tokens_per_second"] = batch.tokens() / (ended - started)
     return batch, advantage, row
-
-
-def probe(stage, examples) -> None:
-    """Try some questions before training and say what the settings would make of them."""
-    from rlm.rollouts import describe, probe_advice
-
-    settings = stage.settings
-    if settings.probe:
-        batch = sample(stage.engine, stage.policy, examples[: settings.probe], settings, "probe")
-        for line in probe_advice(describe(batch), settings.max_tokens):
-            stage.out.say(line)
 
 
 def sample(engine, policy, examples, settings, seed):

@@ -28,20 +28,6 @@ def seconds_of(text: str) -> float:
     return total
 
 
-def shown(seconds: float) -> str:
-    """Return a time in words: seconds, then minutes, then hours and minutes.
-
-    >>> shown(5400), shown(75), shown(9.7)
-    ('1 h 30 min', '1 min 15 s', '10 s')
-    """
-    seconds = max(0, round(seconds))
-    if seconds < 60:
-        return f"{seconds} s"
-    if seconds < 3600:
-        return f"{seconds // 60} min {seconds % 60} s"
-    return f"{seconds // 3600} h {seconds % 3600 // 60} min"
-
-
 def fitting_steps(left: float, reserve: float, steps: list[float]) -> int:
     """Return how many more steps fit into `left` seconds with `reserve` kept for the end.
 

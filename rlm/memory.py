@@ -1,10 +1,13 @@
-"""How much memory is free, and how many tokens of the engine's cache fit into it."""
+"""How much memory is free and taken, and how many tokens of the engine's cache fit into it."""
 
+import re
+from contextlib import suppress
 from pathlib import Path
 
 import torch
 
 SHARE = 0.5  # of what is free: a cache that grows stands there twice, a backward has temporaries
+PROCESS = Path("/proc/self")
 CGROUP = Path("/sys/fs/cgroup")  # what a container may have
 
 
@@ -25,6 +28,41 @@ def free_bytes(device) -> int:
         return min(free, int(limit) - int(used))
     except (OSError, ValueError):  # no such limit
         return free
+
+
+def used_bytes(device) -> int:
+    """Return the bytes that are taken: by tensors on the device; of a CPU by this process."""
+    device = torch.device(device)
+    if device.type == "cuda":
+        return torch.cuda.memory_allocated(device)
+    if device.type == "mps":
+        return torch.mps.current_allocated_memory()
+    import psutil
+
+    return psutil.Process().memory_info().rss
+
+
+def forget_peak(device) -> None:
+    """Let `peak_bytes` count from here on, where the system can (CUDA, and a CPU under Linux)."""
+    device = torch.device(device)
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    elif device.type == "cpu":
+        with suppress(OSError):
+            (PROCESS / "clear_refs").write_text("5", encoding="ascii")  # see proc(5)
+
+
+def peak_bytes(device) -> int:
+    """Return the most that `used_bytes` has been; what is taken now where nothing counts that."""
+    device = torch.device(device)
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    if device.type == "cpu":
+        with suppress(OSError):
+            status = (PROCESS / "status").read_text(encoding="ascii", errors="replace")
+            if found := re.search(r"VmHWM:\s*(\d+) kB", status):
+                return int(found[1]) * 1024
+    return used_bytes(device)
 
 
 def cache_tokens(network) -> int:

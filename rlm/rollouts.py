@@ -1,4 +1,4 @@
-"""A step's rollouts with their scores: the batch, its figures, and what a probe of it advises.
+"""A step's rollouts with their scores: the batch, its figures, its records.
 
 It does not know where questions come from, nor how a loss is made.
 """
@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 import torch
 
+from rlm import hacking
 from rlm.evaluation import numbered_steps
 from rlm.grpo import live, live_groups
 from rlm.records import Example, Prompt, Rollout, Score
@@ -20,15 +21,15 @@ ALL = slice(None)
 class Batch:
     """B questions with G scored completions each. groups and scores are [B][G].
 
-    discarded: (group, scores) of the dead groups that were replaced; they count in the figures,
-    not in the update.
+    discarded: (example, group, scores) of the dead groups that were replaced; they count in the
+    figures, not in the update.
     """
 
     examples: list[Example]
     prompts: list[Prompt]
     groups: list[list[Rollout]]
     scores: list[list[Score]]
-    discarded: list[tuple[list[Rollout], list[Score]]] = field(default_factory=list)
+    discarded: list[tuple[Example, list[Rollout], list[Score]]] = field(default_factory=list)
 
     def rewards(self) -> torch.Tensor:
         """Return the total rewards [B, G]."""
@@ -66,6 +67,12 @@ class Batch:
         """Return True if no group's rewards are all equal."""
         return bool(live(self.rewards()).all())
 
+    def plus(self, other: "Batch") -> "Batch":
+        """Return the groups of both batches."""
+        mine = (self.examples, self.prompts, self.groups, self.scores, self.discarded)
+        others = (other.examples, other.prompts, other.groups, other.scores, other.discarded)
+        return Batch(*(a + b for a, b in zip(mine, others, strict=True)))
+
     def with_dead_replaced(self, fresh: "Batch") -> "Batch":
         """Return this batch, its dead groups replaced by the live ones of `fresh` in turn."""
         spare = [b for b, alive in enumerate(live(fresh.rewards()).tolist()) if alive]
@@ -76,26 +83,29 @@ class Batch:
         unused = set(range(len(fresh.groups)))
         for b, alive in enumerate(live(self.rewards()).tolist()):
             if not alive and spare:
-                discarded.append((self.groups[b], self.scores[b]))
+                discarded.append((self.examples[b], self.groups[b], self.scores[b]))
                 new = spare.pop(0)
                 unused.discard(new)
                 for mine, other in zip(lists, news, strict=True):
                     mine[b] = other[new]
-        discarded += [(fresh.groups[b], fresh.scores[b]) for b in sorted(unused)]
+        left = sorted(unused)
+        discarded += [(fresh.examples[b], fresh.groups[b], fresh.scores[b]) for b in left]
         return Batch(*lists, discarded)
 
 
-def describe(batch: Batch) -> dict[str, float]:
+def describe(batch: Batch, format_name: str) -> dict[str, float]:
     """Return the figures of all that was sampled, the discarded groups included.
 
     reward_mean, reward_spread: of all completions; the spread is their standard deviation
     (divided by n). all_right, all_wrong, mixed: shares of the groups, by correctness where it is
     rewarded. live_fraction: groups whose rewards differ. The other shares are of all completions:
     truncated (cut off at the maximum), unreadable (no answer could be read) and by its reason,
-    step_by_step (at least two numbered steps). completion_tokens: mean length.
+    step_by_step (at least two numbered steps), and those of `rlm.hacking.SIGNS`.
+    completion_tokens: mean length.
     """
-    groups = batch.groups + [group for group, _ in batch.discarded]
-    scores = batch.scores + [group for _, group in batch.discarded]
+    examples = batch.examples + [example for example, _, _ in batch.discarded]
+    groups = batch.groups + [group for _, group, _ in batch.discarded]
+    scores = batch.scores + [group for _, _, group in batch.discarded]
     rollouts = [r for group in groups for r in group]
     flat = [s for group in scores for s in group]
     count = len(flat)
@@ -113,38 +123,18 @@ def describe(batch: Batch) -> dict[str, float]:
         "step_by_step_fraction": sum(numbered_steps(r.text) >= 2 for r in rollouts) / count,
         "completion_tokens": sum(len(r.ids) for r in rollouts) / count,
     }
+    shown = [
+        hacking.signs(example.question, r.text, format_name, gold=example.gold)
+        for example, group in zip(examples, groups, strict=True)
+        for r in group
+    ]
+    for name in hacking.SIGNS:
+        figures[f"{name}_fraction"] = sum(signs[name] for signs in shown) / count
     for name in flat[0].parts:
         figures[f"reward_{name}"] = sum(s.parts[name] for s in flat) / count
     for reason, number in sorted(Counter(s.reason for s in flat if s.reason).items()):
         figures[f"unreadable_{reason}"] = number / count
     return figures
-
-
-def probe_advice(figures: dict[str, float], max_tokens: int) -> list[str]:
-    """Return what a probe before training says: its figures, and what to change if it must be."""
-    lines = [
-        f"probe: reward {figures['reward_mean']:.3f}, groups all right "
-        f"{figures['all_right_fraction']:.0%}, all wrong {figures['all_wrong_fraction']:.0%}, "
-        f"mixed {figures['mixed_fraction']:.0%}; cut off {figures['truncated_fraction']:.0%}, "
-        f"unreadable {figures['unreadable_fraction']:.0%}"
-    ]
-    if figures["truncated_fraction"] > 0.2:
-        lines.append(
-            f"warning: more than a fifth of the completions were cut off at --max-tokens "
-            f"{max_tokens}; they score 0 whatever their reasoning. Raise --max-tokens, or run "
-            "train_sft.py first so that the model learns to stop"
-        )
-    if figures["live_fraction"] == 0:
-        if figures["unreadable_fraction"] > 0.5:
-            cause = "most answers cannot be read: run train_sft.py first and give its --adapter"
-        elif figures["all_right_fraction"] > 0.5:
-            cause = "the questions are too easy: use harder ones (--task, --digits)"
-        else:
-            cause = (
-                "raise --group-size or --temperature, or use easier questions (--task, --digits)"
-            )
-        lines.append(f"warning: no group's rewards differ, so there is nothing to learn; {cause}")
-    return lines
 
 
 def records(step: int, batch: Batch, advantage: torch.Tensor) -> list[dict]:

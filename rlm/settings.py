@@ -92,8 +92,11 @@ class Settings(BaseSettings):
 
 
 def flag_of(name: str) -> str:
-    """`group_size` -> `--group-size`; `json_output` -> `--json`, since pydantic keeps `json`."""
-    return "--" + name.removesuffix("_output").replace("_", "-")
+    """`group_size` -> `--group-size`; `json_output` -> `--json`, since pydantic keeps `json`.
+
+    So `check_only` -> `--check`, which is a method of `Settings`.
+    """
+    return "--" + name.removesuffix("_output").removesuffix("_only").replace("_", "-")
 
 
 def extra_of(field: FieldInfo) -> dict:

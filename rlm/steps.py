@@ -15,8 +15,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from rlm import checkpoint
-from rlm.budget import TimeBudget, shown
+from rlm.budget import TimeBudget
 from rlm.errors import Stopped, command
+from rlm.forecast import duration
 from rlm.stopping import Stopper
 
 logger = logging.getLogger("rlm")
@@ -120,7 +121,7 @@ class Steps(Progress):
         """Set the last step to the last one that fits; to this one if no other does."""
         more = self._budget.after_step(seconds, self._reserve())
         self.last = min(self._limit, self.step + more)
-        left = shown(self._budget.left())
+        left = duration(max(0.0, self._budget.left()))
         logger.info("time left %s: %d of %d steps done", left, self.step, self.last)
 
 

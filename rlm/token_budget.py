@@ -82,7 +82,7 @@ class TokenBudget:
                 if self.tokens <= LEAST:
                     raise RuntimeError(
                         f"out of memory with micro-batches of {self.tokens} tokens; use a "
-                        "smaller --group-size or --max-tokens, or --quantize 4bit"
+                        "smaller --max-tokens, or --quantize 4bit"
                     ) from error
             # Outside the handler: the error's frames hold the tensors that have to go.
             undo()

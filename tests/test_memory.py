@@ -91,7 +91,7 @@ def test_out_of_memory_at_the_least_says_what_to_do():
     def work(token_budget):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    with pytest.raises(RuntimeError, match="of 256 tokens; use a smaller --group-size"):
+    with pytest.raises(RuntimeError, match="of 256 tokens; use a smaller --max-tokens"):
         budget.attempt(work, undo=lambda: None)
 
 
@@ -144,3 +144,24 @@ def test_a_step_that_ran_out_of_memory_half_way_is_the_same_step(monkeypatch):
     (figures, weights), (others, other_weights) = step(1), step(0)
     assert figures == others
     assert all(torch.equal(p, other_weights[n]) for n, p in weights.items())
+
+
+def test_a_peak_is_what_was_taken_since_it_was_forgotten():
+    if not (memory.PROCESS / "clear_refs").exists():
+        pytest.skip("this system counts no peak")
+    block = bytearray(200_000_000)
+    assert memory.peak_bytes("cpu") >= memory.used_bytes("cpu") > 200_000_000
+    high = memory.peak_bytes("cpu")
+    del block
+    memory.forget_peak("cpu")
+    assert memory.peak_bytes("cpu") < high - 150_000_000
+    bytearray(300_000_000)
+    assert memory.peak_bytes("cpu") > high + 50_000_000
+
+
+def test_a_system_that_counts_no_peak_tells_what_is_taken_now(monkeypatch, tmp_path):
+    monkeypatch.setattr(memory, "PROCESS", tmp_path)
+    monkeypatch.setattr(memory, "used_bytes", lambda device: 77)
+    memory.forget_peak("cpu")
+    (tmp_path / "status").write_text("Name: x\n")
+    assert memory.peak_bytes("cpu") == 77

@@ -1,4 +1,4 @@
-"""A batch's figures, its replaced groups, and what a probe advises; all by hand."""
+"""A batch's figures, its replaced groups and its records; all by hand."""
 
 import pytest
 import torch
@@ -6,7 +6,7 @@ import torch
 from rlm.best import Best
 from rlm.evaluation import Evaluation
 from rlm.records import Example, Prompt, Rollout, Score
-from rlm.rollouts import ALL, Batch, describe, probe_advice, records
+from rlm.rollouts import ALL, Batch, describe, records
 
 
 def rollout(tokens: int, finish: str = "stop", text: str = "<think>\n</think>\n1") -> Rollout:
@@ -29,7 +29,7 @@ def batch(*groups: tuple[float, ...]) -> Batch:
 
 
 def test_figures_by_hand():
-    figures = describe(batch((1, 0), (0, 0), (1, 1), (0, 1)))
+    figures = describe(batch((1, 0), (0, 0), (1, 1), (0, 1)), "think")
     assert figures["reward_mean"] == 0.5
     assert figures["reward_spread"] == 0.5  # four ones, four zeros; divided by n
     assert figures["live_fraction"] == 0.5
@@ -49,7 +49,7 @@ def test_truncated_completions_leave_the_count_only_if_asked():
     assert made.counted_tokens(True) == 6 and made.counted_tokens(False) == 1
     assert made.counted([(0, ALL)], True).tolist() == [1, 1]
     assert made.counted([(0, ALL)], False).tolist() == [1, 0]
-    assert describe(made)["truncated_fraction"] == 0.5
+    assert describe(made, "think")["truncated_fraction"] == 0.5
 
 
 def test_dead_groups_are_replaced_and_still_counted():
@@ -58,8 +58,8 @@ def test_dead_groups_are_replaced_and_still_counted():
     assert done.rewards().tolist() == [[0, 1], [1, 0], [0, 0]]
     assert [e.id for e in done.examples] == ["q1", "q1", "q2"]
     # five groups were sampled: 1, 1, 1, 0, 0, 0, 0, 0, 0, 1 in all
-    assert describe(done)["reward_mean"] == pytest.approx(0.4)
-    assert describe(done)["live_fraction"] == pytest.approx(0.4)
+    assert describe(done, "think")["reward_mean"] == pytest.approx(0.4)
+    assert describe(done, "think")["live_fraction"] == pytest.approx(0.4)
     assert not done.all_live()
     assert first.rewards().tolist() == [[1, 1], [1, 0], [0, 0]], "the old batch is not changed"
 
@@ -69,33 +69,22 @@ def test_records_are_one_per_completion():
     assert [(r["step"], r["reward"], r["advantage"]) for r in found] == [(3, 1, 1.0), (3, 0, -1.0)]
 
 
-HEALTHY = {
-    "reward_mean": 0.4,
-    "all_right_fraction": 0.1,
-    "all_wrong_fraction": 0.4,
-    "mixed_fraction": 0.5,
-    "live_fraction": 0.5,
-    "truncated_fraction": 0.2,
-    "unreadable_fraction": 0.1,
-}
-
-
-def test_a_healthy_probe_gives_no_warning():
-    assert len(probe_advice(HEALTHY, 160)) == 1
-
-
-@pytest.mark.parametrize(
-    "change, words",
-    [
-        ({"truncated_fraction": 0.21}, "--max-tokens 160"),
-        ({"live_fraction": 0.0, "unreadable_fraction": 0.9}, "train_sft.py"),
-        ({"live_fraction": 0.0, "all_right_fraction": 1.0}, "too easy"),
-        ({"live_fraction": 0.0, "all_right_fraction": 0.0}, "--group-size"),
-    ],
-)
-def test_a_probe_names_what_to_change(change, words):
-    lines = probe_advice(HEALTHY | change, 160)
-    assert len(lines) == 2 and words in lines[1]
+def test_signs_of_hacking_are_counted_in_discarded_groups_too():
+    empty = rollout(1)  # its reasoning holds nothing
+    listed = rollout(1, text="<think>\n1 + 1 = 2\n</think>\n1 or 2")
+    copied = rollout(1, text="<think>\nEasy.\n</think>\n7")
+    first, fresh = batch((0, 0), (1, 0)), batch((1, 0), (1, 1))
+    first.groups[0][:] = [empty, copied]
+    first.examples[0] = Example("q0", "What is 7 - 6?", "1")
+    first.groups[1][:] = [listed, listed]
+    fresh.groups[0][:] = [listed, empty]
+    fresh.groups[1][:] = [empty, empty]
+    # The first group is dead and replaced; the second of the fresh ones is not needed.
+    figures = describe(first.with_dead_replaced(fresh), "think")
+    assert figures["several_answers_fraction"] == 3 / 8
+    assert figures["empty_reasoning_fraction"] == 4 / 8
+    assert figures["copied_numbers_fraction"] == 1 / 8
+    assert figures["repeated_tags_fraction"] == 0
 
 
 def test_the_best_is_kept_not_the_last_and_ties_keep_the_earlier():

@@ -44,9 +44,11 @@ def test_grpo_moved_the_weights_and_logged_every_figure(folder):
     wanted = (
         "reward_mean reward_spread mixed_fraction all_right_fraction all_wrong_fraction "
         "truncated_fraction unreadable_fraction kl clip_low_fraction clip_high_fraction entropy "
-        "gradient_norm tokens_per_second generate_seconds learn_seconds sampler_gap"
+        "gradient_norm sampler_gap skipped_steps empty_reasoning_fraction"
     )
     assert set(wanted.split()) <= log[0].keys()
+    times = rows(folder / "runs/grpo/times.csv")
+    assert set(times[0]) == {"step", "tokens_per_second", "generate_seconds", "learn_seconds"}
     assert float(log[0]["gradient_norm"]) > 0
     assert float(log[0]["sampler_gap"]) < 1e-4, "sampler and learner are one policy"
     assert log[1]["validation_accuracy"] != ""
