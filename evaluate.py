@@ -37,9 +37,9 @@ def evaluate(settings) -> list[dict]:
     candidates = settings.candidates()
     return [
         evaluate_one(
-            settings, examples, *candidate, csv_path(settings, candidate[0], len(candidates))
+            settings, examples, name, model, adapter, csv_path(settings, name, len(candidates))
         )
-        for candidate in candidates
+        for name, model, adapter in candidates
     ]
 
 

@@ -1,6 +1,7 @@
 """What both training stages begin with and end with: the policy, its run's folder, its adapter."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import data
 
@@ -9,10 +10,10 @@ import data
 class Stage:
     """policy: `rlm.policy.Policy`. engine: samples from it. out: `rlm.runs.Run`, the folder."""
 
-    settings: object
-    policy: object
-    engine: object
-    out: object
+    settings: Any
+    policy: Any
+    engine: Any
+    out: Any
 
     def validate(self, examples):
         """Return the greedy `rlm.evaluation.Evaluation` of the policy as it is now."""

@@ -154,7 +154,7 @@ def update(policy, optimizer, batch, advantage, settings, reference, *, token_bu
         ref = reference.logprobs(packed, **options) if settings.kl_weight else None
         packs.append((packed, each_token, sampler, mask, ref))
 
-    totals, gap, kls, entropies = {}, 0.0, [], []
+    totals, gap, kls, entropies = dict[str, float](), 0.0, [], []
     if kept and not settings.kl_weight:
         ref = reference.logprobs(pack([batch.ids(kept[0])], device=device), **options)
         kls.append(kl_estimate(batch.logprobs(kept[:1]).to(device), ref))

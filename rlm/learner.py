@@ -73,10 +73,10 @@ def pack(groups: list[Group], *, device="cpu") -> Packed:
     inputs = []
     for row in sorted(range(len(lengths)), key=lambda row: -lengths[row]):
         owner, more = owners[row], lengths[row] - 1
-        first, prompt = starts[row], len(prompts[owner])
+        first, length = starts[row], len(prompts[owner])
         sources[first : first + more + 1] = [ends[owner], *range(len(ids), len(ids) + more)]
         ids += targets[first : first + more]
-        positions += range(prompt, prompt + more)
+        positions += range(length, length + more)
         inputs += [(owner, more)] if more else []
     rows, row_of = torch.tensor(sources).unique(return_inverse=True)
     row_of, by_row = row_of.sort(stable=True)
@@ -107,7 +107,8 @@ def micro_batches(groups: list[Group], token_budget: int) -> list[list[int]]:
         raise ValueError(f"token budget {token_budget}: must be at least 1 token")
     sizes = [len(p) + sum(len(c) - 1 for c in completions) for p, completions in groups]
     longest = [max(map(len, completions)) for _, completions in groups]
-    parts, room = [], 0
+    parts: list[list[int]] = []
+    room = 0
     for index in sorted(range(len(groups)), key=lambda i: (longest[i], sizes[i])):
         if not parts or sizes[index] > room:
             parts.append([])
@@ -163,7 +164,7 @@ def token_logprobs(
     logprobs, entropies = [], []
     for start, (first, last) in zip(starts, pairwise(cuts), strict=True):
         part = hidden[start : start + chunk], targets[first:last], row_of[first:last] - start
-        keep = [] if statistics else None
+        keep: list[torch.Tensor] | None = [] if statistics else None
         logprobs.append(head.logprobs(*part, keep))
         entropies += keep or []
     order = packed.by_row.argsort()

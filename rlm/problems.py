@@ -174,7 +174,10 @@ def _try_to_tell(rng: Random, steps: int) -> Story | None:
     words = {"N": name, "F": friend, "He": he, "He2": rng.choice([name, he.lower()]),
              "it": rng.choice(events.ITEMS), "box": rng.choice(events.BOXES)}  # fmt: skip
     start = rng.choice(events.STARTS)
-    domain, sums, told, kinds = start.domain, [], [], []
+    domain = start.domain
+    sums: list = []
+    told: list = []
+    kinds: list = []
     value = _happen(start, rng, 0, words, sums, told, kinds)
     if value is None:
         return None
@@ -230,7 +233,8 @@ def _collect(
     if not 0 <= terse_fraction <= 1:
         raise InputError(f"terse fraction {terse_fraction}: use a share from 0 to 1")
     rng = Random(derive(task, split, seed))
-    examples, seen, fruitless = [], set(exclude), 0
+    examples: list[Example] = []
+    seen, fruitless = set(exclude), 0
     while len(examples) < n:
         # Drawn for every question: the same ones come whatever the share of terse solutions.
         question, gold, solution, template = draw(rng, rng.random() < terse_fraction)

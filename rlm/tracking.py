@@ -7,6 +7,7 @@ import csv
 import importlib.util
 import math
 from pathlib import Path
+from typing import TextIO
 
 from rlm import files
 from rlm.errors import InputError
@@ -28,7 +29,7 @@ class Tracker:
         if self._wandb and settings:
             self._wandb.store_init_configuration(settings)
         self._columns = self._rows_there()[0]
-        self._file = None
+        self._file: TextIO | None = None
 
     def log(self, row: dict) -> None:
         """Write a row; `row["step"]`, where there is one, numbers it for W&B.
