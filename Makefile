@@ -1,13 +1,14 @@
 # make demo    sets everything up and trains the tiny model: base -> SFT -> GRPO, in minutes
 # make test    sets everything up and runs the quick tests
-# make lint    style and formatting
+# make lint    style, formatting and types
+# make audit   asks whether an installed package has a known vulnerability; needs the network
 # Another Python: make PYTHON=python3.12 demo. README.md has the same as plain commands.
 
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.stamp
 
-.PHONY: setup demo test lint
+.PHONY: setup demo test lint audit
 
 setup: $(STAMP)
 
@@ -29,3 +30,7 @@ test: setup
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/python -m mypy
+
+audit: setup
+	$(BIN)/python .ci/audit.py

@@ -70,6 +70,10 @@ class Shared(Settings):
     @model_validator(mode="before")
     @classmethod
     def _places(cls, given: dict) -> dict:
+        places = {x: given[x] for x in ("model", "adapter") if given.get(x) is not None}
+        if not {type(place) for place in places.values()} <= {str, int, float}:
+            return given  # not even nearly a text: pydantic says so
+        given = given | {name: str(place) for name, place in places.items()}
         names = given.get("named_models") or {}
         auto = cls.auto_adapter and f"{given.get('weights', 'weights')}/{cls.auto_adapter}"
         compared = [names.get(name, name) for name in words_of(given.get("models"))]

@@ -4,6 +4,7 @@ config.py is the door: it adds the other scripts' classes and loads all of them.
 """
 
 import importlib.util
+import os
 import re
 from pathlib import Path
 from typing import Literal
@@ -73,7 +74,7 @@ class Common(Shared):
     def task_options(self) -> dict:
         """What the task's generator takes, for `data.load_examples`."""
         terse = {"terse_fraction": self.terse_fraction}
-        options = {
+        options: dict[str, dict] = {
             "addition": {"digits": self.digits} | terse,
             "word_problems": {"steps": self.problem_steps} | terse,
             "openmath": {"per_question": self.per_question},
@@ -91,7 +92,7 @@ class Common(Shared):
                                 "leave --data out or choose --task jsonl")  # fmt: skip
         if self.task == "jsonl" and not self.data:
             raise InputError("--task jsonl: needs the file; give it with --data FILE.jsonl")
-        if self.data and not Path(self.data).exists():
+        if self.data and not os.path.exists(os.path.expanduser(self.data)):
             raise InputError(f"{self.given('data')}: no such file or folder; check the path")
         for name in ("num_samples", "eval_samples"):
             if self.task in GENERATED and getattr(self, name, 1) == 0:

@@ -57,12 +57,13 @@ def load_examples(
     InputError for unknown names, a broken row, a gold answer that cannot be read, an empty split.
     """
     _check(task, split, n, data)
+    made = n or 0  # a generated task has a number, says _check
     if task == "addition":
         options = {"digits": digits, "terse_fraction": terse_fraction}
-        return _made_up(problems.additions, split, n, seed, options)
+        return _made_up(problems.additions, split, made, seed, options)
     if task == "word_problems":
         options = {"steps": steps, "terse_fraction": terse_fraction}
-        return _made_up(problems.word_problems, split, n, seed, options)
+        return _made_up(problems.word_problems, split, made, seed, options)
     if task == "openmath":
         found = openmath.collect(data, split, n=n, seed=seed, per_question=per_question)
     elif task == "gsm8k" and not data:
@@ -70,7 +71,7 @@ def load_examples(
         found = _split_parts(hub, split, task, corpora.gsm8k_example)
     else:
         convert = corpora.gsm8k_example if task == "gsm8k" else corpora.own_example
-        found = _split_parts(_file_parts(data), split, task, convert)
+        found = _split_parts(_file_parts(data or ""), split, task, convert)
     if not found:
         raise InputError(
             f"--task {task} --data {data or 'of the hub'}: the {split} split is empty; "
@@ -228,7 +229,7 @@ class Batches:
         return self
 
     def __next__(self) -> list[Example]:
-        batch = []
+        batch: list[Example] = []
         while len(batch) < self.batch_size:
             epoch, place = divmod(self.drawn, len(self.examples))
             part = self._order(epoch)[place : place + self.batch_size - len(batch)]

@@ -56,8 +56,8 @@ def measure_all(settings, examples) -> list:
     candidates = settings.candidates()
     paths = [csv_path(settings, name, len(candidates)) for name, _, _ in candidates]
     return [
-        measure_one(settings, examples, *candidate, path)
-        for candidate, path in zip(candidates, paths, strict=True)
+        measure_one(settings, examples, name, model, adapter, path)
+        for (name, model, adapter), path in zip(candidates, paths, strict=True)
     ]
 
 

@@ -66,7 +66,7 @@ class Reasoner:
 def show_stream(channel_styles: bool):
     """Return a printer of deltas that sets the reasoning apart from the answer."""
     dim, bold, plain = (DIM, BOLD, PLAIN) if channel_styles else ("", "", "")
-    state = {"channel": None}
+    state: dict[str, str | None] = {"channel": None}
 
     def show(channel: str, delta: str) -> None:
         if channel != state["channel"]:

@@ -93,7 +93,7 @@ def serve(settings, key: Key | None, sock) -> int:
     port = sock.getsockname()[1]
     host = "127.0.0.1" if settings.host in ("0.0.0.0", "::") else settings.host
     local = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-    failed = []  # filled if the tunnel that is required does not come up
+    failed: list[str] = []  # filled if the tunnel that is required does not come up
 
     def on_ready() -> None:
         if key and key.fresh:
@@ -105,7 +105,7 @@ def serve(settings, key: Key | None, sock) -> int:
             threading.Thread(target=wait_for_tunnel, daemon=True).start()
 
     def wait_for_tunnel() -> None:
-        if not tunnel.wait(TUNNEL_SECONDS):
+        if tunnel and not tunnel.wait(TUNNEL_SECONDS):
             failed.append(tunnel.failure or "it did not come up")
             server.stop_soon()
 
@@ -125,7 +125,7 @@ def serve(settings, key: Key | None, sock) -> int:
     return code
 
 
-def make_tunnel(settings, port: int, service, key: Key):
+def make_tunnel(settings, port: int, service, key: Key | None):
     """Return the tunnel to this server, not started; what happens to it is told in one line."""
     from rlm.tunnel import Tunnel
 

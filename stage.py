@@ -2,6 +2,7 @@
 
 import time
 from dataclasses import dataclass
+from typing import Any
 
 import data
 
@@ -10,11 +11,11 @@ import data
 class Stage:
     """policy: `rlm.policy.Policy`. engine: samples from it. out: `rlm.runs.Run`, the folder."""
 
-    settings: object
-    policy: object
-    engine: object
-    out: object
-    found: object = None  # the `rlm.checkpoint.Checkpoint` that it goes on from
+    settings: Any
+    policy: Any
+    engine: Any
+    out: Any
+    found: Any = None  # the `rlm.checkpoint.Checkpoint` that it goes on from
     opened: float = 0.0  # seconds that opening the policy took
     began: float = 0.0  # of time.monotonic, when the script began
 

@@ -180,7 +180,7 @@ def update(policy, optimizer, batch, advantage, settings, reference, *, token_bu
         ref = reference.logprobs(packed, **options) if settings.kl_weight else None
         packs.append((packed, each_token, sampler, mask, ref))
 
-    totals, gap, kls, entropies = {}, 0.0, [], []
+    totals, gap, kls, entropies = dict[str, float](), 0.0, [], []
     if kept and not settings.kl_weight:
         first, rows = kept[0], slice(16)
         ref = reference.logprobs(pack([batch.ids(first, rows)], device=device), **options)

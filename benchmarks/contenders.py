@@ -168,7 +168,8 @@ class Theirs:
         self.batches = itertools.chain.from_iterable(
             iter(trainer.get_train_dataloader()) for _ in itertools.count()
         )
-        self.rollout, self.rollout_mb, self.lengths = 0.0, 0.0, []
+        self.rollout, self.rollout_mb = 0.0, 0.0
+        self.lengths: list[int] = []
         self._watch(trainer)
 
     def _watch(self, trainer) -> None:

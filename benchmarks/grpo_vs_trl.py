@@ -72,14 +72,14 @@ def floor(work: Work, machine_rates: dict, tokens: dict) -> dict[str, float]:
 
 def compare(work: Work, kl_weight: float, repeats: int) -> dict:
     """Return the figures of one KL weight: seconds, memory, tokens, ratios."""
-    contenders = {
+    contenders: dict[str, Ours | Theirs] = {
         "ours": Ours(work, kl_weight),
         "default": Theirs(work, kl_weight, fastest=False),
         "fastest": Theirs(work, kl_weight, fastest=True),
     }
     for contender in contenders.values():
         contender.step(-1)  # warms up caches and buffers
-    turns = {name: [] for name in contenders}
+    turns: dict[str, list] = {name: [] for name in contenders}
     for turn in range(repeats):
         order = list(contenders)
         for name in order[turn % 3 :] + order[: turn % 3]:

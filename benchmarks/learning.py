@@ -17,6 +17,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = Path(__file__).parent / "results"
@@ -33,7 +34,7 @@ def call(script: str, *arguments) -> float:
     return round(time.perf_counter() - began, 1)
 
 
-def read(path) -> dict | list:
+def read(path) -> Any:
     return json.loads((ROOT / path).read_text(encoding="utf-8"))
 
 

@@ -19,7 +19,7 @@ PEER, BATCHING = "transformers serve", "transformers serve --continuous-batching
 SERVERS = ("ours", "lock", PEER, BATCHING, "vllm serve")
 SAMPLED = dict(do_sample=True, temperature=0.7, top_k=0, top_p=1.0)
 # The shape of the random model: 38 M parameters, of which 16 M are embeddings.
-SMALL = dict(
+SMALL: dict = dict(
     vocab_size=32_000,
     hidden_size=512,
     intermediate_size=1408,
@@ -120,7 +120,7 @@ def lock_server(folder: str, port: int) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.generation.streamers import BaseStreamer
 
-    model = AutoModelForCausalLM.from_pretrained(folder).eval()
+    model = AutoModelForCausalLM.from_pretrained(folder, use_safetensors=True).eval()
     tokenizer = AutoTokenizer.from_pretrained(folder)
     lock, app = threading.Lock(), FastAPI()
 
@@ -128,7 +128,8 @@ def lock_server(folder: str, port: int) -> None:
         """Hands on each token at once; transformers' text streamer waits for the word's end."""
 
         def __init__(self):
-            self.queue, self.count = queue.SimpleQueue(), -1  # the first put is the prompt
+            self.queue: queue.SimpleQueue = queue.SimpleQueue()
+            self.count = -1  # the first put is the prompt
 
         def put(self, value) -> None:
             self.count += 1

@@ -15,6 +15,7 @@ import time
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
+from typing import Any
 
 import torch
 
@@ -58,10 +59,14 @@ class Shape:
 
 SMALL = Shape(512, 8, 8, 2, 2048, 8192)
 # Qwen2.5-0.5B and 7B; on a CPU with few tokens, on a GPU with the load of a real step.
-Q05 = dict(hidden=896, layers=24, heads=14, kv_heads=2, mlp=4864, vocabulary=151_936)
-Q7B = dict(hidden=3584, layers=28, heads=28, kv_heads=4, mlp=18944, vocabulary=152_064, tied=False)
-FEW = dict(prompts=4, group=8, max_tokens=64, prompt_tokens=(32, 64), rows=8)
-REAL = dict(prompts=32, group=8, max_tokens=256, prompt_tokens=(64, 160), rows=32)
+Q05: dict[str, Any] = dict(
+    hidden=896, layers=24, heads=14, kv_heads=2, mlp=4864, vocabulary=151_936
+)
+Q7B: dict[str, Any] = dict(
+    hidden=3584, layers=28, heads=28, kv_heads=4, mlp=18944, vocabulary=152_064, tied=False
+)
+FEW: dict[str, Any] = dict(prompts=4, group=8, max_tokens=64, prompt_tokens=(32, 64), rows=8)
+REAL: dict[str, Any] = dict(prompts=32, group=8, max_tokens=256, prompt_tokens=(64, 160), rows=32)
 SHAPES = {
     "cpu": {"small": SMALL, "q05": Shape(**Q05, **FEW)},
     "cuda": {"small": SMALL, "q05": Shape(**Q05, **REAL), "q7b": Shape(**Q7B, **REAL)},
@@ -158,7 +163,7 @@ def rates(dtype, device) -> dict[str, float]:
     size = 8192 if torch.device(device).type == "cuda" else 1536
     a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
     store = torch.ones(1 << 27, device=device)  # 512 MB: larger than any cache
-    seconds = {"matrix": [], "memory": []}
+    seconds: dict[str, list[float]] = {"matrix": [], "memory": []}
     for _ in range(5):
         for name, work in (("matrix", lambda: a @ b), ("memory", store.sum)):
             began = clock(device)

@@ -111,8 +111,9 @@ def check_overwrite(path: str | Path, manifest: dict, *, overwrite: bool = False
             f"{manifest.get('base')}; use --overwrite to replace it, or --output for another folder"
         )
     before, now = _score(there), _score(manifest)
-    comparable = None not in (before, now) and there.get("task") == manifest.get("task")
-    if comparable and before > now:
+    if before is None or now is None or there.get("task") != manifest.get("task"):
+        return
+    if before > now:
         raise ModelError(
             f"{path}: holds an adapter of validation score {before:.4f}, the new one has "
             f"{now:.4f}; use --overwrite to replace it, or --output for another folder"
@@ -196,9 +197,9 @@ def _belongs(manifest: dict, model) -> bool:
 
 def _same_base(one: dict, other: dict) -> bool:
     """Compare by fingerprint where both have one, otherwise by the last part of the name."""
-    marks = [m.get("base_fingerprint") for m in (one, other)]
-    if all(marks):
-        parts = zip(marks[0].split("-"), marks[1].split("-"), strict=True)
+    first, second = (m.get("base_fingerprint") or "" for m in (one, other))
+    if first and second:
+        parts = zip(first.split("-"), second.split("-"), strict=True)
         return all(a == b or not (a and b) for a, b in parts)
     names = [str(m.get("base") or "").rstrip("/").split("/")[-1].lower() for m in (one, other)]
     return names[0] == names[1]

@@ -94,7 +94,7 @@ class PackedGroups:
         n = self.prompt_tokens
         prompt = [_pad(x[:n], self.slots, *self.shape) for x in flat]
         # Prompts are padded on the right: what is causal never sees the padding.
-        options = {"scale": scaling, "enable_gqa": len(query) != len(key)}
+        options: dict = {"scale": scaling, "enable_gqa": len(query) != len(key)}
         out = F.scaled_dot_product_attention(*prompt, is_causal=True, **options)
         outs = [_unpad(out, self.slots)]
         for tokens, longest, owners, slots, mask in self.buckets:
@@ -275,11 +275,11 @@ class Slots:
         has_rows, has_tokens = self.capacity
         old_rows, old_tokens = min(rows, has_rows), min(tokens, has_tokens)
         if not self.keys:
-            first = like.layers[0][0]
+            assert like is not None, "an empty cache cannot know its shape"
             for layer, (key, value) in enumerate(like.layers):
                 self.keys[layer] = key.new_empty(0, key.shape[0], 0, key.shape[2])
                 self.values[layer] = value.new_empty(0, value.shape[0], 0, value.shape[2])
-            self.bias = self.bias.to(first)
+            self.bias = self.bias.to(like.layers[0][0])
         # Zeros, since what no row has written yet is multiplied by 0, and 0 * NaN is NaN.
         for store in (self.keys, self.values):
             for layer, old in store.items():

@@ -56,8 +56,12 @@ def _known(path: str, what: str, given, known) -> None:
 
 
 def _shown(value) -> str:
-    text = json.dumps(value, ensure_ascii=False, default=str)
-    return text.strip('"') if isinstance(value, str) else text
+    if isinstance(value, str):
+        return value
+    try:
+        return json.dumps(value, ensure_ascii=False, default=str)
+    except (TypeError, ValueError):  # YAML's: a key that is no text, a list that holds itself
+        return repr(value)
 
 
 def _parse(path: Path) -> dict:
@@ -66,16 +70,35 @@ def _parse(path: Path) -> dict:
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "not UTF-8 text"
         raise InputError(f"--config {path}: {reason}; give a YAML or JSON file") from None
-    if path.suffix == ".json":
-        try:
-            content = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise InputError(f"{path}:{error.lineno}: not JSON: {error.msg}") from None
-    else:
-        content = _parse_yaml(path, text)
+    except ValueError:  # a NUL
+        raise InputError(f"--config {path}: no name of a file; give a YAML or JSON file") from None
+    try:
+        content = (_parse_json if path.suffix == ".json" else _parse_yaml)(path, text)
+    except RecursionError:
+        raise InputError(f"{path}: nested too deeply; use sections of `name: value`") from None
     if not isinstance(content, dict | None):
         raise InputError(f"{path}: not a mapping; use sections such as `common:` and `sft:`")
     return content or {}
+
+
+def _parse_json(path: Path, text: str):
+    def once(pairs: list[tuple[str, object]]) -> dict:
+        """Refuse a key that stands twice, where Python would silently take the last."""
+        found: dict = {}
+        for key, value in pairs:
+            if key in found:
+                raise InputError(f"{path}: {key} stands twice; keep one")
+            found[key] = value
+        return found
+
+    try:
+        return json.loads(text, object_pairs_hook=once)
+    except json.JSONDecodeError as error:
+        raise InputError(f"{path}:{error.lineno}: not JSON: {error.msg}") from None
+    except InputError:
+        raise
+    except ValueError as error:  # a number of thousands of digits
+        raise InputError(f"{path}: not JSON: {error}") from None
 
 
 def _parse_yaml(path: Path, text: str):
@@ -84,7 +107,21 @@ def _parse_yaml(path: Path, text: str):
     class Loader(yaml.SafeLoader):
         """Refuses a key that stands twice, where YAML would silently take the last."""
 
+        def construct_object(self, node, deep=False):
+            try:
+                return super().construct_object(node, deep)
+            except (InputError, yaml.YAMLError, RecursionError):
+                raise
+            # A date without its day, a tag on what it does not fit: PyYAML lets anything out.
+            except (ValueError, TypeError, AttributeError, LookupError, ArithmeticError) as error:
+                problem = f"{node.tag.rpartition(':')[2]} cannot be read ({error})"
+                raise yaml.constructor.ConstructorError(
+                    problem=problem, problem_mark=node.start_mark
+                ) from None
+
         def construct_mapping(self, node, deep=False):
+            if not isinstance(node, yaml.MappingNode):
+                return super().construct_mapping(node, deep)
             keys = [self.construct_object(key, deep=True) for key, _ in node.value]
             for index, key in enumerate(keys):
                 if key in keys[:index]:

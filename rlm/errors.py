@@ -9,10 +9,24 @@ import sys
 DISK = {
     errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO,
 }  # fmt: skip
+LONGEST = 1000  # characters of a message; what was given may have a million
 
 
 class InputError(ValueError):
-    """What the user gave cannot work: what was given, what is allowed, what to do."""
+    r"""What the user gave cannot work: what was given, what is allowed, what to do.
+
+    Always one line: what does not print (a line break, an escape, half a character) is spelled
+    out, and a text that is too long loses its middle.
+
+    >>> print(InputError("--task a\nb: unknown; use addition"))
+    --task a\nb: unknown; use addition
+    """
+
+    def __init__(self, message: str):
+        text = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(message))
+        if len(text) > LONGEST:
+            text = f"{text[: LONGEST // 2]} ... {text[-LONGEST // 2 :]}"
+        super().__init__(text)
 
 
 class Stopped(Exception):

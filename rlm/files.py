@@ -47,7 +47,7 @@ def read_object(path: Path) -> dict:
     """Return the object that a JSON file holds; empty where there is none that can be read."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}
 

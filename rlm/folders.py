@@ -9,8 +9,12 @@ from rlm.files import read_object
 ROOT = Path(__file__).resolve().parent.parent  # its weights are found from anywhere
 
 
+# os.path answers False for a name that no file can have (too long, a NUL, an unknown ~user),
+# where pathlib raises.
+
+
 def is_adapter(path: str) -> bool:
-    return (Path(path) / "adapter_config.json").is_file()
+    return os.path.isfile(os.path.join(path, "adapter_config.json"))
 
 
 def adapter_base(path: str) -> str | None:
@@ -30,13 +34,14 @@ def adapter_settings(path: str) -> dict:
 
 
 def _entry(path: Path, name: str) -> str | None:
-    return read_object(path).get(name)
+    value = read_object(path).get(name)
+    return value if isinstance(value, str) else None
 
 
 def folder_of(name: str) -> Path | None:
     """The folder that a model's name means, here or in the repository; None for a hub id."""
-    places = (Path(name).expanduser(), ROOT / name)
-    return next((place for place in places if place.is_dir()), None)
+    places = (os.path.expanduser(name), ROOT / name)
+    return next((Path(place) for place in places if os.path.isdir(place)), None)
 
 
 def same_model(one: str, other: str) -> bool:
@@ -54,15 +59,19 @@ def looks_like_path(name: str) -> bool:
 
 def check_model(name: str, given: str) -> None:
     """InputError if a folder holds no model; a hub id is left to whoever loads it."""
-    path = folder_of(name) or Path(name)
-    if path.is_dir():
-        if not (path / "config.json").is_file():
+    folder = folder_of(name)
+    if folder:
+        if not (folder / "config.json").is_file():
             raise InputError(f"{given}: the folder has no config.json; give a model's folder")
-        if not any(path.glob("*.safetensors")) and not any(path.glob("pytorch_model*.bin")):
+        if not any(folder.glob("*.safetensors")):
+            # A .bin is a pickle, which can run code when it is read.
+            pickled = any(folder.glob("*.bin"))
             raise InputError(
-                f"{given}: the folder has no weights (*.safetensors); save or download them there"
+                f"{given}: the folder has no weights (*.safetensors"
+                f"{'; its .bin is a pickle and is not read' if pickled else ''}); "
+                "save or download them there"
             )
-    elif path.exists():
+    elif os.path.exists(name):
         raise InputError(f"{given}: a file; give a model's folder or a name on the hub")
     elif looks_like_path(name):
         raise InputError(f"{given}: no folder {name}; give a model's folder or a name on the hub")
@@ -71,7 +80,7 @@ def check_model(name: str, given: str) -> None:
 def check_adapter(path: str, given: str, model: str | None = None) -> None:
     """InputError unless `path` holds an adapter with weights, of `model` when that is given."""
     folder = Path(path)
-    if not folder.is_dir():
+    if not os.path.isdir(path):
         raise InputError(f"{given}: no folder {path}; train it first or give another adapter")
     if not is_adapter(path):
         raise InputError(f"{given}: the folder has no adapter_config.json; give a PEFT adapter")
@@ -91,17 +100,20 @@ def resolve(given: dict, names: dict[str, str], adapter: str, auto: str | None) 
     the adapter's base is it.
     """
     found = dict(given)
-    model, adapter = found.pop("model", None), found.pop("adapter", None) or adapter
-    model, adapter = names.get(model, model), names.get(adapter, adapter)
+    model: str | None = found.pop("model", None)
+    adapter = found.pop("adapter", None) or adapter
+    model, adapter = names.get(model, model) if model else None, names.get(adapter, adapter)
     if model and is_adapter(model):
         if adapter not in ("auto", "none"):
             raise ValueError(
                 f"--model {model} is an adapter, so --adapter {adapter} is one too many"
             )
-        model, adapter = None, model
+        adapter, model = model, None
     if adapter == "auto":
+        adapter = "none"
         base = adapter_base(auto) if auto else None
-        adapter = auto if base and (model is None or same_model(base, model)) else "none"
+        if auto and base and (model is None or same_model(base, model)):
+            adapter = auto
     found["adapter"] = None if adapter == "none" else adapter
     model = model or (adapter_base(adapter) if adapter != "none" else None)
     return found | ({"model": model} if model else {})

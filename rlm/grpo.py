@@ -232,7 +232,7 @@ def policy_loss(
         ref = torch.where(mask > 0, ref_logprobs, logprobs.detach())
         counted["kl"] = kl_estimate(logprobs, ref) * (ratio if kl_unbiased else 1)
         terms = terms + kl_weight * counted["kl"] if kl_weight else terms
-    step = {"tokens": tokens, "sequences": sequences, "max_tokens": max_tokens}
+    step: dict = {"tokens": tokens, "sequences": sequences, "max_tokens": max_tokens}
     loss = aggregate(terms, sequence, loss_type=loss_type, mask=mask, **step)
     counts = max(tokens, 1)
     return loss, {name: (x.detach() * mask).sum() / counts for name, x in counted.items()}

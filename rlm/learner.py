@@ -73,10 +73,10 @@ def pack(groups: list[Group], *, device="cpu") -> Packed:
     inputs = []
     for row in sorted(range(len(lengths)), key=lambda row: -lengths[row]):
         owner, more = owners[row], lengths[row] - 1
-        first, prompt = starts[row], len(prompts[owner])
+        first, length = starts[row], len(prompts[owner])
         sources[first : first + more + 1] = [ends[owner], *range(len(ids), len(ids) + more)]
         ids += targets[first : first + more]
-        positions += range(prompt, prompt + more)
+        positions += range(length, length + more)
         inputs += [(owner, more)] if more else []
     rows, row_of = torch.tensor(sources).unique(return_inverse=True)
     row_of, by_row = row_of.sort(stable=True)
@@ -109,13 +109,15 @@ def micro_batches(groups: list[Group], token_budget: int) -> list[list[tuple[int
     """
     if token_budget < 1:
         raise ValueError(f"token budget {token_budget}: must be at least 1 token")
-    pieces = []  # longest completion, tokens, index of the group, its completions
+    # Longest completion, tokens, index of the group, its completions.
+    pieces: list[tuple[int, int, int, slice]] = []
     for index, (prompt, completions) in enumerate(groups):
         for cut in _pieces(len(prompt), list(map(len, completions)), token_budget):
             lengths = [len(c) for c in completions[cut]]
             tokens = len(prompt) + sum(lengths) - len(lengths)
             pieces.append((max(lengths), tokens, index, cut))
-    parts, room = [], 0
+    parts: list[list[tuple[int, slice]]] = []
+    room = 0
     for _, tokens, index, cut in sorted(pieces, key=lambda piece: piece[:2]):
         if not parts or tokens > room:
             parts.append([])
@@ -182,7 +184,7 @@ def token_logprobs(
     logprobs, entropies = [], []
     for start, (first, last) in zip(starts, pairwise(cuts), strict=True):
         part = hidden[start : start + chunk], targets[first:last], row_of[first:last] - start
-        keep = [] if statistics else None
+        keep: list[torch.Tensor] | None = [] if statistics else None
         logprobs.append(head.logprobs(*part, keep))
         entropies += keep or []
     order = packed.by_row.argsort()

@@ -33,7 +33,7 @@ def write(manifest: dict, name: str, *, local: bool) -> str:
         "tags": ["reasoning", "grpo" if "step" in manifest else "sft", "lora"],
     } | ({} if local else {"base_model": base})
     base = Path(base).name if local else base
-    form = FORMATS.get(manifest.get("format")) or get_format("think")
+    form = FORMATS.get(str(manifest.get("format"))) or get_format("think")
     parts = [
         "---\n" + yaml.safe_dump(head, sort_keys=False) + "---",
         f"# {name}",

@@ -9,6 +9,7 @@ import heapq
 import logging
 import re
 from collections import Counter
+from collections.abc import Iterator
 from itertools import chain
 
 from rlm import sources
@@ -29,6 +30,7 @@ NAMES_ANSWER = re.compile(r"\banswer\b", re.I)
 NUMBER = re.compile(r"\d+(?:\.\d+)?")
 OUTPUT_CHARACTERS = 40  # what a program printed is kept up to this length
 PROSE_CHARACTERS = 40  # less than this is no reasoning
+MOST_BLOCKS = 100  # more are none; each that is not closed is looked for to the end of the text
 
 logger = logging.getLogger("rlm.data")
 
@@ -43,6 +45,7 @@ def collect(
     """
     if per_question < 1:
         raise InputError(f"per_question {per_question}: use 1 or more solutions of each question")
+    rows: Iterator[sources.Row]
     if data:
         rows = chain.from_iterable(map(sources.read_rows, sources.find_files(data)))
     else:
@@ -109,6 +112,8 @@ def plain_reasoning(solution: str) -> str | None:
     'There are 3 boxes of 5 pens each, that is 3 * 5 = 15 pens.'
     >>> plain_reasoning("Let us use Python.\n<llm-code>\n1 + 2\n</llm-code>\n\\boxed{3}")
     """
+    if solution.count("<llm-code") > MOST_BLOCKS:
+        return None
     outputs = OUTPUT.findall(solution)
     text = unbox(OUTPUT.sub(_output_sentence, CODE.sub("\n", solution)))
     if text is None or "llm-code" in text or any(map(BROKEN_OUTPUT.search, outputs)):

@@ -27,7 +27,7 @@ def parse_rewards(value) -> dict:
         value = {name: weight if equals else 1 for name, equals, weight in pairs}
     try:
         weights = {str(name): float(weight) for name, weight in dict(value).items()}
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise ValueError("use NAME=WEIGHT,NAME=WEIGHT as in correctness=2,integer=0.5") from None
     if not any(weights.values()) or not all(map(math.isfinite, weights.values())):
         raise ValueError("all weights are 0 or not finite; give one reward a weight of 1")

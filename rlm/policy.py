@@ -9,6 +9,7 @@ import logging
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from rlm import adapters, models
 from rlm.errors import InputError
@@ -20,8 +21,8 @@ logger = logging.getLogger("rlm")
 class Policy:
     """model: a PeftModel, or the plain base. manifest: of the adapter it came from, {} if none."""
 
-    model: object
-    tokenizer: object
+    model: Any
+    tokenizer: Any
     base: str
     manifest: dict
 

@@ -199,7 +199,9 @@ def _try_to_tell(rng: Random, steps: int) -> Story | None:
     words = {"N": name, "F": friend, "He": he, "He2": rng.choice([name, he.lower()]),
              "it": rng.choice(events.ITEMS), "box": rng.choice(events.BOXES)}  # fmt: skip
     start = rng.choice(events.STARTS)
-    domain, sums, parts = start.domain, [], []
+    domain = start.domain
+    sums: list = []
+    parts: list = []
     value = _happen(start, rng, 0, words, sums, parts)
     if value is None:
         return None
@@ -267,7 +269,8 @@ def _collect(
     if not 0 <= terse_fraction <= 1:
         raise InputError(f"terse fraction {terse_fraction}: use a share from 0 to 1")
     rng = Random(derive(task, split, seed))
-    examples, seen, fruitless = [], set(exclude), 0
+    examples: list[Example] = []
+    seen, fruitless = set(exclude), 0
     while len(examples) < n:
         # Drawn for every question: the same ones come whatever the share of terse solutions.
         question, *answer = draw(rng, rng.random() < terse_fraction)

@@ -221,6 +221,7 @@ class RollingBatch:
                 group.prefix, group.logits = prefix, row
         parts, start = [logits[: len(old)]] if old else [], len(old)
         for group, count in joined:
+            assert group.prefix is not None and group.logits is not None
             self._grow(start + count, group.prefix.length + 1, group.prefix)
             self._slots.store(start, count, group.prefix)
             parts.append(group.logits.expand(count, -1))

@@ -76,9 +76,8 @@ class Batch:
     def with_dead_replaced(self, fresh: "Batch") -> "Batch":
         """Return this batch, its dead groups replaced by the live ones of `fresh` in turn."""
         spare = [b for b, alive in enumerate(live(fresh.rewards()).tolist()) if alive]
-        lists = [list(x) for x in (self.examples, self.prompts, self.groups, self.scores)]
-        news = (fresh.examples, fresh.prompts, fresh.groups, fresh.scores)
-        discarded = [*self.discarded]
+        examples, prompts = list(self.examples), list(self.prompts)
+        groups, scores, discarded = list(self.groups), list(self.scores), list(self.discarded)
         # All of the fresh groups count in the figures, but for those that are learned from.
         unused = set(range(len(fresh.groups)))
         for b, alive in enumerate(live(self.rewards()).tolist()):
@@ -86,11 +85,11 @@ class Batch:
                 discarded.append((self.examples[b], self.groups[b], self.scores[b]))
                 new = spare.pop(0)
                 unused.discard(new)
-                for mine, other in zip(lists, news, strict=True):
-                    mine[b] = other[new]
+                examples[b], prompts[b] = fresh.examples[new], fresh.prompts[new]
+                groups[b], scores[b] = fresh.groups[new], fresh.scores[new]
         left = sorted(unused)
         discarded += [(fresh.examples[b], fresh.groups[b], fresh.scores[b]) for b in left]
-        return Batch(*lists, discarded)
+        return Batch(examples, prompts, groups, scores, discarded)
 
 
 def describe(batch: Batch, format_name: str) -> dict[str, float]:

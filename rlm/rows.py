@@ -91,6 +91,7 @@ class Row:
     def _bound_reasoning(self) -> None:
         """Put the closer next in line once the reasoning has had its tokens."""
         closing = self.sampling.closing
+        assert closing is not None and self.text is not None  # submit() follows its text
         text = (self.group.prompt.prefill + self.text.text).lstrip()
         opened = text.startswith(closing.opener)
         if closing.closer in text or not (opened or closing.opener.startswith(text)):

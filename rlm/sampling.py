@@ -59,7 +59,7 @@ class Sampling:
             raise InputError(f"top_k {self.top_k}: use 0 (all tokens) or more")
         if not 0.0 < self.top_p <= 1.0:
             raise InputError(f"top_p {self.top_p}: use a share above 0, up to 1 (all tokens)")
-        if isinstance(self.stop, str) or not all(self.stop):
+        if not isinstance(self.stop, tuple | list) or not all(self.stop):
             raise InputError(f"stop {self.stop!r}: use a tuple of texts that are not empty")
 
     @property

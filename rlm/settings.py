@@ -76,7 +76,9 @@ class Settings(BaseSettings):
         return value
 
     @classmethod
-    def settings_customise_sources(cls, settings_cls, init_settings, **others):
+    def settings_customise_sources(
+        cls, settings_cls, init_settings, env_settings, dotenv_settings, file_secret_settings
+    ):
         return (init_settings,)
 
     def dump(self) -> dict:
@@ -100,7 +102,8 @@ def flag_of(name: str) -> str:
 
 
 def extra_of(field: FieldInfo) -> dict:
-    return field.json_schema_extra or {}
+    extra = field.json_schema_extra
+    return dict(extra) if isinstance(extra, dict) else {}
 
 
 def plain_type(field: FieldInfo) -> Any:
@@ -178,7 +181,8 @@ def make_parser(cls: type[Settings], program: str) -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="Order: defaults < --config file < environment RLM_GROUP_SIZE=8 < flags.",
     )
-    title, groups = "Common", {}
+    title = "Common"
+    groups: dict[str, Any] = {}
     for name, field in cls.model_fields.items():
         extra = extra_of(field)
         title = extra["section"] or title
@@ -252,6 +256,8 @@ def read_environment(cls: type[Settings], known: Iterable[str]) -> tuple[dict, d
                 values[name] = os.environ[variable]
                 origins[name] = f"{variable}={values[name]}"
     for name, value in EnvSettingsSource(cls)().items():
+        if extra_of(cls.model_fields[name])["flag"] is False:
+            raise InputError(f"{ENV_PREFIX}{name.upper()}: stands in the file of --config only")
         values[name] = value
         origins[name] = f"{ENV_PREFIX}{name.upper()}={value}"
     return values, origins

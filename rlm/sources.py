@@ -6,6 +6,7 @@ it is wrong; nothing else is raised.
 """
 
 import json
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,10 +28,11 @@ class Number(str):
 
 def find_files(path: str) -> list[Path]:
     """Return the file, or all JSONL and Parquet files of the folder, sorted by name."""
-    place = Path(path).expanduser()
-    if place.is_file():
+    # os.path answers False for a name that no file can have, where pathlib raises.
+    place = Path(os.path.expanduser(path))
+    if os.path.isfile(place):
         return [place]
-    if not place.is_dir():
+    if not os.path.isdir(place):
         raise InputError(
             f"--data {path}: no such file or folder; give a .jsonl or .parquet file, "
             "or a folder of them"
@@ -114,16 +116,18 @@ def read_parquet(path: Path) -> Iterator[Row]:
     import pyarrow
     import pyarrow.parquet
 
+    number = 0
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
-            number = 0
             for batch in file.iter_batches(batch_size=1024):
                 for row in batch.to_pylist():
                     number += 1
                     yield f"{path}:{number}", row
-    except (pyarrow.ArrowException, OSError) as error:
+    # ValueError, OverflowError: a text that is not UTF-8, a date that Python has no name for.
+    except (pyarrow.ArrowException, OSError, ValueError, OverflowError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise InputError(f"{path}: not a readable Parquet file ({reason})") from None
+        which = f"readable from row {number + 1} on" if number else "a readable Parquet file"
+        raise InputError(f"{path}: not {which} ({reason})") from None
 
 
 def hub_rows(

@@ -61,7 +61,8 @@ def without(
 ) -> tuple[list[Example], list[Example]]:
     """Return (kept, dropped): the training examples whose question no held-out set holds."""
     forbidden = set().union(*(keys(examples) for examples in held_out))
-    kept, dropped = [], []
+    kept: list[Example] = []
+    dropped: list[Example] = []
     for example in train:
         (dropped if question_key(example.question) in forbidden else kept).append(example)
     return kept, dropped

@@ -163,7 +163,9 @@ def beginning(settings: Settings, start: str = ""):
     if start:
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
-        model = AutoModelForCausalLM.from_pretrained(start, dtype=torch.float32)
+        model = AutoModelForCausalLM.from_pretrained(
+            start, dtype=torch.float32, use_safetensors=True
+        )
         return without_output_biases(model), AutoTokenizer.from_pretrained(start)
     torch.manual_seed(derive("weights", settings.seed))
     texts = corpus.texts(settings.seed, settings.tokenizer_texts)
@@ -173,7 +175,7 @@ def beginning(settings: Settings, start: str = ""):
 
 def train(model, tokenizer, settings: Settings, log=print, save=None) -> float:
     """Train the model in place; return the seconds of processor time."""
-    began, shown = time.process_time(), {}
+    began, shown = time.process_time(), dict[str, float]()
     model.train()
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     matrices = [p for name, p in named if p.ndim == 2 and "embed" not in name]

@@ -50,8 +50,8 @@ def read_value(text: str) -> Answer:
         return Answer(reason="empty")
     if len(text) > MAX_LENGTH:
         return Answer(reason="too_long")
-    text = _simplify(text)
-    found = _NUMBER.search(text or "")
+    text = _simplify(text) or ""
+    found = _NUMBER.search(text)
     if found is None:
         return Answer(reason="unparsable")
     left, right = text[: found.start()], text[found.end() :]

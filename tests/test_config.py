@@ -181,12 +181,32 @@ FILES = [
     ("grpo: {seed: 1, seed: 2}", "settings.yaml:1: seed stands twice; keep one"),
     ("grpo:\n\tseed: 1", "settings.yaml:2: not YAML"),
     ("models: {base: x}", "settings.yaml: models: base is the base model's own name"),
+    ("common: {model: [a]}", 'settings.yaml: common: model: ["a"]: Input should be a valid string'),
+    ("common: {adapter: no}", "settings.yaml: common: adapter: false: Input should be a valid"),
+    ("grpo:\n  seed: 2026-02-30", "settings.yaml:2: not YAML: timestamp cannot be read (day"),
+    ("common: {run: &a [*a]}", "settings.yaml: common: run: [[...]]: Input should be a valid"),
+    ("[" * 5000, "settings.yaml: nested too deeply"),
+    ('"a\\nb": 1', "settings.yaml: a\\nb: unknown section"),
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize(("content", "message"), FILES, ids=[f[0] for f in FILES])
 def test_a_wrong_file_is_told_in_one_line(capsys, content, message):
     assert refused(capsys, GRPOSettings, "--config", file(content)).startswith(message)
+
+
+def test_a_wrong_json_file_is_told_in_one_line(capsys):
+    def said(content: str) -> str:
+        return refused(capsys, GRPOSettings, "--config", file(content, "s.json"))
+
+    assert said('{"grpo": {"seed": 1, "seed": 2}}') == "s.json: seed stands twice; keep one"
+    assert said('{"grpo":\n 1,}').startswith("s.json:2: not JSON")
+    assert said('{"grpo": {"seed": %s}}' % ("1" * 5000)).startswith("s.json: not JSON: Exceeds")
+
+
+def test_names_for_models_stand_in_the_file_only(capsys, monkeypatch):
+    monkeypatch.setenv("RLM_NAMED_MODELS", "{}")
+    assert refused(capsys, SFTSettings) == "RLM_NAMED_MODELS: stands in the file of --config only"
 
 
 def test_a_wrong_environment_is_told_in_one_line(capsys, monkeypatch):

@@ -60,18 +60,6 @@ def test_no_root_name_hides_a_library():
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_no_pickle_and_no_remote_code(path):
-    tree = TREES[path]
-    assert not imported(tree) & {"pickle", "cloudpickle", "dill", "joblib", "shelve"}
-    for node in ast.walk(tree):
-        if isinstance(node, ast.keyword) and node.arg == "trust_remote_code":
-            assert isinstance(node.value, ast.Constant) and node.value.value is False
-        # torch.load and torch.save are pickle: weights are safetensors.
-        if isinstance(node, ast.Attribute) and node.attr in ("load", "save"):
-            assert not (isinstance(node.value, ast.Name) and node.value.id == "torch")
-
-
-@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_files_and_functions_stay_short(path):
     if path.parent.name != "tests":  # tables of cases may be long
         assert len(path.read_text(encoding="utf-8").splitlines()) <= 300

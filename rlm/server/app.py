@@ -8,6 +8,7 @@ from fastapi import FastAPI, Request
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import Response
+from starlette.routing import Route
 
 from rlm.server import openai_route
 from rlm.server.chat_requests import ChatRequest
@@ -38,8 +39,10 @@ def make_app(
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(Exception, _failure)
     service.metrics.watch(service.worker)
-    app.openapi = describe(app, (ReasoningRequest, ChatRequest), is_key is not None)
-    paths = {route.path for route in app.routes}
+    # FastAPI's own way to another description is to put a function in the method's place.
+    described = describe(app, (ReasoningRequest, ChatRequest), is_key is not None)
+    app.openapi = described  # type: ignore[method-assign]
+    paths = {route.path for route in app.routes if isinstance(route, Route)}
     guarded = Guard(app, is_key=is_key, paths=paths, count=service.metrics.count)
     if not cors_origins:
         return guarded
@@ -118,7 +121,8 @@ def _add_state(app: FastAPI, service: Service, key_required: bool) -> None:
         return Response(service.metrics.text(), media_type=CONTENT_TYPE)
 
 
-async def _api_error(request: Request, error: ApiError) -> Response:
+async def _api_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, ApiError)
     body = encode(error.body(request.state.request_id))
     return Response(body, error.status, error.headers, media_type="application/json")
 
@@ -128,8 +132,9 @@ async def _failure(request: Request, error: Exception) -> Response:
     return await _api_error(request, failed())
 
 
-async def _http_error(request: Request, error: HTTPException) -> Response:
+async def _http_error(request: Request, error: Exception) -> Response:
     """What the framework refuses by itself: a path or a method that is not there."""
+    assert isinstance(error, HTTPException)
     known = {
         404: ("not_found", "there is no such path; /openapi.json lists what there is"),
         405: ("method_not_allowed", "this path has no such method; /openapi.json lists them"),

@@ -11,28 +11,27 @@ class Metrics:
     """The figures of one server."""
 
     def __init__(self):
-        self.registry = CollectorRegistry()
-        own = {"registry": self.registry}
+        self.registry = own = CollectorRegistry()
         self.requests = Counter(
-            "rlm_requests", "Requests by path and status", ["path", "status"], **own
+            "rlm_requests", "Requests by path and status", ["path", "status"], registry=own
         )
-        self.cancelled = Counter("rlm_cancelled", "Requests whose client went away", **own)
+        self.cancelled = Counter("rlm_cancelled", "Requests whose client went away", registry=own)
         self.first_token = Histogram(
             "rlm_first_token_seconds",
             "From the acceptance of a request to its first token",
             buckets=SECONDS,
-            **own,
+            registry=own,
         )
         self.total = Histogram(
-            "rlm_request_seconds", "From the acceptance to the end", buckets=SECONDS, **own
+            "rlm_request_seconds", "From the acceptance to the end", buckets=SECONDS, registry=own
         )
         self.rate = Histogram(
             "rlm_tokens_per_second",
             "Completion tokens of a request by its time outside the queue",
             buckets=RATES,
-            **own,
+            registry=own,
         )
-        self.tunnel_up = Gauge("rlm_tunnel_up", "1 while there is a public URL", **own)
+        self.tunnel_up = Gauge("rlm_tunnel_up", "1 while there is a public URL", registry=own)
 
     def count(self, path: str, status: int) -> None:
         """Count a response; "" is the path of all that are unknown."""
@@ -40,17 +39,14 @@ class Metrics:
 
     def watch(self, worker) -> None:
         """Show the state of the worker as it is when somebody looks."""
-        own = {"registry": self.registry}
-        Gauge("rlm_queue_depth", "Requests that wait for a row", **own).set_function(
-            lambda: worker.queued
-        )
-        Gauge("rlm_rows", "Sequences that run now", **own).set_function(lambda: worker.rows)
-        Gauge("rlm_worker_up", "1 while the engine's thread works", **own).set_function(
-            lambda: worker.alive
-        )
-        Gauge("rlm_completion_tokens", "Tokens sampled since the start", **own).set_function(
-            lambda: worker.tokens
-        )
+
+        def show(name: str, text: str, look) -> None:
+            Gauge(name, text, registry=self.registry).set_function(look)
+
+        show("rlm_queue_depth", "Requests that wait for a row", lambda: worker.queued)
+        show("rlm_rows", "Sequences that run now", lambda: worker.rows)
+        show("rlm_worker_up", "1 while the engine's thread works", lambda: worker.alive)
+        show("rlm_completion_tokens", "Tokens sampled since the start", lambda: worker.tokens)
 
     def text(self) -> bytes:
         """Return the figures in Prometheus' text format."""

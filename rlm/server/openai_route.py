@@ -5,7 +5,7 @@ The reasoning comes under both names in use, `reasoning_content` and `reasoning`
 
 import logging
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from functools import partial
 
 from pydantic import BaseModel
@@ -117,7 +117,7 @@ def _choice(sample: Read) -> ChatChoice:
 
 async def _chunks(
     service: Service, asked: ChatRequest, job: Job, request_id: str
-) -> AsyncIterator[bytes]:
+) -> AsyncGenerator[bytes]:
     """Yield the chunks of a stream, [DONE] as the last one, or an error instead of it."""
     head = {
         "id": job.id,

@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from functools import partial
 
 from starlette.responses import PlainTextResponse, Response
@@ -13,6 +13,8 @@ from rlm.server.replies import (
     Read,
     ReasoningReply,
     SampleReply,
+    Timing,
+    Usage,
     count_votes,
     first_ended,
     read_sample,
@@ -64,8 +66,8 @@ def make_reply(
         samples=[SampleReply(**_shown(sample, asked.include_reasoning)) for sample in samples]
         if asked.include_samples
         else None,
-        usage=used,
-        timing=times,
+        usage=Usage(**used),
+        timing=Timing(**times),
         **shown,
     ).model_dump()
 
@@ -84,7 +86,7 @@ def _shown(sample: Read, with_reasoning: bool) -> dict:
 
 async def _events(
     service: Service, asked: ReasoningRequest, job: Job, seed: int, request_id: str
-) -> AsyncIterator[bytes]:
+) -> AsyncGenerator[bytes]:
     """Yield the events: start, deltas, each sample's end, done; or error as the last one."""
     try:
         yield event("start", {"id": job.id, "seed": seed, "model": service.model})

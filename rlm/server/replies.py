@@ -5,6 +5,7 @@ An answer is what `rlm.answers` reads, as an exact value; what cannot be read is
 
 import bisect
 import time
+from collections import Counter
 from dataclasses import dataclass
 from typing import Literal
 
@@ -115,6 +116,7 @@ def read_samples(job: Job, fmt, tokenizer) -> list[Read]:
 def read_sample(job: Job, index: int, fmt, tokenizer) -> Read:
     """Return one sample that has ended."""
     sample = job.samples[index]
+    assert job.prompt and sample.rollout and sample.finish, "it has not ended"
     text, ids = sample.rollout.text, sample.rollout.ids
     splitter, parts = Splitter(fmt), {REASONING: "", ANSWER: ""}
     for channel, delta in (*splitter.feed(text), *splitter.finish()):
@@ -155,15 +157,13 @@ def count_votes(samples: list[Read]) -> tuple[Read, Vote]:
     Without any vote it is the first sample that came to its own end.
     """
     winner = majority([sample.vote for sample in samples])
-    counts: dict[str, int] = {}
-    for sample in samples:
-        if sample.vote is not None:
-            counts[sample.answer.canonical] = counts.get(sample.answer.canonical, 0) + 1
+    names = [sample.answer.canonical for sample in samples]
+    counts = Counter(name for name in names if name is not None)
     n = len(samples)
     if winner is None:
         return first_ended(samples), Vote(n=n, winner=None, votes={}, agreement=0.0)
-    answer = samples[winner].answer.canonical
-    vote = Vote(n=n, winner=answer, votes=counts, agreement=counts[answer] / n)
+    answer = names[winner] or ""
+    vote = Vote(n=n, winner=answer, votes=dict(counts), agreement=counts[answer] / n)
     return samples[winner], vote
 
 
@@ -175,11 +175,12 @@ def first_ended(samples: list[Read]) -> Read:
 def usage(job: Job, samples: list[Read]) -> dict:
     """Return the tokens of a job; the prompt counts once."""
     completion = sum(sample.tokens for sample in samples)
+    prompt = len(job.prompt.ids) if job.prompt else 0
     return Usage(
-        prompt_tokens=len(job.prompt.ids),
+        prompt_tokens=prompt,
         completion_tokens=completion,
         reasoning_tokens=sum(sample.reasoning_tokens for sample in samples),
-        total_tokens=len(job.prompt.ids) + completion,
+        total_tokens=prompt + completion,
     ).model_dump()
 
 

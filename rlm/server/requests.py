@@ -6,7 +6,7 @@ The body is parsed here, whatever type its header names: `curl -d` sends a form'
 import json
 import re
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import (
     AfterValidator,
@@ -90,10 +90,13 @@ Samples = Annotated[int, Field(ge=1, le=16)]
 
 class Request(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False, frozen=True)
+    if TYPE_CHECKING:  # every request has them, in a place of its own
+        n: int | None
+        temperature: float | None
 
     @model_validator(mode="after")
     def _samples_differ(self):
-        if self.n > 1 and self.temperature == 0:
+        if (self.n or 1) > 1 and self.temperature == 0:
             raise ValueError("n: greedy samples are all the same; use n 1 or a temperature above 0")
         return self
 

@@ -89,6 +89,7 @@ class Server(uvicorn.Server):
 
     def stop_soon(self) -> None:
         """Let the accepted requests end, then the server; from any thread."""
+        assert self._loop is not None, "the server has not started"
         self._loop.call_soon_threadsafe(self._stop)
 
     def _stop(self) -> None:
@@ -105,4 +106,5 @@ class Server(uvicorn.Server):
         def end() -> None:
             self.should_exit = True
 
-        self._loop.call_later(DEAD_SECONDS, end)
+        if self._loop:
+            self._loop.call_later(DEAD_SECONDS, end)

@@ -115,7 +115,7 @@ class Service:
         """
         splitters = [Splitter(self.format) for _ in job.samples]
         ended = [False] * len(job.samples)
-        if job.prompt.prefill:
+        if job.prompt and job.prompt.prefill:
             for splitter in splitters:
                 splitter.feed(job.prompt.prefill)
         over = False

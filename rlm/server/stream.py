@@ -5,7 +5,7 @@ collector; here its job is dropped first.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from functools import partial
 
 from starlette.responses import Response
@@ -24,7 +24,7 @@ KEEP_ALIVE = b": keep-alive\n\n"
 class EventStream(Response):
     """Server-sent events. on_gone: called when the client has gone before the end."""
 
-    def __init__(self, events: AsyncIterator[bytes], on_gone: Callable[[], None]):
+    def __init__(self, events: AsyncGenerator[bytes], on_gone: Callable[[], None]):
         super().__init__(headers=HEADERS)
         del self.headers["content-length"]
         self.events, self.on_gone = events, on_gone

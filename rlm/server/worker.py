@@ -246,6 +246,7 @@ class Worker:
             for function, arguments in news:
                 function(*arguments)
 
+        assert self._loop is not None, "the worker has not started"
         try:
             self._loop.call_soon_threadsafe(deliver)
         except RuntimeError:  # the loop is closed: the server has ended, nobody listens
