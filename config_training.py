@@ -3,7 +3,6 @@
 config.py is the door: it adds the other scripts' classes and loads all of them.
 """
 
-import importlib.util
 import re
 from pathlib import Path
 from typing import Literal
@@ -12,8 +11,10 @@ from pydantic import field_validator, model_validator
 
 from config_shared import Shared, by_model
 from rlm.errors import InputError
-from rlm.parsing import parse_range, parse_rewards
+from rlm.parsing import parse_range, parse_rewards, words_of
 from rlm.settings import nearest, option
+from rlm.trackers import NAMES as TRACKERS
+from rlm.trackers import check as check_tracker
 
 GENERATED = ("addition", "word_problems")
 
@@ -97,14 +98,40 @@ class Training(Common):
     eval_samples: int = option(
         200, "validation questions of an evaluation; 0: all", ge=0, env=["EVAL_SAMPLES"]
     )
-    wandb_project: str | None = option(None, "project of Weights & Biases that is logged to too")
-    wandb: bool = option(True, "--no-wandb: not logged there, whatever the project")
+    tracker: list[str] = option(
+        [],
+        "log to these too: wandb, trackio, tensorboard; offline, files in the run's folder",
+        section="Logging",
+        shown="log.csv alone",
+    )
+    wandb_project: str | None = option(
+        None, "project of the trackers; short for --tracker wandb with it"
+    )
+    wandb: bool = option(True, "--no-wandb: not logged there, whatever else is given")
+
+    @field_validator("tracker", mode="before")
+    @classmethod
+    def _trackers(cls, value):
+        for name in words_of(value):
+            if name not in TRACKERS:
+                hint = nearest(name, TRACKERS)
+                raise ValueError(f"no tracker {name}; use {' | '.join(TRACKERS)}{hint}")
+        return list(dict.fromkeys(words_of(value)))
+
+    def trackers(self) -> list[str]:
+        """What is logged to beside log.csv."""
+        names = ["wandb"] if self.wandb_project and "wandb" not in self.tracker else []
+        return [name for name in self.tracker + names if name != "wandb" or self.wandb]
+
+    def logging(self) -> dict:
+        """Where figures go, for `rlm.runs.Run`."""
+        return {"trackers": self.trackers(), "project": self.wandb_project}
 
     def check_values(self) -> None:
         super().check_values()
-        if self.wandb_project and self.wandb and importlib.util.find_spec("wandb") is None:
-            raise InputError(f"{self.given('wandb_project')}: wandb is not installed; "
-                                "`pip install wandb`, or leave it out with --no-wandb")  # fmt: skip
+        for name in self.trackers():
+            by_project = name not in self.tracker
+            check_tracker([name], self.given("wandb_project" if by_project else "tracker"))
 
 
 class SFTSettings(Training):

@@ -21,7 +21,9 @@ class Stage:
         self.engine.sync()
         name, limit = self.settings.script, self.settings.max_tokens
         tokenizer, form = self.policy.tokenizer, self.settings.format
-        return measure(self.engine, tokenizer, examples, form, name=name, max_tokens=limit)
+        found = measure(self.engine, tokenizer, examples, form, name=name, max_tokens=limit)
+        self.out.measured(found.summary)
+        return found
 
     def check_learned(self) -> None:
         """InputError if the steps so far left the LoRA without any effect."""
@@ -54,7 +56,7 @@ def begin(settings) -> Stage:
     )
     facts = described(settings)
     check_output(policy, settings.output, overwrite=settings.overwrite, **facts)
-    out = Run(settings.run_dir, facts["settings"], settings.wandb and settings.wandb_project)
+    out = Run(settings.run_dir, facts["settings"], **settings.logging())
     engine = Engine(policy.model, policy.tokenizer, **settings.engine())
     return Stage(settings, policy, engine, out)
 

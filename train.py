@@ -32,7 +32,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def train(settings) -> list[dict]:
     """Measure the base, then run each stage and measure it; return the summaries in order."""
-    from rlm import files
+    from rlm import files, report
     from rlm.runs import start
 
     start(settings.model, **settings.process())
@@ -46,6 +46,7 @@ def train(settings) -> list[dict]:
         script.train(stage_settings())
         rows.append(measure(measured, examples, name, settings.run_dir, stage_settings().output))
     files.write_json(settings.run_dir / "summary.json", rows)
+    report.write(settings.run_dir)
     show_one(settings.run_dir / f"test-{names[-1]}.csv")
     return rows
 

@@ -56,7 +56,7 @@ def train(settings) -> dict:
     # 2. Can these settings teach anything? And how good is the start?
     probe(stage, examples)
     best = Best(policy.model, lambda: stage.validate(validation))
-    best.offer(step=0)
+    out.log({"step": 0, "validation_accuracy": best.offer(step=0)})
     budget = TokenBudget(policy.model, len(policy.tokenizer), settings.token_budget)
 
     # 3. Sample, score, compare, update.
@@ -76,7 +76,7 @@ def train(settings) -> dict:
         if step == settings.max_steps or (settings.eval_every and step % settings.eval_every == 0):
             row["validation_accuracy"] = best.offer(step)
         out.log(row)
-        out.write_rollouts(records(step, batch, advantage))
+        out.write_rollouts(records(step, batch, advantage, policy.tokenizer))
 
     # 4. What is kept is the best adapter by validation accuracy, not the last one.
     stage.check_learned()

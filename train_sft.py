@@ -47,7 +47,9 @@ def train(settings) -> dict:
 
     # 3. Train, measure on questions that were not trained on, and keep the adapter.
     fit(stage.policy, records, settings, stage.out)
-    return stage.finish(stage.validate(validation), solved, stage=settings.stage)
+    found = stage.validate(validation)
+    stage.out.log({"step": stage.out.step, "validation_accuracy": found.summary["accuracy"]})
+    return stage.finish(found, solved, stage=settings.stage)
 
 
 def token_records(examples, policy, settings) -> list[dict]:

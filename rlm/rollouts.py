@@ -11,6 +11,7 @@ import torch
 from rlm.evaluation import numbered_steps
 from rlm.grpo import live, live_groups
 from rlm.records import Example, Prompt, Rollout, Score
+from rlm.token_lengths import TokenLengths
 
 
 @dataclass(frozen=True)
@@ -142,24 +143,35 @@ def probe_advice(figures: dict[str, float], max_tokens: int) -> list[str]:
     return lines
 
 
-def records(step: int, batch: Batch, advantage: torch.Tensor) -> list[dict]:
-    """Return a record for rollouts.jsonl of each completion that was learned from."""
-    return [
-        {
-            "step": step,
-            "id": example.id,
-            "question": example.question,
-            "gold": example.gold,
-            "text": rollout.text,
-            "tokens": len(rollout.ids),
-            "finish": rollout.finish,
-            "reward": score.total,
-            "parts": score.parts,
-            "reason": score.reason,
-            "advantage": round(value, 6),
-        }
-        for example, group, scores, row in zip(
-            batch.examples, batch.groups, batch.scores, advantage.tolist(), strict=True
-        )
-        for rollout, score, value in zip(group, scores, row, strict=True)
-    ]
+def records(step: int, batch: Batch, advantage: torch.Tensor, tokenizer=None) -> list[dict]:
+    """Return a record for rollouts.jsonl of each completion that was learned from.
+
+    With a tokenizer also, for each token in order: token_lengths, its characters in the text
+    (a prefill has none of them), and logprobs, its log-probability in nats to two places.
+    A graph of agents may add `agents` and `graph`; rlm/report.py shows them.
+    """
+    lengths = TokenLengths(tokenizer) if tokenizer else None
+    made = []
+    for example, prompt, group, scores, row in zip(
+        batch.examples, batch.prompts, batch.groups, batch.scores, advantage.tolist(), strict=True
+    ):
+        for rollout, score, value in zip(group, scores, row, strict=True):
+            record = {
+                "step": step,
+                "id": example.id,
+                "question": example.question,
+                "gold": example.gold,
+                "text": rollout.text,
+                "tokens": len(rollout.ids),
+                "finish": rollout.finish,
+                "reward": score.total,
+                "parts": score.parts,
+                "reason": score.reason,
+                "advantage": round(value, 6),
+            }
+            if lengths:
+                record["token_lengths"] = lengths(rollout.text, rollout.ids, prompt.prefill)
+                # -0.0 is 0: most tokens of a sure model are, and a 0 is short.
+                record["logprobs"] = [round(x, 2) or 0 for x in rollout.logprobs]
+            made.append(record)
+    return made

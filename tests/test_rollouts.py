@@ -69,6 +69,23 @@ def test_records_are_one_per_completion():
     assert [(r["step"], r["reward"], r["advantage"]) for r in found] == [(3, 1, 1.0), (3, 0, -1.0)]
 
 
+class Digits:
+    """A tokenizer whose token n is the text "n"."""
+
+    def decode(self, ids, **options):
+        return "".join(map(str, ids))
+
+
+def test_records_have_the_tokens_lengths_and_log_probabilities():
+    made = batch((1, 0))
+    made.groups[0][0] = Rollout([7, 10, 2], [-0.004, -1.239, -0.5], "<think>\n710", "stop")
+    made.prompts[0] = Prompt([0, 1], prefill="<think>\n")
+    found = records(3, made, torch.tensor([[1.0, -1.0]]), Digits())
+    assert found[0]["token_lengths"] == [1, 2, 0], "neither prefill nor end"
+    assert str(found[0]["logprobs"]) == "[0, -1.24, -0.5]"
+    assert "logprobs" not in records(3, made, torch.tensor([[1.0, -1.0]]))[0]
+
+
 HEALTHY = {
     "reward_mean": 0.4,
     "all_right_fraction": 0.1,
