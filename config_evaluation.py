@@ -113,8 +113,8 @@ class EvaluateSettings(Common):
                              "of its own; choose one")  # fmt: skip
         if self.symbolic and not Path(self.symbolic).exists():
             raise InputError(f"{self.given('symbolic')}: no such file or folder; check the path")
-        formats = {adapter_format(adapter) for _, _, adapter in self.candidates() if adapter}
-        formats = sorted(formats - {None})
+        adapters = [adapter for _, _, adapter in self.candidates() if adapter]
+        formats = sorted({form for form in map(adapter_format, adapters) if form})
         if self.compare and len(formats) > 1 and "format" not in self._origins:
             raise InputError(f"--compare: adapters of the formats {' and '.join(formats)}; "
                              "all get the same prompt, so choose one by --format")  # fmt: skip

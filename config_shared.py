@@ -63,6 +63,7 @@ class Shared(Settings):
     )
     cuda_graphs: bool = option(False, "on CUDA: sample by CUDA graphs, faster for small models")
     log_level: Literal["debug", "info", "warning", "error"] = option("info", "what is printed")
+    quiet: bool = option(False, "print warnings, errors and the result, no lines and no bar")
     format: Literal["think", "xml", "solution"] = option(
         "think", "tags around reasoning and answer", shown="the adapter's, else think"
     )
@@ -100,7 +101,8 @@ class Shared(Settings):
 
     def process(self) -> dict:
         """What is global to the process, for `rlm.runs.start`."""
-        return {"log_level": self.log_level, "threads": self.threads}
+        level = "warning" if self.quiet and self.log_level != "error" else self.log_level
+        return {"log_level": level, "threads": self.threads}
 
     def check(self) -> None:
         self.check_values()

@@ -3,7 +3,6 @@
 config.py is the door: it adds the other scripts' classes and loads all of them.
 """
 
-import importlib.util
 import os
 import re
 from pathlib import Path
@@ -14,8 +13,10 @@ from pydantic import field_validator, model_validator
 from config_shared import Shared, by_model
 from rlm.budget import seconds_of
 from rlm.errors import InputError
-from rlm.parsing import parse_range, parse_rewards
+from rlm.parsing import parse_range, parse_rewards, words_of
 from rlm.settings import nearest, option
+from rlm.trackers import NAMES as TRACKERS
+from rlm.trackers import check as check_tracker
 
 GENERATED = ("addition", "word_problems")
 
@@ -23,7 +24,7 @@ GENERATED = ("addition", "word_problems")
 PASSING = {
     "config", "named_models", "weights", "output", "overwrite", "run", "log_level", "device",
     "threads", "cache_tokens", "cuda_graphs", "token_budget", "wandb_project", "wandb",
-    "save_every", "resume", "budget", "probe", "check_only",
+    "save_every", "resume", "budget", "probe", "check_only", "tracker", "quiet",
 }  # fmt: skip
 
 
@@ -106,8 +107,6 @@ class Training(Common):
     eval_samples: int = option(
         200, "validation questions of an evaluation; 0: all", ge=0, env=["EVAL_SAMPLES"]
     )
-    wandb_project: str | None = option(None, "project of Weights & Biases that is logged to too")
-    wandb: bool = option(True, "--no-wandb: not logged there, whatever the project")
     save_every: int = option(
         10, "steps between checkpoints; 0: only when it is stopped", ge=0, section="Stop and go on"
     )
@@ -138,11 +137,40 @@ class Training(Common):
         """Whether the first steps are the same however many follow."""
         return self.budget is not None
 
+    tracker: list[str] = option(
+        [],
+        "log to these too: wandb, trackio, tensorboard; offline, files in the run's folder",
+        section="Logging",
+        shown="log.csv alone",
+    )
+    wandb_project: str | None = option(
+        None, "project of the trackers; short for --tracker wandb with it"
+    )
+    wandb: bool = option(True, "--no-wandb: not logged there, whatever else is given")
+
+    @field_validator("tracker", mode="before")
+    @classmethod
+    def _trackers(cls, value):
+        for name in words_of(value):
+            if name not in TRACKERS:
+                hint = nearest(name, TRACKERS)
+                raise ValueError(f"no tracker {name}; use {' | '.join(TRACKERS)}{hint}")
+        return list(dict.fromkeys(words_of(value)))
+
+    def trackers(self) -> list[str]:
+        """What is logged to beside log.csv."""
+        names = ["wandb"] if self.wandb_project and "wandb" not in self.tracker else []
+        return [name for name in self.tracker + names if name != "wandb" or self.wandb]
+
+    def logging(self) -> dict:
+        """Where figures go, for `rlm.runs.Run`."""
+        return {"trackers": self.trackers(), "project": self.wandb_project}
+
     def check_values(self) -> None:
         super().check_values()
-        if self.wandb_project and self.wandb and importlib.util.find_spec("wandb") is None:
-            raise InputError(f"{self.given('wandb_project')}: wandb is not installed; "
-                                "`pip install wandb`, or leave it out with --no-wandb")  # fmt: skip
+        for name in self.trackers():
+            by_project = name not in self.tracker
+            check_tracker([name], self.given("wandb_project" if by_project else "tracker"))
 
 
 class SFTSettings(Training):

@@ -18,6 +18,7 @@ import json
 import logging
 import sys
 from pathlib import Path
+from typing import Any
 
 import config
 import data
@@ -32,6 +33,7 @@ def main(argv: list[str] | None = None) -> int:
     from rlm.runs import start
 
     start(*(model for _, model, _ in settings.candidates()), **settings.process())
+    figures: Any
     if settings.compare:
         shown, figures = compare(settings)
     elif settings.robustness:

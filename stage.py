@@ -28,6 +28,7 @@ class Stage:
         tokenizer, form = self.policy.tokenizer, self.settings.format
         found = measure(self.engine, tokenizer, examples, form, name=name, max_tokens=limit)
         found.summary.pop("seconds")  # what is kept of a run says nothing of the machine
+        self.out.measured(found.summary)
         return found
 
     def reserve(self, validation: float) -> float:
@@ -113,10 +114,10 @@ def begin(settings, began: float, *, logged: bool = True) -> Stage:
     opened = time.monotonic() - opening
     facts = described(settings)
     check_output(policy, settings.output, overwrite=settings.overwrite, **facts)
-    project = settings.wandb and settings.wandb_project
-    out = None
+    out: Any = None
     if logged:
-        out = Run(settings.run_dir, facts["settings"], project, goes_on=found is not None)
+        goes_on = found is not None
+        out = Run(settings.run_dir, facts["settings"], **settings.logging(), goes_on=goes_on)
     engine = Engine(policy.model, policy.tokenizer, **settings.engine())
     stage = Stage(settings, policy, engine, out, found, opened, began)
     if found:

@@ -37,7 +37,7 @@ def train(settings) -> list[dict]:
 
     Stopped and started again, it goes on where it was.
     """
-    from rlm import files
+    from rlm import files, report
     from rlm.done import Done
     from rlm.runs import start
 
@@ -59,6 +59,7 @@ def train(settings) -> list[dict]:
         rows.append(done.once(name, work))
     files.write_json(settings.run_dir / "summary.json", rows)
     done.clear()
+    report.write(settings.run_dir)
     show_one(settings.run_dir / f"test-{names[-1]}.csv")
     return rows
 

@@ -68,7 +68,7 @@ def train(settings) -> dict:
     steps = stage.steps(best, **parts, budget=budget, guard=guard, watch=watch)
     if steps.fresh:
         tryout.brief(stage, examples, validation, budget.tokens, sample)
-        best.offer(step=0)
+        out.log({"step": 0, "validation_accuracy": best.offer(step=0)})
     stage.engine.sync()
 
     # 3. Sample, score, compare, update: `take_step` below.
@@ -76,9 +76,8 @@ def train(settings) -> dict:
     for step in steps:
         optimizer.learning_rate = learning_rate(step, steps.last, settings)
         batch, advantage, row = take(step)
-        finite = guard.passed(
-            step, checked(row, optimizer), partial(records, step, batch, advantage)
-        )
+        record = partial(records, step, batch, advantage, policy.tokenizer)
+        finite = guard.passed(step, checked(row, optimizer), record)
         row["skipped_steps"] = guard.skipped
         if finite and (step == steps.last or due(step, settings.eval_every)):
             row["validation_accuracy"] = best.offer(step)
@@ -87,7 +86,8 @@ def train(settings) -> dict:
                 steps.end()
         out.log(row)
         watch.look(row)
-        out.write_rollouts(records(step, batch, advantage))
+        out.expect(steps.last)
+        out.write_rollouts(record())
         if guard.gave_up:
             break
 

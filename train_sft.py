@@ -50,7 +50,9 @@ def train(settings) -> dict:
 
     # 3. Train, measure on questions that were not trained on, and keep the adapter.
     guard = fit(stage, records, len(validation))
-    summary = stage.finish(stage.validate(validation), solved, stage=settings.stage)
+    found = stage.validate(validation)
+    stage.out.log({"step": stage.out.step, "validation_accuracy": found.summary["accuracy"]})
+    summary = stage.finish(found, solved, stage=settings.stage)
     guard.check()
     return summary
 

@@ -8,6 +8,7 @@ dropped again. What follows from the figures is decided in rlm/preflight.py.
 
 import time
 from datetime import datetime
+from typing import Any
 
 import data
 from rlm.errors import InputError
@@ -30,10 +31,10 @@ def check(settings, sample) -> int:
     stage = begin(settings, time.monotonic(), logged=False)
     model, tokenizer = stage.policy.model, stage.policy.tokenizer
     budget = TokenBudget(model, len(tokenizer), settings.token_budget)
-    measured = measure(stage, examples, budget.tokens, sample, rounds=ROUNDS)
-    measured += (plan(settings, len(validation), model),)
-    print("\n".join(preflight.report(*measured, datetime.now())))
-    return 0 if preflight.decide(*measured).go else NO_GO
+    probe, learning = measure(stage, examples, budget.tokens, sample, rounds=ROUNDS)
+    asked = plan(settings, len(validation), model)
+    print("\n".join(preflight.report(probe, learning, asked, datetime.now())))
+    return 0 if preflight.decide(probe, learning, asked).go else NO_GO
 
 
 def brief(stage, examples, validation, budget: int, sample) -> None:
@@ -41,9 +42,9 @@ def brief(stage, examples, validation, budget: int, sample) -> None:
     from rlm import preflight
 
     if stage.settings.probe:
-        measured = measure(stage, examples, budget, sample, rounds=1)
+        probe, learning = measure(stage, examples, budget, sample, rounds=1)
         asked = plan(stage.settings, len(validation), stage.policy.model)
-        for line in preflight.brief(*measured, asked, datetime.now()):
+        for line in preflight.brief(probe, learning, asked, datetime.now()):
             stage.out.say(line)
 
 
@@ -60,7 +61,8 @@ def measure(stage, examples, budget: int, sample, *, rounds: int) -> tuple:
     settings, policy = stage.settings, stage.policy
     device = next(policy.model.parameters()).device
     forget_peak(device)
-    batch, seconds = None, 0.0
+    batch: Any = None
+    seconds = 0.0
     for turn in range(rounds):
         asked = examples[turn * settings.probe : (turn + 1) * settings.probe]
         if not asked or (batch and live(batch.rewards()).any()):

@@ -190,7 +190,7 @@ def keep_curves(part: str) -> None:
             points = [
                 {"step": int(row["step"]), "reward": float(row["reward_correctness"]),
                  "steps": float(row["step_by_step_fraction"])}
-                for row in csv.DictReader(file)
+                for row in csv.DictReader(file) if row["reward_correctness"]
             ]  # fmt: skip
         curves.append({"seed": seed, "points": points})
     files.write_json(RESULTS / f"curve_{part}.json", curves)

@@ -1,6 +1,7 @@
 """The best adapter of a run so far: by validation accuracy, not the last one."""
 
 import time
+from typing import Any
 
 import torch
 
@@ -16,7 +17,8 @@ class Best:
 
     def __init__(self, model, measure):
         self.model, self.measure = model, measure
-        self.evaluation, self.step, self._tensors = None, 0, []
+        self.evaluation: Any = None
+        self.step, self._tensors = 0, list[torch.Tensor]()
         self.seconds = 0.0  # what the latest measurement took
 
     def offer(self, step: int) -> float:

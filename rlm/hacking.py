@@ -109,7 +109,7 @@ def numbers(text: str) -> list[Fraction | str]:
     >>> numbers("1,234 - 5 is not -3/4 or 0.50")
     [Fraction(1234, 1), Fraction(5, 1), Fraction(-3, 4), Fraction(1, 2)]
     """
-    found = []
+    found: list[Fraction | str] = []
     for match in _NUMBER.finditer(text):
         if len(match.group()) > _LONGEST:
             found.append(match.group())

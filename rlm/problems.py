@@ -11,6 +11,7 @@ same questions with other names and numbers are made in rlm/variants.py.
 from collections.abc import Callable
 from dataclasses import dataclass
 from random import Random
+from typing import Any
 
 from rlm import events
 from rlm.errors import InputError
@@ -235,9 +236,10 @@ def _happen(event: Event, rng, value, words, sums, parts) -> int | None:
 
 def work(event: Event, drawn: dict[str, int], value: int, words: dict[str, str]) -> list[Sum]:
     """The sums of an event, with the numbers drawn for it and the value before it."""
-    words, known, sums = words | drawn, drawn | {"v": value}, []
+    told: dict[str, Any] = {**words, **drawn}
+    known, sums = drawn | {"v": value}, []
     for (left, sign, right), labels in zip(event.work, event.labels, strict=True):
-        made = Sum(known[left], sign, known[right], tuple(s.format(**words) for s in labels))
+        made = Sum(known[left], sign, known[right], tuple(s.format(**told) for s in labels))
         sums.append(made)
         known["w"] = made.result
     return sums
@@ -273,7 +275,7 @@ def _collect(
     seen, fruitless = set(exclude), 0
     while len(examples) < n:
         # Drawn for every question: the same ones come whatever the share of terse solutions.
-        question, *answer = draw(rng, rng.random() < terse_fraction)
+        question, *rest = draw(rng, rng.random() < terse_fraction)
         if question in seen or (keep is not None and not keep(question)):
             fruitless += 1
             if fruitless == PATIENCE:
@@ -285,5 +287,6 @@ def _collect(
         fruitless = 0
         seen.add(question)
         name = f"{task}-{split}-{seed}-{len(examples)}"
+        answer: list[Any] = rest
         examples.append(Example(name, question, *answer))
     return examples

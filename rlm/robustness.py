@@ -64,8 +64,10 @@ def question_sets(
         changed(names, digits=digits[1])
     if task == "word_problems":
         told: dict[str, problems.Story] = {}
-        keep = {"split": "train", "keep": lambda q: split_of(q) == "train"}
-        problems.word_problems(train_seed, len(training), steps=steps, told=told, **keep)
+        problems.word_problems(
+            train_seed, len(training), steps=steps, told=told,
+            split="train", keep=lambda question: split_of(question) == "train",
+        )  # fmt: skip
         changed(WORD_CHANGES, stories=told)
         if steps[1] < MOST_STEPS:
             more = (steps[1] + 1, steps[1] + 1)

@@ -12,6 +12,7 @@ from rlm import hacking
 from rlm.evaluation import numbered_steps
 from rlm.grpo import live, live_groups
 from rlm.records import Example, Prompt, Rollout, Score
+from rlm.token_lengths import TokenLengths
 
 Piece = tuple[int, slice]  # a group's index and some of its completions
 ALL = slice(None)
@@ -69,9 +70,13 @@ class Batch:
 
     def plus(self, other: "Batch") -> "Batch":
         """Return the groups of both batches."""
-        mine = (self.examples, self.prompts, self.groups, self.scores, self.discarded)
-        others = (other.examples, other.prompts, other.groups, other.scores, other.discarded)
-        return Batch(*(a + b for a, b in zip(mine, others, strict=True)))
+        return Batch(
+            self.examples + other.examples,
+            self.prompts + other.prompts,
+            self.groups + other.groups,
+            self.scores + other.scores,
+            self.discarded + other.discarded,
+        )
 
     def with_dead_replaced(self, fresh: "Batch") -> "Batch":
         """Return this batch, its dead groups replaced by the live ones of `fresh` in turn."""
@@ -136,24 +141,35 @@ def describe(batch: Batch, format_name: str) -> dict[str, float]:
     return figures
 
 
-def records(step: int, batch: Batch, advantage: torch.Tensor) -> list[dict]:
-    """Return a record for rollouts.jsonl of each completion that was learned from."""
-    return [
-        {
-            "step": step,
-            "id": example.id,
-            "question": example.question,
-            "gold": example.gold,
-            "text": rollout.text,
-            "tokens": len(rollout.ids),
-            "finish": rollout.finish,
-            "reward": score.total,
-            "parts": score.parts,
-            "reason": score.reason,
-            "advantage": round(value, 6),
-        }
-        for example, group, scores, row in zip(
-            batch.examples, batch.groups, batch.scores, advantage.tolist(), strict=True
-        )
-        for rollout, score, value in zip(group, scores, row, strict=True)
-    ]
+def records(step: int, batch: Batch, advantage: torch.Tensor, tokenizer=None) -> list[dict]:
+    """Return a record for rollouts.jsonl of each completion that was learned from.
+
+    With a tokenizer also, for each token in order: token_lengths, its characters in the text
+    (a prefill has none of them), and logprobs, its log-probability in nats to two places.
+    A graph of agents may add `agents` and `graph`; rlm/report.py shows them.
+    """
+    lengths = TokenLengths(tokenizer) if tokenizer else None
+    made = []
+    for example, prompt, group, scores, row in zip(
+        batch.examples, batch.prompts, batch.groups, batch.scores, advantage.tolist(), strict=True
+    ):
+        for rollout, score, value in zip(group, scores, row, strict=True):
+            record = {
+                "step": step,
+                "id": example.id,
+                "question": example.question,
+                "gold": example.gold,
+                "text": rollout.text,
+                "tokens": len(rollout.ids),
+                "finish": rollout.finish,
+                "reward": score.total,
+                "parts": score.parts,
+                "reason": score.reason,
+                "advantage": round(value, 6),
+            }
+            if lengths:
+                record["token_lengths"] = lengths(rollout.text, rollout.ids, prompt.prefill)
+                # -0.0 is 0: most tokens of a sure model are, and a 0 is short.
+                record["logprobs"] = [round(x, 2) or 0 for x in rollout.logprobs]
+            made.append(record)
+    return made

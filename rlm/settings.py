@@ -152,11 +152,16 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 
 class _Keep(argparse.Action):
-    """Keeps (flag as typed, value); a switch is its own opposite with `--no-` in front."""
+    """Keeps (flag as typed, value); a switch is its own opposite with `--no-` in front.
+
+    A flag of several values that is given again adds to them.
+    """
 
     def __call__(self, parser, namespace, values, option_string=None):
         if self.nargs == 0:
             values = not option_string.startswith("--no-")
+        elif self.nargs == "+":
+            values = [*getattr(namespace, self.dest, ("", []))[1], *values]
         setattr(namespace, self.dest, (option_string or "", values))
 
 

@@ -8,11 +8,13 @@ import dataclasses
 import json
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 from transformers import TrainerCallback
 from trl import SFTTrainer
 
 from rlm.budget import MARGIN, TimeBudget, fitting_steps
+from rlm.checkpoint import open_checkpoint
 from rlm.guard import Guard
 from rlm.steps import Progress, RandomState
 from rlm.stopping import Stopper
@@ -26,7 +28,8 @@ class Trainer(SFTTrainer):
     def __init__(self, *arguments, progress: Progress, guard: Guard, **options):
         super().__init__(*arguments, **options)
         self.progress, self.guard, self.stopper = progress, guard, Stopper()
-        self.budget, self.reserve = None, 0.0  # a `TimeBudget`, the seconds to keep for the end
+        self.budget: TimeBudget | None = None
+        self.reserve = 0.0  # seconds to keep for the end
         self.add_callback(_Ends(self))
 
     def run(self) -> None:
@@ -61,7 +64,7 @@ class Trainer(SFTTrainer):
         self.progress.save(**{STATE: text})
 
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None) -> None:
-        self._saved = self.progress.found.load()
+        self._saved = open_checkpoint(Path(resume_from_checkpoint)).load()
         for name, part in self.progress.parts.items():
             part.restore(self._saved[name])
 

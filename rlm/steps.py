@@ -111,18 +111,19 @@ class Steps(Progress):
                     raise self.stopped(stopper.requested)
                 began, taken = time.monotonic(), time.monotonic() - began
                 if self._budget and self.step < self.last:
-                    self._fit(taken)
+                    self._fit(self._budget, taken)
 
     def end(self) -> None:
         """Make the step that is being taken the last one."""
         self.last, self._end.reached = self.step + 1, True
 
-    def _fit(self, seconds: float) -> None:
+    def _fit(self, budget: TimeBudget, seconds: float) -> None:
         """Set the last step to the last one that fits; to this one if no other does."""
-        more = self._budget.after_step(seconds, self._reserve())
+        before, more = self.last, budget.after_step(seconds, self._reserve())
         self.last = min(self._limit, self.step + more)
-        left = duration(max(0.0, self._budget.left()))
-        logger.info("time left %s: %d of %d steps done", left, self.step, self.last)
+        if self.last != before:
+            left = duration(max(0.0, budget.left()))
+            logger.info("time left %s: %d of %d steps done", left, self.step, self.last)
 
 
 class End:

@@ -35,7 +35,8 @@ def read(path: str) -> Draws:
     one draw 1, and so on. InputError for a broken line, one without a template, the same draw
     of a template twice, or if no template has two draws.
     """
-    examples, draws, counts, taken = [], [], {}, {}
+    examples, draws = [], []
+    counts, taken = dict[str, int](), dict[str, str]()
     for file in sources.find_files(path):
         for where, row in sources.read_rows(file):
             template = _field(row, TEMPLATE_FIELDS)
@@ -74,7 +75,7 @@ def spread(found: Draws, evaluation: Evaluation) -> dict:
     of that template; only what is above it says something. Deviations are of samples (n - 1).
     """
     right = [strict(row) for row in evaluation.rows]
-    templates, draws = {}, {}
+    templates, draws = dict[str, list](), dict[str, list]()
     for example, draw, outcome in zip(found.examples, found.draws, right, strict=True):
         templates.setdefault(example.template, []).append(outcome)
         draws.setdefault(draw, []).append(outcome)

@@ -1,4 +1,4 @@
-"""A run's figures, one row a step: log.csv always, Weights & Biases too when a project is named.
+"""A run's figures, one row a step, in log.csv; rlm/trackers.py sends them elsewhere too.
 
 What tells of the machine and not of the learning goes to times.csv beside it, so log.csv is the
 same for every run of the same seed and settings on one kind of machine.
@@ -6,12 +6,10 @@ It knows neither what the figures mean nor which script they come from.
 """
 
 import csv
-import importlib.util
-import math
 from pathlib import Path
+from typing import TextIO
 
 from rlm import files
-from rlm.errors import InputError
 
 # Columns of times.csv; it has the step, too.
 TIMES = ("generate_seconds", "learn_seconds", "tokens_per_second", "seconds", "peak_memory_mb")
@@ -21,38 +19,24 @@ class Tracker:
     """Writes rows of figures. A row stands in log.csv when `log` returns.
 
     path: the CSV file; rows that are there already are kept and gone on from.
-    wandb_project: also logs there, through accelerate's tracker (WANDB_MODE=offline works); what
-    wandb keeps on disk goes beside the CSV. InputError if wandb is not installed.
-    settings: plain values that W&B shows with the run.
     """
 
-    def __init__(self, path: str | Path, wandb_project: str | None = None, settings=None):
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._wandb = _open_wandb(wandb_project, path.parent) if wandb_project else None
-        if self._wandb and settings:
-            self._wandb.store_init_configuration(settings)
-        self._log, self._times = Rows(path), Rows(path.with_name("times.csv"))
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._log, self._times = Rows(self.path), Rows(self.path.with_name("times.csv"))
 
     def log(self, row: dict) -> None:
-        """Write a row; `row["step"]`, where there is one, numbers it for W&B."""
+        """Write a row. A column that is new is added to the whole file, empty in earlier rows."""
         times = {name: row[name] for name in TIMES if name in row}
         self._log.add({name: value for name, value in row.items() if name not in times})
         if times:
             self._times.add({name: row[name] for name in ("step",) if name in row} | times)
-        if self._wandb:
-            # W&B draws numbers; what is not finite is named in the CSV and left out of the plot.
-            numbers = {k: v for k, v in row.items() if isinstance(v, int | float)}
-            finite = {k: v for k, v in numbers.items() if math.isfinite(v)}
-            self._wandb.log(finite, step=row.get("step"))
 
     def close(self) -> None:
-        """Close the files and end the W&B run; a second call does nothing."""
+        """Close the files; a second call does nothing."""
         self._log.close()
         self._times.close()
-        if self._wandb:
-            self._wandb.finish()
-            self._wandb = None
 
     def state(self) -> dict:
         """Return how many rows and which columns there are, for a checkpoint."""
@@ -76,7 +60,8 @@ class Rows:
     def __init__(self, path: Path):
         self.path = path
         self._columns, rows = self._there()
-        self._count, self._file = len(rows), None
+        self._count = len(rows)
+        self._file: TextIO | None = None
 
     def add(self, row: dict) -> None:
         """Write a row; it stands in the file when this returns."""
@@ -119,20 +104,3 @@ class Rows:
         else:
             self.path.unlink(missing_ok=True)
         self._columns = self._there()[0]
-
-
-def _open_wandb(project: str, folder: Path):
-    """accelerate's W&B tracker, started. `folder`: wandb would otherwise leave its files in the
-    working folder, under a name that hides the library itself."""
-    if importlib.util.find_spec("wandb") is None:
-        raise InputError(
-            f"--wandb-project {project}: wandb is not installed; "
-            "`pip install wandb`, or leave it out with --no-wandb"
-        )
-    from accelerate import PartialState
-    from accelerate.tracking import WandBTracker
-
-    PartialState()  # accelerate's trackers log, and its loggers want to know their process
-    tracker = WandBTracker(project, dir=str(folder))
-    tracker.start()
-    return tracker

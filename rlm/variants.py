@@ -57,6 +57,7 @@ def variants(
     if stories is None and change == "larger" and digits > 8:
         raise InputError("additions of 9 digits: there are no larger ones; use 8 digits or fewer")
     found, used = [], {e.question for e in seen}
+    drawn: tuple[str, int, int] | None
     for source in seen:
         rng = Random(derive("variant", change, seed, source.id))
         for _ in range(TRIES):

@@ -10,7 +10,6 @@ import pytest
 import yaml
 
 import config
-import config_training
 from config import (
     EvaluateSettings,
     GRPOSettings,
@@ -19,6 +18,7 @@ from config import (
     SFTSettings,
     TrainSettings,
 )
+from rlm import trackers
 from rlm.settings import describe
 
 ROOT = Path(__file__).parent.parent
@@ -150,6 +150,10 @@ BAD = [
     (SFTSettings, ["--model", "./nothing"], "--model ./nothing: no folder ./nothing; give a"),
     (SFTSettings, ["--model", "weights/typo"], "--model weights/typo: no folder weights/typo"),
     (SFTSettings, ["--base-adapter", "weights/no"], "--base-adapter weights/no: no folder"),
+    (SFTSettings, ["--tracker", "mlflow"], "--tracker mlflow: no tracker mlflow; use wandb | "
+     "trackio | tensorboard"),
+    (SFTSettings, ["--tracker", "wandb,tracio"], "--tracker wandb,tracio: no tracker tracio; use "
+     "wandb | trackio | tensorboard; did you mean trackio?"),
     (SFTSettings, ["--run", "../x"], "--run ../x: a name of letters"),
     (SFTSettings, ["--config", "no.yaml"], "--config no.yaml: No such file or directory; give"),
     (EvaluateSettings, ["--models", "base,./no"], "--models ./no: no folder ./no"),
@@ -229,11 +233,41 @@ def test_a_model_without_weights_is_refused(capsys, place):
     assert refused(capsys, SFTSettings).startswith(message)
 
 
+def test_trackers_add_up_and_no_wandb_takes_one_away(monkeypatch):
+    monkeypatch.setattr(trackers.importlib.util, "find_spec", lambda name: object())
+    given = "--tracker trackio --tracker tensorboard,trackio --wandb-project mine"
+    settings = config.load(SFTSettings, given.split())
+    assert settings.trackers() == ["trackio", "tensorboard", "wandb"]
+    assert settings.logging() == {"trackers": settings.trackers(), "project": "mine"}
+    assert config.load(SFTSettings, [*given.split(), "--no-wandb"]).trackers() == [
+        "trackio", "tensorboard"]  # fmt: skip
+    assert config.load(SFTSettings, []).trackers() == []
+    monkeypatch.setenv("RLM_TRACKER", "wandb,trackio")
+    assert config.load(GRPOSettings, []).trackers() == ["wandb", "trackio"]
+    path = file({"common": {"tracker": ["trackio"]}})
+    monkeypatch.delenv("RLM_TRACKER")
+    assert config.load(TrainSettings, ["--config", path]).grpo().trackers() == ["trackio"]
+
+
+def test_quiet_leaves_warnings_and_errors():
+    assert config.load(EvaluateSettings, ["--quiet"]).process()["log_level"] == "warning"
+    more = ["--quiet", "--log-level", "error"]
+    assert config.load(GRPOSettings, more).process()["log_level"] == "error"
+    assert config.load(GRPOSettings, []).process()["log_level"] == "info"
+
+
+@pytest.mark.parametrize("name", ["wandb", "trackio", "tensorboard"])
+def test_a_tracker_that_is_not_installed_is_found_before_training(capsys, monkeypatch, name):
+    monkeypatch.setattr(trackers.importlib.util, "find_spec", lambda name: None)
+    message = f"--tracker {name}: {name} is not installed; `pip install {name}`, or leave it out"
+    assert refused(capsys, GRPOSettings, "--tracker", name) == message
+
+
 def test_wandb_that_is_not_installed_is_found_before_training(capsys, monkeypatch):
-    monkeypatch.setattr(config_training.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(trackers.importlib.util, "find_spec", lambda name: None)
     message = "--wandb-project demo: wandb is not installed; `pip install wandb`, or leave it out"
     assert refused(capsys, SFTSettings, "--wandb-project", "demo").startswith(message)
-    assert not config.load(SFTSettings, ["--wandb-project", "demo", "--no-wandb"]).wandb
+    assert not config.load(SFTSettings, ["--wandb-project", "demo", "--no-wandb"]).trackers()
 
 
 def test_a_line_break_in_a_value_stays_one_line(capsys):
@@ -383,7 +417,7 @@ KNOWN = """--mode full --num-samples 100 --seed 3 --sft-epochs 2 --sft-batch-siz
 
 
 def test_known_command_line_reaches_the_stages(monkeypatch):
-    monkeypatch.setattr(config_training.importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr(trackers.importlib.util, "find_spec", lambda name: object())
     settings = config.load(TrainSettings, KNOWN.split())
     sft, grpo, evaluate = settings.sft(), settings.grpo(), settings.evaluate()
     assert (sft.num_samples, sft.seed, sft.epochs, sft.batch_size) == (100, 3, 2, 4)

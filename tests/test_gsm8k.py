@@ -39,7 +39,7 @@ def test_the_whole_way_with_the_qwen_shape(qwen, tmp_path):
     (summary,) = json.loads(done.stdout)
     assert summary["questions"] == 4 and summary["mean_tokens"] <= 48
     with open(tmp_path / "runs/grpo/log.csv", newline="") as file:
-        assert [row["step"] for row in csv.DictReader(file)] == ["1", "2"]
+        assert [row["step"] for row in csv.DictReader(file)] == ["0", "1", "2"]
     manifest = json.loads((tmp_path / "weights/final_rlm_lora/manifest.json").read_text())
     assert manifest["task"] == "gsm8k"
 
@@ -64,4 +64,4 @@ def test_twenty_steps_of_the_same_text_with_the_tiny_base(tmp_path):
     small = ["--questions-per-step", 2, "--group-size", 4, "--max-steps", 20, "--probe", 2]
     succeed("train_grpo.py", *common, *small, "--eval-every", 0, cwd=tmp_path)
     with open(tmp_path / "runs/grpo/log.csv", newline="") as file:
-        assert len(list(csv.DictReader(file))) == 20
+        assert len(list(csv.DictReader(file))) == 21, "the start and 20 steps"

@@ -87,6 +87,23 @@ def test_signs_of_hacking_are_counted_in_discarded_groups_too():
     assert figures["repeated_tags_fraction"] == 0
 
 
+class Digits:
+    """A tokenizer whose token n is the text "n"."""
+
+    def decode(self, ids, **options):
+        return "".join(map(str, ids))
+
+
+def test_records_have_the_tokens_lengths_and_log_probabilities():
+    made = batch((1, 0))
+    made.groups[0][0] = Rollout([7, 10, 2], [-0.004, -1.239, -0.5], "<think>\n710", "stop")
+    made.prompts[0] = Prompt([0, 1], prefill="<think>\n")
+    found = records(3, made, torch.tensor([[1.0, -1.0]]), Digits())
+    assert found[0]["token_lengths"] == [1, 2, 0], "neither prefill nor end"
+    assert str(found[0]["logprobs"]) == "[0, -1.24, -0.5]"
+    assert "logprobs" not in records(3, made, torch.tensor([[1.0, -1.0]]))[0]
+
+
 def test_the_best_is_kept_not_the_last_and_ties_keep_the_earlier():
     model = torch.nn.Linear(1, 1)
     accuracies = iter([0.2, 0.6, 0.6, 0.4])

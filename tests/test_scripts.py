@@ -40,6 +40,8 @@ def test_grpo_moved_the_weights_and_logged_every_figure(folder):
     manifest = json.loads((folder / "weights/final_rlm_lora/manifest.json").read_text())
     moved = any((before[name] != after[name]).any() for name in before)
     assert moved == (manifest["step"] > 0), "the best of the start and the two steps is kept"
+    before_it, *log = log
+    assert before_it["step"] == "0" and before_it["validation_accuracy"] != ""
     assert [row["step"] for row in log] == ["1", "2"]
     wanted = (
         "reward_mean reward_spread mixed_fraction all_right_fraction all_wrong_fraction "
@@ -51,7 +53,7 @@ def test_grpo_moved_the_weights_and_logged_every_figure(folder):
     assert set(times[0]) == {"step", "tokens_per_second", "generate_seconds", "learn_seconds"}
     assert float(log[0]["gradient_norm"]) > 0
     assert float(log[0]["sampler_gap"]) < 1e-4, "sampler and learner are one policy"
-    assert log[1]["validation_accuracy"] != ""
+    assert log[1]["validation_accuracy"] != "" and log[1]["validation_format_rate"] != ""
     rollouts = (folder / "runs/grpo/rollouts.jsonl").read_text().splitlines()
     assert len(rollouts) == 2 * 4 * 4 and "advantage" in json.loads(rollouts[0])
     assert "probe: reward" in (folder / "said").read_text()
@@ -153,7 +155,7 @@ def test_train_runs_both_stages_by_the_known_command_line(tmp_path):
     assert [row["model"] for row in summary] == ["base", "sft", "grpo"]
     assert "| base " in done.stdout and "Question:" in done.stdout
     # 16 questions, a quarter of a pass, 16 a step: one step
-    assert len(rows(tmp_path / "runs/train/grpo/log.csv")) == 1
+    assert [row["step"] for row in rows(tmp_path / "runs/train/grpo/log.csv")] == ["0", "1"]
 
 
 def test_a_second_run_keeps_the_first_ones_folder(tmp_path):

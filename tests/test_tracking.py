@@ -1,13 +1,9 @@
-"""log.csv holds every row at once; W&B is optional and never needed for it."""
+"""log.csv holds every row at once."""
 
 import csv
-import sys
-import types
 
 import pytest
 
-from rlm import tracking
-from rlm.errors import InputError
 from rlm.tracking import Tracker
 
 
@@ -62,46 +58,3 @@ def test_close_twice_is_fine(tmp_path):
     tracker.log({"step": 1})
     tracker.close()
     tracker.close()
-
-
-def test_wandb_that_is_not_installed_is_told_in_one_line(tmp_path, monkeypatch):
-    monkeypatch.setattr(tracking.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(InputError, match=r"^--wandb-project demo: wandb is not installed; .*wandb"):
-        Tracker(tmp_path / "log.csv", wandb_project="demo")
-
-
-def test_wandb_gets_finite_numbers_with_their_step(tmp_path, monkeypatch):
-    calls = []
-
-    class FakeTracker:
-        def __init__(self, project, **options):
-            calls.append(("open", project, options))
-
-        def start(self):
-            calls.append(("start",))
-
-        def store_init_configuration(self, values):
-            calls.append(("settings", values))
-
-        def log(self, values, step=None):
-            calls.append(("log", values, step))
-
-        def finish(self):
-            calls.append(("finish",))
-
-    module = types.ModuleType("accelerate.tracking")
-    module.WandBTracker = FakeTracker
-    monkeypatch.setitem(sys.modules, "accelerate.tracking", module)
-    monkeypatch.setitem(sys.modules, "accelerate", types.SimpleNamespace(PartialState=dict))
-    monkeypatch.setattr(tracking.importlib.util, "find_spec", lambda name: object())
-    with Tracker(tmp_path / "log.csv", wandb_project="demo", settings={"seed": 1}) as tracker:
-        tracker.log({"step": 4, "reward": 0.5, "kl": float("nan"), "note": "x"})
-    tracker.close()  # a second time
-    assert calls == [
-        ("open", "demo", {"dir": str(tmp_path)}),
-        ("start",),
-        ("settings", {"seed": 1}),
-        ("log", {"step": 4, "reward": 0.5}, 4),
-        ("finish",),
-    ]
-    assert rows_of(tmp_path / "log.csv")[0]["kl"] == "nan"

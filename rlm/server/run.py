@@ -47,6 +47,8 @@ class Server(uvicorn.Server):
         super().__init__(
             uvicorn.Config(
                 app,
+                # Not what happens to be installed (trackio brings uvloop): what is tested.
+                loop="asyncio",
                 http="h11",
                 lifespan="off",
                 log_config=None,
