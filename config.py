@@ -19,7 +19,8 @@ from config_serving import ServeSettings
 from config_training import Common, GRPOSettings, SFTSettings, Training
 from rlm.configfile import read_file
 from rlm.errors import InputError
-from rlm.settings import build, option, read_environment, read_flags
+from rlm.flags import read_flags
+from rlm.settings import build, option, read_environment
 
 
 class InferenceSettings(Common):

@@ -102,7 +102,7 @@ def thinned(points: list[tuple[float, float]], most: int = POINTS) -> list[tuple
 
 def _validation(rows: list[dict], questions: int) -> list[Line]:
     """Return accuracy with its interval, and format; they are few and stay as they are."""
-    steps, values, lows, highs = list[int](), list[float](), list[float](), list[float]()
+    steps, values, lows, highs = list[float](), list[float](), list[float](), list[float]()
     for row in rows:
         value = row.get("validation_accuracy", math.nan)
         if not 0 <= value <= 1:

@@ -8,7 +8,7 @@ from rlm.errors import InputError
 
 def test_the_docstrings_examples():
     result = doctest.testmod(errors)
-    assert result.attempted == 1 and result.failed == 0
+    assert result.attempted == 2 and result.failed == 0
 
 
 def test_what_does_not_print_is_spelled_out():

@@ -27,7 +27,7 @@ def log(folder) -> list[dict]:
     import csv
 
     with open(folder / "log.csv", encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file))
+        return [row for row in csv.DictReader(file) if row["step"] != "0"]  # 0: the start
 
 
 def weights(folder):
