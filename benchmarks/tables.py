@@ -36,6 +36,10 @@ def read(part: str) -> list[dict]:
     return json.loads(path.read_text(encoding="utf-8"))["results"]
 
 
+def read_named(name: str) -> dict:
+    return json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+
+
 def percent(share: float) -> str:
     return f"{100 * share:.1f}"
 
@@ -80,7 +84,7 @@ def samples_table() -> str:
 def speed_table() -> str:
     """Return the ratios to TRL, a row for each size, precision and device that was measured."""
     head = ["", "step", "completion tokens", "rollout", "learning", "whole step",
-            "learning adds, MB", "times the floor"]  # fmt: skip
+            "padded tokens", "learning adds, MB", "times the floor"]  # fmt: skip
     lines = [head, ["---"] * len(head)]
     machines: dict[str, None] = {}
     for path in sorted(RESULTS.glob("grpo_vs_trl_*.json"), key=_order):
@@ -95,6 +99,7 @@ def speed_table() -> str:
         memory = " / ".join(
             f"{found['learning_peak_mb'][name]:.0f}" for name in ("ours", "default", "fastest")
         )
+        padded = _ratio(found["padded_over_true_tokens"])
         floors, load, machine = found["times_the_floor"], found["load"], found["machine"]
         name = machine["gpu"] or f"{machine['processor']}, {machine['threads']} thread"
         versions = ", ".join(f"{k} {v}" for k, v in machine["versions"].items())
@@ -103,10 +108,25 @@ def speed_table() -> str:
             f"{found['size']}, {found['dtype']}, {where}",
             f"{load['prompts']} × {load['group']}, {found['repeats']} turns",
             f"{found['mean_completion_tokens']['ours']:.0f} of {load['max_tokens']}",
-            *pairs.values(), memory, f"{floors['rollout']} / {floors['learn']}",
+            *pairs.values(), padded, memory, f"{floors['rollout']} / {floors['learn']}",
         ])  # fmt: skip
     table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
     return table + "\n\nMeasured on " + "; and on ".join(machines) + "."
+
+
+def robustness_table() -> str:
+    """Return the share of right answers in each set of questions, a row a task's adapter."""
+    found = {task: read_named(f"robustness_{task}") for task in ("addition", "word_problems")}
+    sets = list(dict.fromkeys(s["set"] for each in found.values() for s in each["sets"]))
+    lines = [["", *sets], ["---"] * (len(sets) + 1)]
+    for task, each in found.items():
+        by_set = {s["set"]: s for s in each["sets"]}
+        cells = []
+        for name in sets:
+            trained = list(by_set[name]["models"].values())[-1] if name in by_set else None
+            cells.append(percent(trained["strict"]["share"]) if trained else "–")
+        lines.append([task.replace("_", " "), *cells])
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def scaling_table() -> str:
@@ -204,6 +224,7 @@ def filled(readme: str) -> str:
         "samples": samples_table(),
         "speed": speed_table(),
         "scaling": scaling_table(),
+        "robustness": robustness_table(),
         "serve": serve_table(),
     }
     for name, table in tables.items():
