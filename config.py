@@ -16,6 +16,7 @@ from typing import Literal
 
 from pydantic import field_validator
 
+from config_orchestrator import Orchestrator
 from config_serving import ServeSettings
 from config_training import Common, GRPOSettings, SFTSettings, Training
 from rlm.configfile import read_file
@@ -25,7 +26,7 @@ from rlm.parsing import words_of
 from rlm.settings import build, option, read_environment, read_flags
 
 
-class EvaluateSettings(Common):
+class EvaluateSettings(Orchestrator, Common):
     """Measures models: accuracy with its interval, format, thinking and answer proportions."""
 
     script = "evaluate"
@@ -83,7 +84,7 @@ class EvaluateSettings(Common):
             check_adapter(adapter, given) if adapter else check_model(model, given)
 
 
-class InferenceSettings(Common):
+class InferenceSettings(Orchestrator, Common):
     """Asks the model: one prompt, a conversation, a batch of questions, or a short demo."""
 
     script = "inference"

@@ -10,20 +10,26 @@ from typing import Literal
 
 from pydantic import field_validator, model_validator
 
+from config_orchestrator import Orchestrator
 from config_shared import Shared, by_model
 from rlm.errors import InputError
 from rlm.parsing import parse_range, parse_rewards
 from rlm.settings import nearest, option
 
-GENERATED = ("addition", "word_problems")
+GENERATED = ("addition", "word_problems", "mixed")
 
 
 class Common(Shared):
     run: str = option("", "what is logged goes to runs/NAME", shown="the script's name")
     seed: int = option(0, "seed of data, sampling and new weights", ge=0, le=2**32 - 1)
 
-    task: Literal["addition", "word_problems", "gsm8k", "openmath", "jsonl"] = option(
-        "addition", "where the questions come from", section="Data"
+    task: Literal[
+        "addition", "word_problems", "mixed", "gsm8k", "openmath", "jsonl", "orchestrator"
+    ] = option(
+        "addition",
+        "where the questions come from; mixed: both of the first; orchestrator: those of "
+        "--questions, and the model writes graphs of agents that answer them",
+        section="Data",
     )
     data: str | None = option(
         None, "file or folder of the task's data; needed for jsonl, else the hub", shown="the hub"
@@ -62,15 +68,21 @@ class Common(Shared):
         """The folder of this run: settings.json, log.csv, ..."""
         return Path("runs") / self.run
 
+    @property
+    def source(self) -> str:
+        """The task whose questions are asked."""
+        return self.task
+
     def task_options(self) -> dict:
-        """What the task's generator takes, for `data.load_examples`."""
+        """What the generator of the questions takes, for `data.load_examples`."""
         terse = {"terse_fraction": self.terse_fraction}
         options = {
             "addition": {"digits": self.digits} | terse,
             "word_problems": {"steps": self.problem_steps} | terse,
+            "mixed": {"digits": self.digits, "steps": self.problem_steps} | terse,
             "openmath": {"per_question": self.per_question},
         }
-        return options.get(self.task, {})
+        return options.get(self.source, {})
 
     def process(self) -> dict:
         return super().process() | {"seed": self.seed}
@@ -78,19 +90,19 @@ class Common(Shared):
     def check_values(self) -> None:
         if not re.fullmatch(r"[\w.+-]+(/[\w.+-]+)*", self.run) or ".." in self.run:
             raise InputError(f"{self.given('run')}: a name of letters, digits, - _ . is needed")
-        if self.task in GENERATED and self.data:
-            raise InputError(f"{self.given('data')}: task {self.task} makes its own questions; "
+        if self.source in GENERATED and self.data:
+            raise InputError(f"{self.given('data')}: task {self.source} makes its own questions; "
                                 "leave --data out or choose --task jsonl")  # fmt: skip
-        if self.task == "jsonl" and not self.data:
+        if self.source == "jsonl" and not self.data:
             raise InputError("--task jsonl: needs the file; give it with --data FILE.jsonl")
         if self.data and not Path(self.data).exists():
             raise InputError(f"{self.given('data')}: no such file or folder; check the path")
         for name in ("num_samples", "eval_samples"):
-            if self.task in GENERATED and getattr(self, name, 1) == 0:
-                raise InputError(f"{self.given(name)}: task {self.task} has no end; use a number")
+            if self.source in GENERATED and getattr(self, name, 1) == 0:
+                raise InputError(f"{self.given(name)}: task {self.source} has no end; use a number")
 
 
-class Training(Common):
+class Training(Orchestrator, Common):
     lora_r: int = option(16, "rank of a new LoRA", ge=1, le=1024, section="LoRA")
     lora_alpha: float = option(32, "scale of a new LoRA: alpha / r times its output", gt=0)
     overwrite: bool = option(False, "replace an adapter that is there", section="Output")

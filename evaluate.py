@@ -3,6 +3,7 @@
     python evaluate.py                                     # the base and the shipped adapter
     python evaluate.py --models base,weights/sft_lora      # two or more, on the same questions
     python evaluate.py --models base --samples 8           # pass@1, pass@8, majority of 8
+    python evaluate.py --config configs/orchestrator.yaml  # graphs of agents, and what they add
     python evaluate.py --model-path grpo_model --output-file grpo.csv --config FILE.yaml
 
 Greedy by default. One CSV a model with a row per question, one JSON with its summary.
@@ -15,6 +16,7 @@ from pathlib import Path
 
 import config
 import data
+import tasks
 from rlm.errors import run
 
 logger = logging.getLogger("rlm")
@@ -46,15 +48,13 @@ def evaluate(settings) -> list[dict]:
 def evaluate_one(settings, examples, name: str, model: str, adapter: str | None, path) -> dict:
     """Measure one model, write its rows and its summary, and return the summary."""
     from rlm.engine import Engine
-    from rlm.evaluation import measure, save
+    from rlm.evaluation import save
     from rlm.policy import open_policy
 
     policy = open_policy(model, adapter, **settings.loading())
-    evaluation = measure(
+    evaluation = tasks.task_of(settings, policy).measure(
         Engine(policy.model, policy.tokenizer, **settings.engine()),
-        policy.tokenizer,
         examples,
-        settings.format,
         name=name,
         max_tokens=settings.max_tokens,
         samples=settings.samples,

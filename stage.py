@@ -3,25 +3,27 @@
 from dataclasses import dataclass
 
 import data
+import tasks
 
 
 @dataclass(frozen=True)
 class Stage:
-    """policy: `rlm.policy.Policy`. engine: samples from it. out: `rlm.runs.Run`, the folder."""
+    """policy: `rlm.policy.Policy`. engine: samples from it. out: `rlm.runs.Run`, the folder.
+
+    task: what the policy is asked and what it earns, of tasks.py.
+    """
 
     settings: object
     policy: object
     engine: object
     out: object
+    task: object
 
     def validate(self, examples):
         """Return the greedy `rlm.evaluation.Evaluation` of the policy as it is now."""
-        from rlm.evaluation import measure
-
         self.engine.sync()
         name, limit = self.settings.script, self.settings.max_tokens
-        tokenizer, form = self.policy.tokenizer, self.settings.format
-        return measure(self.engine, tokenizer, examples, form, name=name, max_tokens=limit)
+        return self.task.measure(self.engine, examples, name=name, max_tokens=limit)
 
     def check_learned(self) -> None:
         """InputError if the steps so far left the LoRA without any effect."""
@@ -30,14 +32,17 @@ class Stage:
         check_learned(self.policy.model)
 
     def finish(self, evaluation, examples, **facts) -> dict:
-        """Save the adapter with what is known of it, end the logs, return the summary."""
+        """Save the adapter with what is known of it, end the logs, return the summary.
+
+        The summary is that of the evaluation, and "log": what was logged, a dictionary a step.
+        """
         from rlm.policy import save_policy
 
         facts |= described(self.settings) | {"data": data.fingerprint(examples)}
         options = {"overwrite": self.settings.overwrite}
         save_policy(self.policy, self.settings.output, evaluation, self.out, **options, **facts)
         self.out.close()
-        return evaluation.summary
+        return evaluation.summary | {"log": self.out.rows}
 
 
 def begin(settings) -> Stage:
@@ -56,7 +61,7 @@ def begin(settings) -> Stage:
     check_output(policy, settings.output, overwrite=settings.overwrite, **facts)
     out = Run(settings.run_dir, facts["settings"], settings.wandb and settings.wandb_project)
     engine = Engine(policy.model, policy.tokenizer, **settings.engine())
-    return Stage(settings, policy, engine, out)
+    return Stage(settings, policy, engine, out, tasks.task_of(settings, policy))
 
 
 def described(settings) -> dict:

@@ -7,7 +7,7 @@
 Group Relative Policy Optimization (arXiv:2402.03300). One step:
 
     sample      G answers to each of B questions, from the current policy     rlm/engine.py
-    reward      1 if the final number is right, else 0                        rewards.py
+    reward      1 if the final number is right, else 0                        tasks.py, rewards.py
     advantage   how much better an answer is than its own group               rlm/grpo.py
     update      make the better answers' tokens likelier, the others' less so rlm/learner.py
 
@@ -22,7 +22,6 @@ from functools import partial
 
 import config
 import data
-import rewards
 from rlm.errors import run
 from rlm.seeds import derive
 from stage import begin
@@ -34,7 +33,10 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def train(settings) -> dict:
-    """Train, keep the best adapter by validation accuracy, return the summary of its evaluation."""
+    """Train, keep the best adapter by validation accuracy, return its summary and the log.
+
+    From Python: `train(config.GRPOSettings(max_steps=8))["log"]` is a dictionary a step.
+    """
     from rlm.runs import start
 
     start(settings.model, **settings.process())
@@ -62,7 +64,7 @@ def train(settings) -> dict:
     # 3. Sample, score, compare, update.
     for step in range(1, settings.max_steps + 1):
         started = time.perf_counter()
-        batch = sample_live(engine, policy, questions, settings, step)
+        batch = sample_live(engine, stage.task, questions, settings, step)
         advantage = advantages(batch.rewards(), settings.advantage_scale)  # [B, G]
         sampled = time.perf_counter()
         rate = optimizer.learning_rate = learning_rate(step, settings)
@@ -90,40 +92,37 @@ def probe(stage, examples) -> None:
 
     settings = stage.settings
     if settings.probe:
-        batch = sample(stage.engine, stage.policy, examples[: settings.probe], settings, "probe")
+        batch = sample(stage.engine, stage.task, examples[: settings.probe], settings, "probe")
         for line in probe_advice(describe(batch), settings.max_tokens):
             stage.out.say(line)
 
 
-def sample(engine, policy, examples, settings, seed):
+def sample(engine, task, examples, settings, seed):
     """Return the `Batch` of G scored answers to each question, drawn from the current policy."""
     from rlm.engine import Sampling
     from rlm.rollouts import Batch
 
-    prompts = [data.make_prompt(e.question, policy.tokenizer, settings.format) for e in examples]
+    prompts = [task.prompt(e.question) for e in examples]
     groups = engine.generate(
         prompts,
         settings.group_size,
         Sampling(max_tokens=settings.max_tokens, temperature=settings.temperature),
         seed=derive("rollouts", settings.seed, seed),
     )
-    scores = [
-        [rewards.score(e, rollout, settings.format, settings.rewards) for rollout in group]
-        for e, group in zip(examples, groups, strict=True)
-    ]
+    scores = task.score(examples, groups, seed=derive("scores", settings.seed, seed))
     return Batch(examples, prompts, groups, scores)
 
 
-def sample_live(engine, policy, questions, settings, step: int):
+def sample_live(engine, task, questions, settings, step: int):
     """Return a step's batch; dead groups are replaced by new questions as often as allowed.
 
     What is replaced is still counted in the step's reward, or it would look better than it is.
     """
-    batch = sample(engine, policy, next(questions), settings, (step, 0))
+    batch = sample(engine, task, next(questions), settings, (step, 0))
     for attempt in range(1, settings.replace_dead_groups + 1):
         if batch.all_live():
             break
-        fresh = sample(engine, policy, next(questions), settings, (step, attempt))
+        fresh = sample(engine, task, next(questions), settings, (step, attempt))
         batch = batch.with_dead_replaced(fresh)
     return batch
 

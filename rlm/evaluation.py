@@ -138,6 +138,10 @@ def summarise(name: str, rows: list[dict], judged: list[list[dict]], samples: in
 
 def table(summaries: list[dict]) -> str:
     """Return the summaries as a Markdown table that is also readable in a terminal."""
+    if "added_value" in summaries[0]:
+        from rlm.agent_evaluation import table as table_of_graphs
+
+        return table_of_graphs(summaries)
     head = [
         "model",
         "accuracy [95 %]",
@@ -159,8 +163,13 @@ def table(summaries: list[dict]) -> str:
             + [f"{100 * s[k]:.1f} %" for k in shares]
             + [f"{s['mean_tokens']:.1f}", f"{s['seconds']:.1f}"]
         )
+    return bordered(lines)
+
+
+def bordered(lines: list[list[str]]) -> str:
+    """Return rows of cells, the first one the head, as a Markdown table."""
     widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
-    lines.insert(1, ["-" * w for w in widths])
+    lines = [lines[0], ["-" * w for w in widths], *lines[1:]]
     return "\n".join(
         "| " + " | ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)) + " |"
         for line in lines

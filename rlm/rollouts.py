@@ -87,7 +87,8 @@ def describe(batch: Batch) -> dict[str, float]:
     (divided by n). all_right, all_wrong, mixed: shares of the groups, by correctness where it is
     rewarded. live_fraction: groups whose rewards differ. The other shares are of all completions:
     truncated (cut off at the maximum), unreadable (no answer could be read) and by its reason,
-    step_by_step (at least two numbered steps). completion_tokens: mean length.
+    step_by_step (at least two numbered steps). completion_tokens: mean length. Then the means of
+    the scores' parts, as reward_NAME, and of their facts.
     """
     groups = batch.groups + [group for group, _ in batch.discarded]
     scores = batch.scores + [group for _, group in batch.discarded]
@@ -110,6 +111,8 @@ def describe(batch: Batch) -> dict[str, float]:
     }
     for name in flat[0].parts:
         figures[f"reward_{name}"] = sum(s.parts[name] for s in flat) / count
+    for name in flat[0].facts:
+        figures[name] = sum(s.facts[name] for s in flat) / count
     for reason, number in sorted(Counter(s.reason for s in flat if s.reason).items()):
         figures[f"unreadable_{reason}"] = number / count
     return figures
@@ -158,6 +161,7 @@ def records(step: int, batch: Batch, advantage: torch.Tensor) -> list[dict]:
             "reason": score.reason,
             "advantage": round(value, 6),
         }
+        | score.trace
         for example, group, scores, row in zip(
             batch.examples, batch.groups, batch.scores, advantage.tolist(), strict=True
         )

@@ -19,7 +19,7 @@ logger = logging.getLogger("rlm")
 # What a console line of a step shows, if the step has it; log.csv has everything.
 SHOWN = (
     "loss", "reward_mean", "mixed_fraction", "step_by_step_fraction", "truncated_fraction",
-    "validation_accuracy", "tokens_per_second", "seconds",
+    "graph_valid_fraction", "leak_fraction", "validation_accuracy", "tokens_per_second", "seconds",
 )  # fmt: skip
 
 
@@ -49,6 +49,7 @@ class Run:
     """The folder of one run. `settings` is a plain dictionary, written as it is.
 
     wandb_project: the figures of `log` also go there; None or False: not.
+    rows: what was logged by this process, a dictionary a step.
     """
 
     def __init__(self, path: str | Path, settings: dict, wandb_project=None):
@@ -56,11 +57,13 @@ class Run:
         keep_earlier(self.path)
         self.path.mkdir(parents=True, exist_ok=True)
         files.write_json(self.path / "settings.json", settings)
+        self.rows: list[dict] = []
         self._tracker = Tracker(self.path / "log.csv", wandb_project or None, settings)
 
     def log(self, row: dict) -> None:
         """Log the figures of a step to log.csv, and the main ones as a line to the console."""
         self._tracker.log(row)
+        self.rows.append(row)
         shown = [f"{name} {row[name]:.4g}" for name in SHOWN if name in row]
         self.say(f"step {row['step']}: " + ", ".join(shown))
 
