@@ -3,9 +3,9 @@
     settings = load(GRPOSettings)          # defaults < --config file < RLM_... < flags
 
 Wrong input ends the script with one line on stderr and exit code 2, before torch is imported.
-What the classes share is in config_shared.py, the training stages' are in config_training.py,
-those of evaluate.py in config_evaluation.py, the server's in config_serving.py; how the layers are
-read is in rlm/settings.py and rlm/configfile.py. Recipes are in configs/.
+What the classes share is in config_shared.py, the other classes are in config_training.py (data,
+SFT), config_grpo.py, config_evaluation.py, config_orchestrator.py and config_serving.py; how the
+layers are read is in rlm/settings.py, rlm/flags.py and rlm/configfile.py. Recipes are in configs/.
 """
 
 import math
@@ -15,15 +15,17 @@ from pathlib import Path
 from typing import Literal
 
 from config_evaluation import EvaluateSettings
+from config_grpo import GRPOSettings
+from config_orchestrator import Orchestrator
 from config_serving import ServeSettings
-from config_training import Common, GRPOSettings, SFTSettings, Training
+from config_training import Common, SFTSettings, Training
 from rlm.configfile import read_file
 from rlm.errors import InputError
 from rlm.flags import read_flags
 from rlm.settings import build, option, read_environment
 
 
-class InferenceSettings(Common):
+class InferenceSettings(Orchestrator, Common):
     """Asks the model: one prompt, a conversation, a batch of questions, or a short demo."""
 
     script = "inference"

@@ -5,6 +5,7 @@ from typing import Literal
 
 from pydantic import field_validator, model_validator
 
+from config_orchestrator import Orchestrator
 from config_training import Common
 from rlm.errors import InputError
 from rlm.folders import (
@@ -22,7 +23,7 @@ from rlm.settings import option
 TRAINED = ("task", "data", "digits", "problem_steps", "per_question", "max_tokens")
 
 
-class EvaluateSettings(Common):
+class EvaluateSettings(Orchestrator, Common):
     """Measures models: accuracy with its interval, format, thinking and answer proportions."""
 
     script = "evaluate"

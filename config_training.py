@@ -1,4 +1,4 @@
-"""The settings of data and output, and those of the two training stages.
+"""The settings of data and output, those of both training stages, and those of train_sft.py.
 
 config.py is the door: it adds the other scripts' classes and loads all of them.
 """
@@ -10,15 +10,16 @@ from typing import Literal
 
 from pydantic import field_validator, model_validator
 
+from config_orchestrator import Orchestrator
 from config_shared import Shared, by_model
 from rlm.budget import seconds_of
 from rlm.errors import InputError
-from rlm.parsing import parse_range, parse_rewards, words_of
+from rlm.parsing import parse_range, words_of
 from rlm.settings import nearest, option
 from rlm.trackers import NAMES as TRACKERS
 from rlm.trackers import check as check_tracker
 
-GENERATED = ("addition", "word_problems")
+GENERATED = ("addition", "word_problems", "mixed")
 
 # Settings that a stopped run may go on without: they change no step.
 PASSING = {
@@ -32,8 +33,13 @@ class Common(Shared):
     run: str = option("", "what is logged goes to runs/NAME", shown="the script's name")
     seed: int = option(0, "seed of data, sampling and new weights", ge=0, le=2**32 - 1)
 
-    task: Literal["addition", "word_problems", "gsm8k", "openmath", "jsonl"] = option(
-        "addition", "where the questions come from", section="Data"
+    task: Literal[
+        "addition", "word_problems", "mixed", "gsm8k", "openmath", "jsonl", "orchestrator"
+    ] = option(
+        "addition",
+        "where the questions come from; mixed: both of the first; orchestrator: those of "
+        "--questions, and the model writes graphs of agents that answer them",
+        section="Data",
     )
     data: str | None = option(
         None, "file or folder of the task's data; needed for jsonl, else the hub", shown="the hub"
@@ -72,15 +78,21 @@ class Common(Shared):
         """The folder of this run: settings.json, log.csv, ..."""
         return Path("runs") / self.run
 
+    @property
+    def source(self) -> str:
+        """The task whose questions are asked."""
+        return self.task
+
     def task_options(self) -> dict:
-        """What the task's generator takes, for `data.load_examples`."""
+        """What the generator of the questions takes, for `data.load_examples`."""
         terse = {"terse_fraction": self.terse_fraction}
         options: dict[str, dict] = {
             "addition": {"digits": self.digits} | terse,
             "word_problems": {"steps": self.problem_steps} | terse,
+            "mixed": {"digits": self.digits, "steps": self.problem_steps} | terse,
             "openmath": {"per_question": self.per_question},
         }
-        return options.get(self.task, {})
+        return options.get(self.source, {})
 
     def process(self) -> dict:
         return super().process() | {"seed": self.seed}
@@ -88,19 +100,19 @@ class Common(Shared):
     def check_values(self) -> None:
         if not re.fullmatch(r"[\w.+-]+(/[\w.+-]+)*", self.run) or ".." in self.run:
             raise InputError(f"{self.given('run')}: a name of letters, digits, - _ . is needed")
-        if self.task in GENERATED and self.data:
-            raise InputError(f"{self.given('data')}: task {self.task} makes its own questions; "
+        if self.source in GENERATED and self.data:
+            raise InputError(f"{self.given('data')}: task {self.source} makes its own questions; "
                                 "leave --data out or choose --task jsonl")  # fmt: skip
-        if self.task == "jsonl" and not self.data:
+        if self.source == "jsonl" and not self.data:
             raise InputError("--task jsonl: needs the file; give it with --data FILE.jsonl")
         if self.data and not os.path.exists(os.path.expanduser(self.data)):
             raise InputError(f"{self.given('data')}: no such file or folder; check the path")
         for name in ("num_samples", "eval_samples"):
-            if self.task in GENERATED and getattr(self, name, 1) == 0:
-                raise InputError(f"{self.given(name)}: task {self.task} has no end; use a number")
+            if self.source in GENERATED and getattr(self, name, 1) == 0:
+                raise InputError(f"{self.given(name)}: task {self.source} has no end; use a number")
 
 
-class Training(Common):
+class Training(Orchestrator, Common):
     lora_r: int = option(16, "rank of a new LoRA", ge=1, le=1024, section="LoRA")
     lora_alpha: float = option(32, "scale of a new LoRA: alpha / r times its output", gt=0)
     overwrite: bool = option(False, "replace an adapter that is there", section="Output")
@@ -199,93 +211,3 @@ class SFTSettings(Training):
     warmup_fraction: float = option(0.05, "share of the steps with rising rate", ge=0, lt=1)
     max_length: int = option(1024, "longest demonstration, tokens", ge=16)
     packing: bool = option(False, "several demonstrations in a row of max-length tokens")
-
-
-class GRPOSettings(Training):
-    """Stage 2: GRPO, samples answers and reinforces those that earn more than their group."""
-
-    script = "grpo"
-    auto_adapter = "sft_lora"
-    adapter: str | None = option(
-        "auto",
-        "adapter to start from: a folder, a name out of `models:`, auto (weights/sft_lora if it is "
-        "there), or none: straight from the base",
-    )
-    output: str = option(
-        lambda v: f"{v['weights']}/final_rlm_lora",
-        "folder of the best adapter",
-        flags=["--output-dir"],
-        shown="weights/final_rlm_lora",
-    )
-    num_samples: int = option(
-        2000, "training questions; 0: all", ge=0, env=["TRAIN_SAMPLES"], section="GRPO"
-    )
-    max_steps: int = option(
-        lambda given: 32 if given.get("budget") is None else 10**6,
-        "steps, each with new samples",
-        shown="32; with --budget as many as fit",
-        ge=1,
-    )
-    questions_per_step: int = option(16, "questions B of a step", ge=1, flags=["--batch-size"])
-    group_size: int = option(
-        8,
-        "samples G of each question",
-        ge=2,
-        why="a group needs at least 2 samples to have a mean to beat",
-    )
-    temperature: float = option(1.0, "of the sampling; below 1 is sharper", gt=0, le=10)
-    learning_rate: float = by_model(1e-3, 2e-5, "peak learning rate", gt=0, le=1)
-    lr_schedule: Literal["constant", "linear"] = option("constant", "linear: falls to 0 at the end")
-    warmup_steps: int = option(0, "first steps with rising learning rate", ge=0)
-    max_grad_norm: float = option(1.0, "gradients are cut to this norm", gt=0)
-    updates_per_batch: int = option(1, "optimiser steps on the same samples", ge=1, le=64)
-    token_budget: int = option(
-        0, "tokens of a micro-batch: memory, not the result; 0: by what is free", ge=0
-    )
-
-    loss: Literal["grpo", "dapo", "bnpo", "dr_grpo", "cispo", "gspo"] = option(
-        "dapo", "which loss; dapo counts every token alike", section="Loss and reward"
-    )
-    clip_low: float = option(0.2, "ratio to the old policy is cut below 1 - this", gt=0, le=1)
-    clip_high: float = option(0.28, "ratio to the old policy is cut above 1 + this", gt=0)
-    kl_weight: float = option(0.0, "weight of the KL to the start; 0: none", ge=0)
-    advantage_scale: Literal["group", "batch", "none"] = option(
-        "group", "advantages are divided by this standard deviation"
-    )
-    rewards: dict[str, float] = option(
-        {"correctness": 1.0}, "NAME=WEIGHT,NAME=WEIGHT out of rewards.py", shown="correctness=1"
-    )
-    truncated: Literal["keep", "mask"] = option("keep", "cut-off completions in the loss")
-    replace_dead_groups: int = option(
-        0, "tries to replace a group of equal rewards by a new question", ge=0, le=100
-    )
-    eval_every: int = option(
-        8, "steps between validations; 0: only at the end", ge=0, section="Validation"
-    )
-    early_stop: bool = option(
-        False, "end when a validation falls by more than two standard errors below the best"
-    )
-    probe: int = option(8, "questions tried before training; 0: none", ge=0)
-    check_only: bool = option(
-        False, "try the settings out, forecast the run and end: exit code 0 for GO, 3 for NO-GO"
-    )
-
-    @field_validator("rewards", mode="before")
-    @classmethod
-    def _weights(cls, value):
-        return parse_rewards(value)
-
-    def may_be_longer(self) -> bool:
-        return super().may_be_longer() or self.lr_schedule == "constant"
-
-    def check_values(self) -> None:
-        super().check_values()
-        if 0 < self.token_budget < 64:
-            raise InputError(f"{self.given('token_budget')}: too few tokens; use 64 or more, or 0 "
-                             "for what the free memory holds")  # fmt: skip
-        from rewards import REWARDS
-
-        for name in set(self.rewards) - set(REWARDS):
-            hint = nearest(name, REWARDS)
-            raise InputError(f"{self.given('rewards')}: no reward {name}{hint}; use "
-                             f"{', '.join(REWARDS)}, or write it in rewards.py")  # fmt: skip

@@ -13,7 +13,8 @@ import json
 import logging
 import random
 from collections.abc import Callable, Iterable, Iterator
-from itertools import chain
+from itertools import chain, zip_longest
+from typing import Any
 
 from rlm import corpora, openmath, problems, sources
 from rlm.chat import check_room, end_ids, make_prompt, sft_tokens
@@ -28,7 +29,7 @@ __all__ = [
     "training_sets", "without",
 ]  # fmt: skip
 
-GENERATED = ("addition", "word_problems")
+GENERATED = ("addition", "word_problems", "mixed")
 TASKS = (*GENERATED, "gsm8k", "openmath", "jsonl")
 ASSUMED = 2000  # generated training questions, where no manifest says how many there were
 
@@ -52,7 +53,8 @@ def load_examples(
     n: how many; None or 0 takes all that a data set has. Fewer come back if there are fewer.
     seed: which n of a data set, or which questions are made up.
     data: a file or folder of JSONL or Parquet; gsm8k and openmath default to the hub.
-    digits, terse_fraction: of additions. steps, terse_fraction: of word problems.
+    digits, terse_fraction: of additions. steps, terse_fraction: of word problems. Task mixed is
+    both of these in turn.
     per_question: solutions of each question in openmath.
     InputError for unknown names, a broken row, a gold answer that cannot be read, an empty split.
     """
@@ -64,6 +66,13 @@ def load_examples(
     if task == "word_problems":
         options = {"steps": steps, "terse_fraction": terse_fraction}
         return _made_up(problems.word_problems, split, made, seed, options)
+    if task == "mixed":
+        sums = (made + 1) // 2
+        shared: dict[str, Any] = {"seed": seed, "terse_fraction": terse_fraction}
+        parts = [load_examples("addition", split, n=sums, digits=digits, **shared)]
+        if made > sums:
+            parts += [load_examples("word_problems", split, n=made - sums, steps=steps, **shared)]
+        return [e for pair in zip_longest(*parts) for e in pair if e is not None]
     if task == "openmath":
         found = openmath.collect(data, split, n=n, seed=seed, per_question=per_question)
     elif task == "gsm8k" and not data:
@@ -150,7 +159,7 @@ def _place(question: str, cut: list[str]) -> str:
 def examples_for(settings, split: str, n: int | None) -> list[Example]:
     """Return n examples (0: all) of the split of a script's task, as its settings say."""
     return load_examples(
-        settings.task,
+        settings.source,
         split,
         n=n,
         seed=settings.seed,

@@ -6,6 +6,7 @@
     python evaluate.py --compare base sft_lora final_rlm_lora    # what changed, and how surely
     python evaluate.py --robustness                        # seen, unseen, changed, harder questions
     python evaluate.py --symbolic DIR                      # several draws of each template
+    python evaluate.py --config configs/orchestrator.yaml  # graphs of agents, and what they add
     python evaluate.py --model-path grpo_model --output-file grpo.csv --config FILE.yaml
 
 Greedy by default. One CSV a model with a row per question, one JSON with its summary. The three
@@ -22,6 +23,7 @@ from typing import Any
 
 import config
 import data
+import tasks
 from rlm.errors import run
 
 logger = logging.getLogger("rlm")
@@ -71,15 +73,13 @@ def evaluate_one(settings, examples, name: str, model: str, adapter: str | None,
 def measure_one(settings, examples, name: str, model: str, adapter: str | None, path=None):
     """Return one model's `rlm.evaluation.Evaluation`; its rows and summary go to `path`."""
     from rlm.engine import Engine
-    from rlm.evaluation import measure, save
+    from rlm.evaluation import save
     from rlm.policy import open_policy
 
     policy = open_policy(model, adapter, **settings.loading())
-    evaluation = measure(
+    evaluation = tasks.task_of(settings, policy).measure(
         Engine(policy.model, policy.tokenizer, **settings.engine()),
-        policy.tokenizer,
         examples,
-        settings.format,
         name=name,
         max_tokens=settings.max_tokens,
         samples=settings.samples,

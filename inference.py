@@ -6,6 +6,7 @@
     python inference.py --interactive                  # ask again and again
     python inference.py --batch --num-samples 10       # held-out questions of a task, judged
     python inference.py --checkpoint weights/sft_lora "Calculate 23 + 15 + 8" --json
+    python inference.py --config configs/orchestrator.yaml     # the graph and its agents' words
 
 The adapter's manifest names its base model and its format, so neither has to be given.
 """
@@ -15,9 +16,11 @@ import sys
 
 import config
 import data
+import tasks
 from rlm import answers, formats
+from rlm.agents import read_graph
 from rlm.errors import InputError, run
-from rlm.splitter import REASONING, Splitter
+from rlm.splitter import ANSWER, REASONING, Splitter
 
 DEMONSTRATION = ("Calculate 23 + 15 + 8", "Calculate 417 + 85 + 9", "Calculate 999 + 999 + 999")
 DIM, BOLD, PLAIN = "\033[2m", "\033[1m", "\033[0m"
@@ -31,7 +34,7 @@ class Reasoner:
         from rlm.policy import open_policy
 
         opened = open_policy(settings.model, settings.adapter, **settings.loading())
-        self.tokenizer = opened.tokenizer
+        self.opened, self.tokenizer = opened, opened.tokenizer
         self.format = formats.get_format(settings.format)
         self.engine = Engine(opened.model, opened.tokenizer, **settings.engine())
         self.sampling = Sampling(max_tokens=settings.max_tokens, temperature=settings.temperature)
@@ -63,6 +66,43 @@ class Reasoner:
         }
 
 
+class Composer(Reasoner):
+    """An orchestrator with its agents: writes a graph for each question, and runs it."""
+
+    def __init__(self, settings):
+        super().__init__(settings)
+        self.task = tasks.task_of(settings, self.opened)
+        self.format = formats.get_format(self.task.runner.format_name)
+
+    def ask(self, question: str, show=None) -> dict:
+        """Return graph, agents, answer and text; a graph that needs repairs is run and marked."""
+        show = show or (lambda channel, text: None)
+        prompt = self.task.prompt(question)
+        ((rollout,),) = self.engine.generate([prompt], 1, self.sampling, seed=self.seed)
+        reading, run, told = read_graph(rollout.text, self.task.limits), None, []
+        repairs = f" (repaired: {', '.join(reading.repairs)})" if reading.repairs else ""
+        show(f"Graph{repairs}", rollout.text)
+        if reading.graph:
+            (run,) = self.task.runner.run([(question, reading.graph)], seed=self.seed)
+            for words in run.words:
+                heard = f" reads {', '.join(words.agent.reads)}" if words.agent.reads else ""
+                told.append((f"Agent {words.agent.id}{heard}: {words.agent.prompt}", words.output))
+                show(*told[-1])
+        text = run.text if run else ""
+        answer = answers.read_answer(text, self.format.name)
+        show(ANSWER, answer.canonical or "none")
+        return {
+            "question": question,
+            "graph": reading.graph.model_dump() if reading.graph else None,
+            "repairs": list(reading.repairs),
+            "agents": run.records() if run else [],
+            "reasoning": "\n".join(f"{title}\n{words}" for title, words in told),
+            "answer": answer.canonical,
+            "reason": answer.reason if run else f"graph_{reading.reason}",
+            "text": text,
+        }
+
+
 def show_stream(channel_styles: bool):
     """Return a printer of deltas that sets the reasoning apart from the answer."""
     dim, bold, plain = (DIM, BOLD, PLAIN) if channel_styles else ("", "", "")
@@ -71,8 +111,9 @@ def show_stream(channel_styles: bool):
     def show(channel: str, delta: str) -> None:
         if channel != state["channel"]:
             state["channel"] = channel
-            title = "Reasoning" if channel == REASONING else "Answer"
-            print(f"{plain}\n{bold}{title}{plain}\n{dim if channel == REASONING else bold}", end="")
+            title = channel.capitalize() if channel in (REASONING, ANSWER) else channel
+            title = title.replace("\x1b", "?")
+            print(f"{plain}\n{bold}{title}{plain}\n{bold if channel == ANSWER else dim}", end="")
         print(delta.replace("\x1b", "?"), end="", flush=True)
 
     def end() -> None:
@@ -140,7 +181,7 @@ def main(argv: list[str] | None = None) -> int:
     from rlm.runs import start
 
     start(settings.model, **settings.process())
-    reasoner = Reasoner(settings)
+    reasoner = (Composer if settings.task == "orchestrator" else Reasoner)(settings)
     if settings.interactive:
         interactive(reasoner, settings.json_output)
     elif settings.batch:

@@ -5,29 +5,31 @@ from dataclasses import dataclass
 from typing import Any
 
 import data
+import tasks
 
 
 @dataclass(frozen=True)
 class Stage:
-    """policy: `rlm.policy.Policy`. engine: samples from it. out: `rlm.runs.Run`, the folder."""
+    """policy: `rlm.policy.Policy`. engine: samples from it. out: `rlm.runs.Run`, the folder.
+
+    task: what the policy is asked and what it earns, of tasks.py.
+    """
 
     settings: Any
     policy: Any
     engine: Any
     out: Any
+    task: Any
     found: Any = None  # the `rlm.checkpoint.Checkpoint` that it goes on from
     opened: float = 0.0  # seconds that opening the policy took
     began: float = 0.0  # of time.monotonic, when the script began
 
     def validate(self, examples):
         """Return the greedy `rlm.evaluation.Evaluation` of the policy as it is now."""
-        from rlm.evaluation import measure
-
         self.engine.sync()
         name, limit = self.settings.script, self.settings.max_tokens
-        tokenizer, form = self.policy.tokenizer, self.settings.format
-        found = measure(self.engine, tokenizer, examples, form, name=name, max_tokens=limit)
-        found.summary.pop("seconds")  # what is kept of a run says nothing of the machine
+        found = self.task.measure(self.engine, examples, name=name, max_tokens=limit)
+        found.summary.pop("seconds", None)  # what is kept of a run says nothing of the machine
         self.out.measured(found.summary)
         return found
 
@@ -80,14 +82,17 @@ class Stage:
         check_learned(self.policy.model)
 
     def finish(self, evaluation, examples, **facts) -> dict:
-        """Save the adapter with what is known of it, end the logs, return the summary."""
+        """Save the adapter with what is known of it, end the logs, return the summary.
+
+        The summary is that of the evaluation, and "log": what was logged, a dictionary a step.
+        """
         from rlm.policy import save_policy
 
         facts |= described(self.settings) | {"data": data.fingerprint(examples)}
         options = {"overwrite": self.settings.overwrite}
         save_policy(self.policy, self.settings.output, evaluation, self.out, **options, **facts)
         self.out.finish()
-        return evaluation.summary
+        return evaluation.summary | {"log": self.out.rows}
 
 
 def begin(settings, began: float, *, logged: bool = True) -> Stage:
@@ -119,7 +124,8 @@ def begin(settings, began: float, *, logged: bool = True) -> Stage:
         goes_on = found is not None
         out = Run(settings.run_dir, facts["settings"], **settings.logging(), goes_on=goes_on)
     engine = Engine(policy.model, policy.tokenizer, **settings.engine())
-    stage = Stage(settings, policy, engine, out, found, opened, began)
+    task = tasks.task_of(settings, policy)
+    stage = Stage(settings, policy, engine, out, task, found, opened, began)
     if found:
         checkpoint.check_same(found, stage.facts())
         out.say(f"goes on after step {found.step}, from {found.path}")

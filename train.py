@@ -54,7 +54,7 @@ def train(settings) -> list[dict]:
     for place, name in enumerate(names):
         script, stage_settings = stages[name]
         stage = within(stage_settings(), settings, began, rows, stages=len(names) - place)
-        done.once(f"train {name}", partial(script.train, stage))
+        done.once(f"train {name}", partial(run_stage, script, stage))
         work = partial(measure, measured, examples, name, folder, stage.output)
         rows.append(done.once(name, work))
     files.write_json(settings.run_dir / "summary.json", rows)
@@ -62,6 +62,11 @@ def train(settings) -> list[dict]:
     report.write(settings.run_dir)
     show_one(settings.run_dir / f"test-{names[-1]}.csv")
     return rows
+
+
+def run_stage(script, settings) -> None:
+    """Run a stage; what it returns is in its run's folder."""
+    script.train(settings)
 
 
 def within(stage, settings, began: float, rows: list[dict], stages: int):

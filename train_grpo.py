@@ -8,7 +8,7 @@
 Group Relative Policy Optimization (arXiv:2402.03300). One step:
 
     sample      G answers to each of B questions, from the current policy     rlm/engine.py
-    reward      1 if the final number is right, else 0                        rewards.py
+    reward      1 if the final number is right, else 0                        tasks.py, rewards.py
     advantage   how much better an answer is than its own group               rlm/grpo.py
     update      make the better answers' tokens likelier, the others' less so rlm/learner.py
 
@@ -23,7 +23,6 @@ from functools import partial
 
 import config
 import data
-import rewards
 import tryout
 from rlm.errors import run
 from rlm.seeds import derive
@@ -39,7 +38,10 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def train(settings) -> dict:
-    """Train, keep the best adapter by validation accuracy, return the summary of its evaluation."""
+    """Train, keep the best adapter by validation accuracy; return its figures, "log" among them.
+
+    That is a dictionary a step: `train(config.GRPOSettings(max_steps=8))["log"]`.
+    """
     from rlm.runs import start
 
     began = time.monotonic()
@@ -80,9 +82,8 @@ def train(settings) -> dict:
         finite = guard.passed(step, checked(row, optimizer), record)
         row["skipped_steps"] = guard.skipped
         if finite and (step == steps.last or due(step, settings.eval_every)):
-            row["validation_accuracy"] = best.offer(step)
-            if settings.early_stop and best.fell(row["validation_accuracy"]):
-                out.say(f"step {step}: validation fell below the best, so this is the last step")
+            row["validation_accuracy"] = accuracy = best.offer(step)
+            if settings.early_stop and best.fell(accuracy):
                 steps.end()
         out.log(row)
         watch.look(row)
@@ -92,12 +93,7 @@ def train(settings) -> dict:
             break
 
     # 4. What is kept is the best adapter by validation accuracy, not the last one.
-    if not guard.gave_up:
-        stage.check_learned()
-    best.put_back()
-    summary = stage.finish(best.evaluation, examples, step=best.step)
-    guard.check()
-    return summary
+    return keep_best(stage, best, guard, examples)
 
 
 def take_step(stage, questions, optimizer, step: int, *, reference, budget):
@@ -107,7 +103,7 @@ def take_step(stage, questions, optimizer, step: int, *, reference, budget):
 
     settings, policy, engine = stage.settings, stage.policy, stage.engine
     started = time.perf_counter()
-    batch = sample_live(engine, policy, questions, settings, step)
+    batch = sample_live(engine, stage.task, questions, settings, step)
     advantage = advantages(batch.rewards(), settings.advantage_scale)
     sampled = time.perf_counter()
     work = partial(update, policy, optimizer, batch, advantage, settings, reference)
@@ -121,35 +117,42 @@ def take_step(stage, questions, optimizer, step: int, *, reference, budget):
     return batch, advantage, row
 
 
-def sample(engine, policy, examples, settings, seed):
+def keep_best(stage, best, guard, examples) -> dict:
+    """Save the best adapter; return its figures. RunError if the run was given up."""
+    if not guard.gave_up:
+        stage.check_learned()
+    best.put_back()
+    summary = stage.finish(best.evaluation, examples, step=best.step)
+    guard.check()
+    return summary
+
+
+def sample(engine, task, examples, settings, seed):
     """Return the `Batch` of G scored answers to each question, drawn from the current policy."""
     from rlm.engine import Sampling
     from rlm.rollouts import Batch
 
-    prompts = [data.make_prompt(e.question, policy.tokenizer, settings.format) for e in examples]
+    prompts = [task.prompt(e.question) for e in examples]
     groups = engine.generate(
         prompts,
         settings.group_size,
         Sampling(max_tokens=settings.max_tokens, temperature=settings.temperature),
         seed=derive("rollouts", settings.seed, seed),
     )
-    scores = [
-        [rewards.score(e, rollout, settings.format, settings.rewards) for rollout in group]
-        for e, group in zip(examples, groups, strict=True)
-    ]
+    scores = task.score(examples, groups, seed=derive("scores", settings.seed, seed))
     return Batch(examples, prompts, groups, scores)
 
 
-def sample_live(engine, policy, questions, settings, step: int):
+def sample_live(engine, task, questions, settings, step: int):
     """Return a step's batch; dead groups are replaced by new questions as often as allowed.
 
     What is replaced is still counted in the step's reward, or it would look better than it is.
     """
-    batch = sample(engine, policy, next(questions), settings, (step, 0))
+    batch = sample(engine, task, next(questions), settings, (step, 0))
     for attempt in range(1, settings.replace_dead_groups + 1):
         if batch.all_live():
             break
-        fresh = sample(engine, policy, next(questions), settings, (step, attempt))
+        fresh = sample(engine, task, next(questions), settings, (step, attempt))
         batch = batch.with_dead_replaced(fresh)
     return batch
 

@@ -33,7 +33,8 @@ def train(settings) -> dict:
     start(settings.model, **settings.process())
     # 1. Demonstrations, none of which is a question of the validation set.
     examples, validation = data.training_sets(settings)
-    solved = [e for e in examples if e.solution is not None]
+    graphs = settings.task == "orchestrator"  # its demonstrations are random, not solutions
+    solved = [e for e in examples if e.solution is not None or graphs]
     if not solved:
         raise InputError(
             f"--task {settings.task}: none of {len(examples)} examples has a solution to learn "
@@ -42,7 +43,7 @@ def train(settings) -> dict:
 
     # 2. The policy: a fresh LoRA, or an earlier stage's adapter to go on from.
     stage = begin(settings, began)
-    records = token_records(solved, stage.policy, settings)
+    records = token_records(solved, stage.task, settings)
     stage.out.say(
         f"SFT ({settings.stage}) on {len(records)} of {len(examples)} demonstrations: epochs "
         f"{settings.epochs:g}, batch {settings.batch_size}, rate {settings.learning_rate:g}"
@@ -57,18 +58,15 @@ def train(settings) -> dict:
     return summary
 
 
-def token_records(examples, policy, settings) -> list[dict]:
+def token_records(examples, task, settings) -> list[dict]:
     """Return input_ids and labels of each demonstration; -100 marks what is not trained on.
 
     A demonstration longer than --max-length is left out, never cut: a cut one would teach the
     model not to stop. InputError if none is left.
     """
-    stops = policy.model.generation_config
     records = []
     for example in examples:
-        tokens = data.sft_tokens(
-            example, policy.tokenizer, settings.format, generation_config=stops
-        )
+        tokens = task.demonstration(example)
         prompt, completion = tokens["prompt_ids"], tokens["completion_ids"]
         # The trap this guards: an end token that is masked, and a model that never stops.
         assert completion[-1] in tokens["end_ids"], "the end token must be trained"

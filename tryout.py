@@ -68,7 +68,7 @@ def measure(stage, examples, budget: int, sample, *, rounds: int) -> tuple:
         if not asked or (batch and live(batch.rewards()).any()):
             break
         started = time.perf_counter()
-        more = sample(stage.engine, policy, asked, settings, ("probe", turn))
+        more = sample(stage.engine, stage.task, asked, settings, ("probe", turn))
         seconds += time.perf_counter() - started
         batch = batch.plus(more) if batch else more
     probe = probed(batch, settings, stage.engine.context_tokens, seconds, peak_bytes(device))

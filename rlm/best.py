@@ -1,5 +1,6 @@
 """The best adapter of a run so far: by validation accuracy, not the last one."""
 
+import logging
 import time
 from typing import Any
 
@@ -7,6 +8,8 @@ import torch
 
 from rlm.evaluation import Evaluation
 from rlm.statistics import standard_error
+
+logger = logging.getLogger("rlm")
 
 
 class Best:
@@ -52,8 +55,11 @@ class Best:
 
     def fell(self, accuracy: float) -> bool:
         """Return whether an accuracy lies more than twice its standard error below the best."""
-        error = standard_error(accuracy, self.evaluation.summary["questions"])
-        return accuracy < self.evaluation.summary["accuracy"] - 2 * error
+        best = self.evaluation.summary["accuracy"]
+        bound = best - 2 * standard_error(accuracy, self.evaluation.summary["questions"])
+        if accuracy < bound:
+            logger.warning("validation %.3f: fell from %.3f by over two errors", accuracy, best)
+        return accuracy < bound
 
     def _trained(self) -> list[torch.Tensor]:
         return [p for p in self.model.parameters() if p.requires_grad]

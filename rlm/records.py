@@ -66,8 +66,12 @@ class Score:
 
     parts: reward name -> its unweighted value.
     reason: why no answer could be read (`rlm.answers.REASONS`), None if one was read.
+    facts: name -> a figure that earns nothing; its mean over all completions is logged.
+    trace: what else rollouts.jsonl shall say of the completion, plain JSON values.
     """
 
     total: float
     parts: dict[str, float] = field(default_factory=dict)
     reason: str | None = None
+    facts: dict[str, float] = field(default_factory=dict)
+    trace: dict = field(default_factory=dict)

@@ -105,7 +105,8 @@ def describe(batch: Batch, format_name: str) -> dict[str, float]:
     rewarded. live_fraction: groups whose rewards differ. The other shares are of all completions:
     truncated (cut off at the maximum), unreadable (no answer could be read) and by its reason,
     step_by_step (at least two numbered steps), and those of `rlm.hacking.SIGNS`.
-    completion_tokens: mean length.
+    completion_tokens: mean length. Then the means of the scores' parts, as reward_NAME, and of
+    their facts.
     """
     examples = batch.examples + [example for example, _, _ in batch.discarded]
     groups = batch.groups + [group for _, group, _ in batch.discarded]
@@ -136,6 +137,8 @@ def describe(batch: Batch, format_name: str) -> dict[str, float]:
         figures[f"{name}_fraction"] = sum(signs[name] for signs in shown) / count
     for name in flat[0].parts:
         figures[f"reward_{name}"] = sum(s.parts[name] for s in flat) / count
+    for name in flat[0].facts:
+        figures[name] = sum(s.facts[name] for s in flat) / count
     for reason, number in sorted(Counter(s.reason for s in flat if s.reason).items()):
         figures[f"unreadable_{reason}"] = number / count
     return figures
@@ -171,5 +174,5 @@ def records(step: int, batch: Batch, advantage: torch.Tensor, tokenizer=None) ->
                 record["token_lengths"] = lengths(rollout.text, rollout.ids, prompt.prefill)
                 # -0.0 is 0: most tokens of a sure model are, and a 0 is short.
                 record["logprobs"] = [round(x, 2) or 0 for x in rollout.logprobs]
-            made.append(record)
+            made.append(record | score.trace)
     return made

@@ -24,7 +24,7 @@ TABLE_ROWS = 16  # of samples that go to a tracker at a time
 # What a console line of a step shows, if the step has it; log.csv has everything.
 SHOWN = (
     "loss", "reward_mean", "mixed_fraction", "step_by_step_fraction", "truncated_fraction",
-    "validation_accuracy", "tokens_per_second", "seconds",
+    "graph_valid_fraction", "leak_fraction", "validation_accuracy", "tokens_per_second", "seconds",
 )  # fmt: skip
 
 
@@ -55,6 +55,7 @@ class Run:
 
     trackers: names out of `rlm.trackers.NAMES`, which get all that is logged; project: theirs.
     goes_on: the run is the one whose folder is there, stopped earlier.
+    rows: what was logged by this process, a dictionary a step.
     """
 
     def __init__(
@@ -66,6 +67,7 @@ class Run:
         self.path.mkdir(parents=True, exist_ok=True)
         files.write_json(self.path / "settings.json", settings)
         self.step = 0  # of the last row
+        self.rows: list[dict] = []
         self._tracker = Tracker(self.path / "log.csv")
         self._others = Trackers(trackers, self.path, project=project, settings=settings)
         self._progress = Progress(settings.get("max_steps") or None)
@@ -81,6 +83,7 @@ class Run:
         row = row | (self._validation if self._validated else {})
         self.step = row["step"]
         self._tracker.log(row)
+        self.rows.append(row)
         self._others.log(row)
         self._progress.show(row)
         if not show:

@@ -137,7 +137,7 @@ BAD = [
     (GRPOSettings, ["--rewards", "integr=1"], "--rewards integr=1: no reward integr; did you"),
     (GRPOSettings, ["--loss", "ppo"], "--loss ppo: unknown; use grpo | dapo | bnpo"),
     (SFTSettings, ["--task", "additon"], "--task additon: unknown; use addition | word_problems | "
-     "gsm8k | openmath | jsonl; did you mean addition?"),
+     "mixed | gsm8k | openmath | jsonl | orchestrator; did you mean addition?"),
     (SFTSettings, ["--format", "plain"], "--format plain: unknown; use think | xml | solution"),
     (SFTSettings, ["--digits", "3-1"], "--digits 3-1: not a range; use 1 to 9"),
     (SFTSettings, ["--seed", "-1"], "--seed -1: out of range; use 0 to 4294967295"),

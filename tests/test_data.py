@@ -389,8 +389,9 @@ def test_wrong_input_is_told_in_one_line(tmp_path):
 def test_settings_know_the_same_tasks():
     import config
 
-    found = typing.get_args(config.SFTSettings.model_fields["task"].annotation)
-    assert found == data.TASKS
+    fields = config.SFTSettings.model_fields
+    assert typing.get_args(fields["task"].annotation) == (*data.TASKS, "orchestrator")
+    assert set(typing.get_args(fields["questions"].annotation)) == set(data.TASKS)
 
 
 def test_import_is_light():

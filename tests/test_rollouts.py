@@ -115,3 +115,17 @@ def test_the_best_is_kept_not_the_last_and_ties_keep_the_earlier():
     best.put_back()
     assert best.step == 1 and model.weight.item() == 1.0
     assert best.evaluation.summary["accuracy"] == 0.6
+
+
+def test_facts_are_averaged_and_the_trace_goes_into_the_record():
+    made = batch((1, 0), (0, 0))
+    scores = [
+        [Score(1.0, {}, None, {"agent_tokens": 4.0}, {"graph": {"agents": []}}),
+         Score(0.0, {}, None, {"agent_tokens": 2.0})],
+        [Score(0.0, {}, None, {"agent_tokens": 0.0})] * 2,
+    ]  # fmt: skip
+    made = Batch(made.examples, made.prompts, made.groups, scores)
+    assert describe(made, "think")["agent_tokens"] == 1.5
+    first, second, *_ = records(1, made, torch.zeros(2, 2))
+    assert first["graph"] == {"agents": []} and "graph" not in second
+    assert first["reward"] == 1.0

@@ -99,7 +99,7 @@ def test_the_script_of_both_stages_does_not_take_it(tmp_path):
 def stage(*words) -> Stage:
     settings = config.load(config.GRPOSettings, ["--adapter", "none", "--group-size", "2", *words])
     policy = Policy(tiny_lora(tiny_model()), byte_tokenizer(), "", {})
-    return Stage(settings, policy, SimpleNamespace(context_tokens=100), None)
+    return Stage(settings, policy, SimpleNamespace(context_tokens=100), None, None)
 
 
 def sampler(*rewards: tuple[float, float], seen: list):

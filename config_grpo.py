@@ -1,0 +1,101 @@
+"""The settings of train_grpo.py. config.py is the door: it loads them."""
+
+from typing import Literal
+
+from pydantic import field_validator
+
+from config_shared import by_model
+from config_training import Training
+from rlm.errors import InputError
+from rlm.parsing import parse_rewards
+from rlm.settings import nearest, option
+
+
+class GRPOSettings(Training):
+    """Stage 2: GRPO, samples answers and reinforces those that earn more than their group."""
+
+    script = "grpo"
+    auto_adapter = "sft_lora"
+    adapter: str | None = option(
+        "auto",
+        "adapter to start from: a folder, a name out of `models:`, auto (weights/sft_lora if it is "
+        "there), or none: straight from the base",
+    )
+    output: str = option(
+        lambda v: f"{v['weights']}/final_rlm_lora",
+        "folder of the best adapter",
+        flags=["--output-dir"],
+        shown="weights/final_rlm_lora",
+    )
+    num_samples: int = option(
+        2000, "training questions; 0: all", ge=0, env=["TRAIN_SAMPLES"], section="GRPO"
+    )
+    max_steps: int = option(
+        lambda given: 32 if given.get("budget") is None else 10**6,
+        "steps, each with new samples",
+        shown="32; with --budget as many as fit",
+        ge=1,
+    )
+    questions_per_step: int = option(16, "questions B of a step", ge=1, flags=["--batch-size"])
+    group_size: int = option(
+        8,
+        "samples G of each question",
+        ge=2,
+        why="a group needs at least 2 samples to have a mean to beat",
+    )
+    temperature: float = option(1.0, "of the sampling; below 1 is sharper", gt=0, le=10)
+    learning_rate: float = by_model(1e-3, 2e-5, "peak learning rate", gt=0, le=1)
+    lr_schedule: Literal["constant", "linear"] = option("constant", "linear: falls to 0 at the end")
+    warmup_steps: int = option(0, "first steps with rising learning rate", ge=0)
+    max_grad_norm: float = option(1.0, "gradients are cut to this norm", gt=0)
+    updates_per_batch: int = option(1, "optimiser steps on the same samples", ge=1, le=64)
+    token_budget: int = option(
+        0, "tokens of a micro-batch: memory, not the result; 0: by what is free", ge=0
+    )
+
+    loss: Literal["grpo", "dapo", "bnpo", "dr_grpo", "cispo", "gspo"] = option(
+        "dapo", "which loss; dapo counts every token alike", section="Loss and reward"
+    )
+    clip_low: float = option(0.2, "ratio to the old policy is cut below 1 - this", gt=0, le=1)
+    clip_high: float = option(0.28, "ratio to the old policy is cut above 1 + this", gt=0)
+    kl_weight: float = option(0.0, "weight of the KL to the start; 0: none", ge=0)
+    advantage_scale: Literal["group", "batch", "none"] = option(
+        "group", "advantages are divided by this standard deviation"
+    )
+    rewards: dict[str, float] = option(
+        {"correctness": 1.0}, "NAME=WEIGHT,NAME=WEIGHT out of rewards.py", shown="correctness=1"
+    )
+    truncated: Literal["keep", "mask"] = option("keep", "cut-off completions in the loss")
+    replace_dead_groups: int = option(
+        0, "tries to replace a group of equal rewards by a new question", ge=0, le=100
+    )
+    eval_every: int = option(
+        8, "steps between validations; 0: only at the end", ge=0, section="Validation"
+    )
+    early_stop: bool = option(
+        False, "end when a validation falls by more than two standard errors below the best"
+    )
+    probe: int = option(8, "questions tried before training; 0: none", ge=0)
+    check_only: bool = option(
+        False, "try the settings out, forecast the run and end: exit code 0 for GO, 3 for NO-GO"
+    )
+
+    @field_validator("rewards", mode="before")
+    @classmethod
+    def _weights(cls, value):
+        return parse_rewards(value)
+
+    def may_be_longer(self) -> bool:
+        return super().may_be_longer() or self.lr_schedule == "constant"
+
+    def check_values(self) -> None:
+        super().check_values()
+        if 0 < self.token_budget < 64:
+            raise InputError(f"{self.given('token_budget')}: too few tokens; use 64 or more, or 0 "
+                             "for what the free memory holds")  # fmt: skip
+        from rewards import REWARDS
+
+        for name in set(self.rewards) - set(REWARDS):
+            hint = nearest(name, REWARDS)
+            raise InputError(f"{self.given('rewards')}: no reward {name}{hint}; use "
+                             f"{', '.join(REWARDS)}, or write it in rewards.py")  # fmt: skip
