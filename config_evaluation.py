@@ -1,5 +1,6 @@
 """The settings of evaluate.py. config.py is the door."""
 
+import os
 from pathlib import Path
 from typing import Literal
 
@@ -78,7 +79,11 @@ class EvaluateSettings(Orchestrator, Common):
         asked, weights = compared or models, given.get("weights", "weights")
         names = dict(given.get("named_models") or {})
         for name in asked:
-            if name != "base" and name not in names and not Path(name).exists():
+            if (
+                name != "base"
+                and name not in names
+                and not os.path.exists(os.path.expanduser(name))
+            ):
                 place = f"{weights}/{name}"
                 names |= {name: place} if is_adapter(place) else {}
         given = given | {"named_models": names} | ({"models": asked} if asked else {})
@@ -112,7 +117,7 @@ class EvaluateSettings(Orchestrator, Common):
         if len(ways) > 1:
             raise InputError(f"{' and '.join('--' + way for way in ways)}: each is a measurement "
                              "of its own; choose one")  # fmt: skip
-        if self.symbolic and not Path(self.symbolic).exists():
+        if self.symbolic and not os.path.exists(os.path.expanduser(self.symbolic)):
             raise InputError(f"{self.given('symbolic')}: no such file or folder; check the path")
         adapters = [adapter for _, _, adapter in self.candidates() if adapter]
         formats = sorted({form for form in map(adapter_format, adapters) if form})

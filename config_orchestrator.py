@@ -57,7 +57,8 @@ class Orchestrator(Settings):
     @field_validator("agent_model", mode="before")
     @classmethod
     def _named(cls, value, info):
-        return (info.data.get("named_models") or {}).get(value, value)
+        names = info.data.get("named_models") or {}
+        return names.get(value, value) if isinstance(value, str) else value
 
     @property
     def source(self) -> str:

@@ -166,7 +166,7 @@ class Training(Orchestrator, Common):
         for name in words_of(value):
             if name not in TRACKERS:
                 hint = nearest(name, TRACKERS)
-                raise ValueError(f"no tracker {name}; use {' | '.join(TRACKERS)}{hint}")
+                raise InputError(f"no tracker {name}; use {' | '.join(TRACKERS)}{hint}")
         return list(dict.fromkeys(words_of(value)))
 
     def trackers(self) -> list[str]:

@@ -138,15 +138,22 @@ def test_packed_log_probabilities_are_those_of_separate_forwards(shape, seed, ch
 
 @cases(300)
 @given(SHAPES, SEEDS, st.integers(1, 60))
-def test_micro_batches_cut_between_groups_only(shape, seed, budget):
+def test_micro_batches_hold_every_completion_once_and_keep_to_the_budget(shape, seed, budget):
     groups = groups_of(shape, seed)
-    sizes = [prompt + sum(n - 1 for n in lengths) for prompt, lengths in shape]
     parts = micro_batches(groups, budget)
-    assert sorted(index for part in parts for index in part) == list(range(len(groups)))
+    found = [
+        (i, row) for part in parts for i, rows in part for row in range(len(groups[i][1]))[rows]
+    ]
+    assert sorted(found) == [(i, r) for i, g in enumerate(groups) for r in range(len(g[1]))]
     for part in parts:
-        assert part and (len(part) == 1 or sum(sizes[i] for i in part) <= budget)
-    longest = [max(map(len, groups[i][1])) for part in parts for i in part]
-    assert longest == sorted(longest), "groups of like length share a part"
+        packed = pack([(groups[i][0], groups[i][1][rows]) for i, rows in part])
+        assert len(packed.ids) <= budget or len(packed.lengths) == 1
+    longest = [max(map(len, groups[i][1][rows])) for part in parts for i, rows in part]
+    assert longest == sorted(longest), "pieces of like length share a part"
+    for i, (prompt, lengths) in enumerate(shape):
+        pieces = sum(index == i for part in parts for index, _ in part)
+        if prompt + sum(n - 1 for n in lengths) <= budget:
+            assert pieces == 1, "a group that fits is not cut"
 
 
 # --- slots -------------------------------------------------------------------------------------
