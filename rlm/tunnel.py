@@ -142,10 +142,11 @@ class Tunnel:
         with self._changed:
             if self._stopping.is_set():
                 return
-            self.url, self.failure, self._hopeless = url, None, False
             local = f"http://127.0.0.1:{self._port}"
             with contextlib.suppress(OSError):  # a full disk is no reason to have no tunnel
                 files.write_json(self._file, {"url": url, "local": local, "pid": os.getpid()})
+            # After the file: who sees the URL finds the file.
+            self.url, self.failure, self._hopeless = url, None, False
             self._changed.notify_all()
         _call(self._on_up, url)
 
