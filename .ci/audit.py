@@ -86,7 +86,7 @@ def judge(
         some = ", ".join(unknown[:5]) + (", ..." if len(unknown) > 5 else "")
         lines += [f"COULD NOT ASK about {len(unknown)} packages: {some}",
                   "So nothing is known of them, which is no pass: ask again from a machine that "
-                  "reaches https://pypi.org/pypi/NAME/json or https://api.osv.dev."]  # fmt: skip
+                  "reaches the advisories of PyPI or OSV."]  # fmt: skip
     lines.append(f"audit: {asked}")
     return (1 if open_ or stale else 3 if unknown else 0), lines
 
