@@ -41,7 +41,7 @@ def folder(tmp_path_factory):
 
 def test_grpo_logged_graphs_and_agents(folder):
     with open(folder / "runs/g/log.csv", newline="") as file:
-        log = list(csv.DictReader(file))
+        log = [row for row in csv.DictReader(file) if row["step"] != "0"]  # 0: the start
     wanted = "reward_mean reward_spread loss kl graph_valid_fraction agent_tokens leak_fraction"
     assert set(wanted.split()) <= log[0].keys() and log[1]["validation_accuracy"] != ""
     assert float(log[0]["graph_valid_fraction"]) > 0.5 and float(log[0]["agent_tokens"]) > 5
@@ -94,18 +94,19 @@ def test_training_from_python_returns_the_log(tmp_path, monkeypatch):
     )  # fmt: skip
     monkeypatch.setattr(train_grpo, "begin", shaken(train_grpo.begin))
     found = train_grpo.train(settings)
-    assert [row["step"] for row in found["log"]] == [1, 2]
+    assert [row["step"] for row in found["log"]] == [0, 1, 2]
     # The base writes sums, not graphs: all of that is counted, and earns nothing.
-    assert found["log"][0]["graph_valid_fraction"] == 0.0 == found["log"][0]["reward_mean"]
-    assert {"agent_tokens", "leak_fraction", "kl", "loss"} <= found["log"][0].keys()
+    first = found["log"][1]
+    assert first["graph_valid_fraction"] == 0.0 == first["reward_mean"]
+    assert {"agent_tokens", "leak_fraction", "kl", "loss"} <= first.keys()
     assert "added_value" in found and found["graph_valid_fraction"] == 0.0
 
 
 def shaken(begin):
     """Return `begin` with a LoRA whose B is not zero: without rewards it would stay so."""
 
-    def begin_shaken(settings):
-        stage = begin(settings)
+    def begin_shaken(settings, began):
+        stage = begin(settings, began)
         for name, weight in stage.policy.model.named_parameters():
             if "lora_B" in name:
                 weight.data += 0.001
