@@ -38,7 +38,7 @@ def test_two_steps_end_to_end(qwen, tmp_path):
     succeed("train_grpo.py", *common, *small, cwd=tmp_path, timeout=900)
     with open(tmp_path / "runs/grpo/log.csv", newline="") as file:
         log = list(csv.DictReader(file))
-    assert [row["step"] for row in log] == ["1", "2"]
-    assert {"graph_valid_fraction", "agent_tokens", "leak_fraction", "kl"} <= log[0].keys()
+    assert [row["step"] for row in log] == ["0", "1", "2"]
+    assert {"graph_valid_fraction", "agent_tokens", "leak_fraction", "kl"} <= log[1].keys()
     validation = json.loads((tmp_path / "runs/grpo/validation.json").read_text())
     assert validation["questions"] == 2 and "added_value" in validation
