@@ -6,6 +6,7 @@ adapter, AdamW, schedule, generators, position in the data, by `rlm.checkpoint`.
 
 import dataclasses
 import json
+import math
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -35,10 +36,17 @@ class Trainer(SFTTrainer):
     def run(self) -> None:
         """Train from the start, or from a checkpoint; Stopped after a signal, all of it saved."""
         found = self.progress.found
+        if found and found.step >= self._last_step():
+            self.progress.restore()  # all steps are done: transformers would take one more
+            return
         with self.stopper:
             self.train(resume_from_checkpoint=str(found.path) if found else None)
         if self.stopper.requested:
             raise self.progress.stopped(self.stopper.requested)
+
+    def _last_step(self) -> int:
+        passes = self.args.num_train_epochs * len(self.get_train_dataloader())
+        return self.args.max_steps if self.args.max_steps > 0 else math.ceil(passes)
 
     def fit_into(self, budget: TimeBudget, reserve: Callable[[float], float]) -> int:
         """Measure a step; return how many fit into the budget, which from now on is kept.

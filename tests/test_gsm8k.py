@@ -9,7 +9,7 @@ from running import GSM8K, QWEN, ROOT, succeed
 needs = pytest.mark.skipif(
     not (GSM8K.is_dir() and QWEN.is_dir()), reason=f"the data in {GSM8K.parent.name}/ is not here"
 )
-pytestmark = [needs, pytest.mark.slow, pytest.mark.ci]
+pytestmark = [needs, pytest.mark.slow, pytest.mark.ci, pytest.mark.timeout(1800)]
 
 TASK = ["--task", "gsm8k", "--data", GSM8K, "--eval-samples", 4]
 
