@@ -71,7 +71,8 @@ def train(settings) -> dict:
     if steps.fresh:
         tryout.brief(stage, examples, validation, budget.tokens, sample)
         out.log({"step": 0, "validation_accuracy": best.offer(step=0)})
-    stage.engine.sync()
+    else:
+        stage.engine.sync()  # the adapter is the checkpoint's by now
 
     # 3. Sample, score, compare, update: `take_step` below.
     take = partial(take_step, stage, questions, optimizer, reference=reference, budget=budget)

@@ -5,9 +5,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parent.parent
 GSM8K = ROOT.parent / "shared" / "data" / "gsm8k"
 QWEN = ROOT.parent / "shared" / "data" / "qwen2_0.5b_shape"
+needs_real_data = pytest.mark.skipif(
+    not (GSM8K.is_dir() and QWEN.is_dir()), reason=f"the data in {GSM8K.parent.name}/ is not here"
+)
 
 
 def start(script: str, *arguments, cwd=ROOT, stdin: str = "", timeout=600, **environment):

@@ -4,26 +4,9 @@ import csv
 import json
 
 import pytest
-from running import GSM8K, QWEN, succeed
+from running import GSM8K, needs_real_data, succeed
 
-needs = pytest.mark.skipif(
-    not (GSM8K.is_dir() and QWEN.is_dir()), reason=f"the data in {GSM8K.parent.name}/ is not here"
-)
-pytestmark = [needs, pytest.mark.slow, pytest.mark.timeout(1800)]
-
-
-@pytest.fixture(scope="module")
-def qwen(tmp_path_factory):
-    """A folder with a randomly initialised model of the Qwen2.5-0.5B shape and its tokenizer."""
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
-
-    torch.manual_seed(0)
-    path = tmp_path_factory.mktemp("qwen")
-    config = AutoConfig.from_pretrained(QWEN)
-    AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).save_pretrained(path)
-    AutoTokenizer.from_pretrained(QWEN).save_pretrained(path)
-    return path
+pytestmark = [needs_real_data, pytest.mark.slow, pytest.mark.timeout(1800)]
 
 
 def test_two_steps_end_to_end(qwen, tmp_path):
