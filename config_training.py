@@ -26,6 +26,7 @@ PASSING = {
     "config", "named_models", "weights", "output", "overwrite", "run", "log_level", "device",
     "threads", "cache_tokens", "cuda_graphs", "token_budget", "wandb_project", "wandb",
     "save_every", "resume", "budget", "probe", "check_only", "tracker", "quiet",
+    "collective_timeout",
 }  # fmt: skip
 
 
@@ -129,6 +130,14 @@ class Training(Orchestrator, Common):
         None, "time for all of it, as 90m or 1h30m: the steps are chosen to fit", shown="no limit"
     )
 
+    collective_timeout: float = option(
+        1800.0,
+        "seconds that a process waits for the others, where torchrun started several",
+        gt=0,
+        le=86400,
+        section="Several processes",
+    )
+
     @field_validator("budget", mode="before")
     @classmethod
     def _time(cls, value):
@@ -139,6 +148,9 @@ class Training(Orchestrator, Common):
     def seconds(self) -> float | None:
         """The budget in seconds, None for no limit."""
         return None if self.budget is None else seconds_of(self.budget)
+
+    def process(self) -> dict:
+        return super().process() | {"timeout": self.collective_timeout}
 
     def lasting(self) -> dict:
         """What must be the same when a stopped run goes on; the rest may be given anew."""

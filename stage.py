@@ -6,6 +6,8 @@ from typing import Any
 
 import data
 import tasks
+from rlm import parallel
+from rlm.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -25,10 +27,14 @@ class Stage:
     began: float = 0.0  # of time.monotonic, when the script began
 
     def validate(self, examples):
-        """Return the greedy `rlm.evaluation.Evaluation` of the policy as it is now."""
+        """Return the greedy `rlm.evaluation.Evaluation` of the policy as it is now.
+
+        Each process answers its share of the questions.
+        """
         self.engine.sync()
         name, limit = self.settings.script, self.settings.max_tokens
-        found = self.task.measure(self.engine, examples, name=name, max_tokens=limit)
+        engine = parallel.SharedEngine(self.engine)
+        found = self.task.measure(engine, examples, name=name, max_tokens=limit)
         found.summary.pop("seconds", None)  # what is kept of a run says nothing of the machine
         self.out.measured(found.summary)
         return found
@@ -90,7 +96,9 @@ class Stage:
 
         facts |= described(self.settings) | {"data": data.fingerprint(examples)}
         options = {"overwrite": self.settings.overwrite}
-        save_policy(self.policy, self.settings.output, evaluation, self.out, **options, **facts)
+        if parallel.world().first:
+            save_policy(self.policy, self.settings.output, evaluation, self.out, **options, **facts)
+        parallel.world().wait("the saved adapter")
         self.out.finish()
         return evaluation.summary | {"log": self.out.rows}
 
@@ -101,28 +109,41 @@ def begin(settings, began: float, *, logged: bool = True) -> Stage:
     began: when the script began, seconds of time.monotonic. logged: False leaves the run's
     folder alone: nothing is gone on from, and `out` is None.
     """
-    from rlm import checkpoint
+    from rlm import checkpoint, sharding
     from rlm.engine import Engine
+    from rlm.models import pick_device
     from rlm.policy import check_output, open_policy
-    from rlm.runs import Run
+    from rlm.runs import Run, Silent
 
-    found = checkpoint.find(settings.resume, settings.run_dir) if logged else None
+    world = parallel.world()
+    found = checkpoint.find(settings.resume, settings.run_dir) if logged and world.first else None
+    found = world.agree(found, "the checkpoint")
     if found:
         checkpoint.check_same(found, {"settings": settings.lasting()})
+    loading, spread = settings.loading(), sharding.asked()
+    if spread and settings.script != "grpo":
+        raise InputError(
+            "the launcher asks for a sharded base, which only train_grpo.py can train; use "
+            "configs/accelerate/one_machine.yaml, with --quantize 4bit if the base is too large"
+        )
     opening = time.monotonic()
     policy = open_policy(
         settings.model,
         settings.adapter,
-        **settings.loading(),
+        **(sharding.loading(loading) if spread else loading),
         lora={"r": settings.lora_r, "alpha": settings.lora_alpha, "seed": settings.seed},
     )
+    if spread:
+        sharding.shard(policy.model, pick_device(settings.device))
     opened = time.monotonic() - opening
     facts = described(settings)
     check_output(policy, settings.output, overwrite=settings.overwrite, **facts)
     out: Any = None
-    if logged:
+    if logged and world.first:
         goes_on = found is not None
         out = Run(settings.run_dir, facts["settings"], **settings.logging(), goes_on=goes_on)
+    elif logged:
+        out = Silent(settings.run_dir)
     engine = Engine(policy.model, policy.tokenizer, **settings.engine())
     task = tasks.task_of(settings, policy)
     stage = Stage(settings, policy, engine, out, task, found, opened, began)

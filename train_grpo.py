@@ -4,6 +4,7 @@
     python train_grpo.py --check                               # worth it? how long? trains nothing
     python train_grpo.py --task gsm8k --data DIR --model Qwen/Qwen2.5-0.5B-Instruct \\
         --adapter weights/sft_lora --learning-rate 2e-5
+    torchrun --standalone --nproc_per_node 2 -- train_grpo.py   # two processes, one adapter
 
 Group Relative Policy Optimization (arXiv:2402.03300). One step:
 
@@ -19,11 +20,12 @@ over all tokens of the step (DAPO, arXiv:2503.14476), and there is no KL term (-
 
 import sys
 import time
-from functools import partial
+from functools import cache, partial
 
 import config
 import data
 import tryout
+from rlm import parallel
 from rlm.errors import run
 from rlm.seeds import derive
 from stage import begin
@@ -107,8 +109,7 @@ def take_step(stage, questions, optimizer, step: int, *, reference, budget):
     batch = sample_live(engine, stage.task, questions, settings, step)
     advantage = advantages(batch.rewards(), settings.advantage_scale)
     sampled = time.perf_counter()
-    work = partial(update, policy, optimizer, batch, advantage, settings, reference)
-    learned = budget.attempt(work, undo=optimizer.clear)
+    learned = update(policy, optimizer, batch, advantage, settings, reference, budget)
     engine.sync()
     ended = time.perf_counter()
     row = {"step": step} | describe(batch, settings.format) | learned
@@ -129,18 +130,27 @@ def keep_best(stage, best, guard, examples) -> dict:
 
 
 def sample(engine, task, examples, settings, seed):
-    """Return the `Batch` of G scored answers to each question, drawn from the current policy."""
+    """Return the `Batch` of G scored answers to each question, drawn from the current policy.
+
+    Each process samples and scores its share of the questions, and gets the others' from them.
+    """
     from rlm.engine import Sampling
     from rlm.rollouts import Batch
 
-    prompts = [task.prompt(e.question) for e in examples]
+    world = parallel.world()
+    numbers = world.mine(range(len(examples)))
+    mine = [examples[b] for b in numbers]
+    prompts = [task.prompt(e.question) for e in mine]
     groups = engine.generate(
         prompts,
         settings.group_size,
         Sampling(max_tokens=settings.max_tokens, temperature=settings.temperature),
         seed=derive("rollouts", settings.seed, seed),
+        numbers=numbers,
     )
-    scores = task.score(examples, groups, seed=derive("scores", settings.seed, seed))
+    scores = task.score(mine, groups, seed=derive("scores", settings.seed, seed))
+    whole = world.joined(zip(prompts, groups, scores, strict=True), "sampling")
+    prompts, groups, scores = (list(part) for part in zip(*whole, strict=True))
     return Batch(examples, prompts, groups, scores)
 
 
@@ -158,60 +168,101 @@ def sample_live(engine, task, questions, settings, step: int):
     return batch
 
 
-def update(policy, optimizer, batch, advantage, settings, reference, *, token_budget) -> dict:
+def update(policy, optimizer, batch, advantage, settings, reference, budget) -> dict:
     """Take the optimiser steps on one batch; return their mean metrics.
 
     advantage [B, G]. Dead groups stay out of forward and backward when there is no KL term:
     their share of the gradient is exactly 0. They still count in the loss's denominator.
-    Without a KL term the KL is measured on a few completions only, to know it for little.
+    The others are shared out among the processes; before a step their gradients are added up.
+    """
+    from rlm.figures import Figures
+
+    kept = [b for b in range(len(batch.groups)) if settings.kl_weight or advantage[b].any()]
+    mine = parallel.share(kept, [batch.cost(b) for b in kept])
+    packs = cache(partial(packed, policy, batch, advantage, settings, reference, mine))
+    figures = Figures()
+    if kept and parallel.world().first and not settings.kl_weight:
+        figures.mean(kl=first_kl(policy, batch, kept[0], settings, reference))
+    for _ in range(settings.updates_per_batch):
+        work = partial(backward, policy, optimizer, batch, settings, packs)
+        learned = budget.attempt(work, undo=optimizer.clear)
+        figures = figures.plus(learned.joined("learning"))
+        figures.add(gradient_norm=optimizer.step())
+    return figures.values(settings.updates_per_batch)
+
+
+def packed(policy, batch, advantage, settings, reference, mine, token_budget) -> list[tuple]:
+    """Return the micro-batches of the groups `mine`, each with what its loss needs.
+
+    For each of its N tokens: the advantage, the sampler's log-probability, whether it counts,
+    the reference's log-probability (None without a KL term).
     """
     import torch
 
-    from rlm.grpo import kl_estimate, policy_loss
-    from rlm.learner import micro_batches, pack, token_logprobs
+    from rlm import sharding
+    from rlm.learner import micro_batches, pack
 
-    model, device = policy.model, next(policy.model.parameters()).device
-    model.train()
-    options = {"temperature": settings.temperature, "vocab_size": len(policy.tokenizer)}
-    kept = [b for b in range(len(batch.groups)) if settings.kl_weight or advantage[b].any()]
+    device = next(policy.model.parameters()).device
     packs = []
-    for part in micro_batches([batch.ids(b) for b in kept], token_budget):
-        chosen = [(kept[i], rows) for i, rows in part]
-        packed = pack([batch.ids(b, rows) for b, rows in chosen], device=device)
-        each_token = packed.spread(torch.cat([advantage[b, rows] for b, rows in chosen]))  # [N]
+    for part in micro_batches([batch.ids(b) for b in mine], token_budget):
+        chosen = [(mine[i], rows) for i, rows in part]
+        pieces = pack([batch.ids(b, rows) for b, rows in chosen], device=device)
+        each_token = pieces.spread(torch.cat([advantage[b, rows] for b, rows in chosen]))  # [N]
         sampler = batch.logprobs(chosen).to(device)  # [N]
-        mask = packed.spread(batch.counted(chosen, settings.truncated == "keep"))  # [N]
-        ref = reference.logprobs(packed, **options) if settings.kl_weight else None
-        packs.append((packed, each_token, sampler, mask, ref))
+        mask = pieces.spread(batch.counted(chosen, settings.truncated == "keep"))  # [N]
+        ref = reference.logprobs(pieces, **scale(policy, settings)) if settings.kl_weight else None
+        packs.append((pieces, each_token, sampler, mask, ref))
+    sharding.keep_pace(policy.model, len(packs) if settings.kl_weight else 0)
+    return packs
 
-    totals, gap, kls, entropies = dict[str, float](), 0.0, [], []
-    if kept and not settings.kl_weight:
-        first, rows = kept[0], slice(16)
-        ref = reference.logprobs(pack([batch.ids(first, rows)], device=device), **options)
-        kls.append(kl_estimate(batch.logprobs([(first, rows)]).to(device), ref))
+
+def backward(policy, optimizer, batch, settings, packs, *, token_budget):
+    """Add the loss's gradients of all micro-batches; return their `rlm.figures.Figures`."""
+    from rlm import sharding
+    from rlm.figures import Figures
+    from rlm.grpo import kl_estimate, policy_loss
+    from rlm.learner import token_logprobs
+
+    policy.model.train()
+    figures = Figures()
     counted = batch.counted_tokens(settings.truncated == "keep")
-    for _ in range(settings.updates_per_batch):
-        for packed, each_token, sampler, mask, ref in packs:
-            logprobs, entropy = token_logprobs(model, packed, statistics=True, **options)
-            # One update: the policy that sampled is the one that learns, its ratio is 1.
-            old = sampler if settings.updates_per_batch > 1 else None
-            loss, metrics = policy_loss(
-                logprobs, old, each_token, packed.sequence,
-                loss_type=settings.loss,
-                tokens=counted, sequences=batch.sequences(), max_tokens=settings.max_tokens,
-                clip_low=settings.clip_low, clip_high=settings.clip_high,
-                ref_logprobs=ref, kl_weight=settings.kl_weight, mask=mask,
-            )  # fmt: skip
-            optimizer.backward(loss)
-            add(totals, loss=loss.detach(), **metrics)
-            entropies.append(entropy)
-            gap = max(gap, float((logprobs.detach() - sampler).abs().max()))
-            kls += [] if ref is None else [kl_estimate(logprobs.detach(), ref)]
-        add(totals, gradient_norm=optimizer.step())
-    means = {name: value / settings.updates_per_batch for name, value in totals.items()}
-    measured = {"kl": kls, "entropy": entropies}  # means over the tokens that were looked at
-    found = {name: float(torch.cat(x).mean()) for name, x in measured.items() if x}
-    return means | found | {"sampler_gap": gap}
+    for pieces, each_token, sampler, mask, ref in packs(token_budget):
+        options = scale(policy, settings)
+        logprobs, entropy = token_logprobs(policy.model, pieces, statistics=True, **options)
+        # One update: the policy that sampled is the one that learns, its ratio is 1.
+        old = sampler if settings.updates_per_batch > 1 else None
+        loss, metrics = policy_loss(
+            logprobs, old, each_token, pieces.sequence,
+            loss_type=settings.loss,
+            tokens=counted, sequences=batch.sequences(), max_tokens=settings.max_tokens,
+            clip_low=settings.clip_low, clip_high=settings.clip_high,
+            ref_logprobs=ref, kl_weight=settings.kl_weight, mask=mask,
+        )  # fmt: skip
+        optimizer.backward(loss)
+        now = logprobs.detach()
+        figures.add(loss=loss.detach(), **metrics)
+        figures.mean(entropy=entropy)
+        figures.most(sampler_gap=(now - sampler).abs().max())
+        if ref is not None:
+            figures.mean(kl=kl_estimate(now, ref))
+    sharding.keep_pace(policy.model, len(packs(token_budget)), optimizer.backward)
+    return figures
+
+
+def first_kl(policy, batch, b: int, settings, reference):
+    """Return the KL to the start, per token of a few completions, to know it for little."""
+    from rlm.grpo import kl_estimate
+    from rlm.learner import pack
+
+    rows, device = slice(16), next(policy.model.parameters()).device
+    pieces = pack([batch.ids(b, rows)], device=device)
+    ref = reference.logprobs(pieces, **scale(policy, settings))
+    return kl_estimate(batch.logprobs([(b, rows)]).to(device), ref)
+
+
+def scale(policy, settings) -> dict:
+    """Return what logits are divided by, and how many of them are tokens."""
+    return {"temperature": settings.temperature, "vocab_size": len(policy.tokenizer)}
 
 
 def due(step: int, every: int) -> bool:
@@ -228,12 +279,6 @@ def checked(figures: dict, optimizer) -> dict:
         return {}
     names = ("loss",) if optimizer.scaling else ("loss", "gradient_norm")
     return {name: figures[name] for name in names}
-
-
-def add(totals: dict[str, float], **values) -> None:
-    """Add each value to the total of its name."""
-    for name, value in values.items():
-        totals[name] = totals.get(name, 0.0) + float(value)
 
 
 def learning_rate(step: int, last: int, settings) -> float:

@@ -4,6 +4,7 @@
     python train_sft.py --task gsm8k --data DIR --model Qwen/Qwen2.5-0.5B-Instruct
     python train_sft.py --stage prep --config configs/solution_prep_full_grpo.yaml
     python train_sft.py --stage full --base-adapter prep_sft_model --config ...
+    torchrun --standalone --nproc_per_node 2 -- train_sft.py   # two processes, one adapter
 
 Supervised fine-tuning of a LoRA with trl's SFTTrainer. The loss falls on the assistant's turn
 only, its end token included. SFT teaches the format and the habits of its demonstrations; it
@@ -16,6 +17,7 @@ import time
 
 import config
 import data
+from rlm import parallel
 from rlm.errors import InputError, run
 from stage import begin
 
@@ -111,6 +113,7 @@ def fit(stage, records: list[dict], questions: int):
         # An answer of the validation takes about as long as a demonstration's step.
         fitting = trainer.fit_into(budget, lambda step: stage.reserve(questions * step))
         fitting += stage.found.step if stage.found else 0
+        fitting = parallel.world().agree(fitting, "the steps that fit")
         arguments.max_steps = max(1, min(steps, fitting))
         stage.out.say(f"--budget: {arguments.max_steps} of {steps} steps fit")
     trainer.run()
@@ -118,10 +121,19 @@ def fit(stage, records: list[dict], questions: int):
 
 
 def trainer_arguments(policy, count: int, settings, folder):
-    """Return (SFTConfig, number of optimiser steps) for `count` records."""
+    """Return (SFTConfig, number of optimiser steps) for `count` records.
+
+    A batch is that of all processes together. InputError if they cannot share it evenly.
+    """
     import torch
     from trl import SFTConfig
 
+    processes = parallel.world().size
+    if settings.batch_size % processes:
+        raise InputError(
+            f"--batch-size {settings.batch_size}: {processes} processes share it evenly; use a "
+            f"multiple of {processes}"
+        )
     weight = next(policy.model.parameters())
     per_pass = math.ceil(count / settings.batch_size)
     steps = settings.max_steps or math.ceil(settings.epochs * per_pass)
@@ -129,7 +141,7 @@ def trainer_arguments(policy, count: int, settings, folder):
         output_dir=str(folder),
         num_train_epochs=settings.epochs,
         max_steps=settings.max_steps or -1,
-        per_device_train_batch_size=settings.batch_size,
+        per_device_train_batch_size=settings.batch_size // processes,
         learning_rate=settings.learning_rate,
         lr_scheduler_type="linear",
         # The first step of a warm-up has rate 0: a single step would teach nothing.

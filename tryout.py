@@ -11,6 +11,7 @@ from datetime import datetime
 from typing import Any
 
 import data
+from rlm import parallel
 from rlm.errors import InputError
 from stage import begin
 
@@ -33,7 +34,8 @@ def check(settings, sample) -> int:
     budget = TokenBudget(model, len(tokenizer), settings.token_budget)
     probe, learning = measure(stage, examples, budget.tokens, sample, rounds=ROUNDS)
     asked = plan(settings, len(validation), model)
-    print("\n".join(preflight.report(probe, learning, asked, datetime.now())))
+    if parallel.world().first:
+        print("\n".join(preflight.report(probe, learning, asked, datetime.now())))
     return 0 if preflight.decide(probe, learning, asked).go else NO_GO
 
 

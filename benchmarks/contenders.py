@@ -114,7 +114,7 @@ class Ours:
             advantage = advantages(batch.rewards())
             train_grpo.update(
                 self.policy, self.optimizer, batch, advantage, self.settings, self.reference,
-                token_budget=self.budget.tokens,
+                self.budget,
             )  # fmt: skip
             learn = clock(device) - began
         lengths = [len(r.ids) for group in groups for r in group]

@@ -10,7 +10,7 @@ A server drives it itself: `submit`, then `step` again and again, `cancel` when 
 several threads at once.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from rlm.records import Prompt, Rollout
 from rlm.rolling import RollingBatch
@@ -36,11 +36,13 @@ class Engine(RollingBatch):
         sampling: Sampling,
         *,
         seed: int,
+        numbers: Sequence[int] | None = None,
         on_token: Callable[[int, int, int], None] | None = None,
     ) -> list[list[Rollout]]:
         """Return (B, G) rollouts: `samples` for each prompt, in order.
 
-        Sample g of prompt b has the random numbers of derive(seed, b, g).
+        Sample g of prompt b has the random numbers of derive(seed, number, g); the number is
+        b itself unless `numbers` has another for each prompt: its place in a longer list.
         on_token: called with (b, g, token) for each token when it is sampled.
         InputError if a prompt and max_tokens are more than the model's context.
         """
@@ -48,7 +50,8 @@ class Engine(RollingBatch):
         rollouts: list[list] = [[None] * samples for _ in prompts]
         try:
             for b, prompt in enumerate(prompts):
-                seeds = [derive(seed, b, g) for g in range(samples)]
+                number = b if numbers is None else numbers[b]
+                seeds = [derive(seed, number, g) for g in range(samples)]
                 ids = self.submit(prompt, sampling, seeds, watch=on_token is not None)
                 places |= {id: (b, g) for g, id in enumerate(ids)}
             for event in self._follow(places):

@@ -44,11 +44,18 @@ class RunError(RuntimeError):
 def command(argv: list[str]) -> str:
     """Return the command line of a Python script, ready to be pasted.
 
+    Where torchrun has started several processes, it does so again; on several machines each
+    needs its own line, so only the script's is told.
+
     >>> command(["train.py", "--run", "my run"])
     "python train.py --run 'my run'"
     """
     script = argv[0] and min(argv[0], os.path.relpath(argv[0]), key=len)
-    return shlex.join(["python", script, *argv[1:]])
+    count = os.environ.get("WORLD_SIZE", "1")
+    start = ["python"]
+    if count != "1" and os.environ.get("LOCAL_WORLD_SIZE") == count:
+        start = ["torchrun", "--standalone", "--nproc_per_node", count, "--"]
+    return shlex.join([*start, script, *argv[1:]])
 
 
 def run(main) -> int:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from rlm import files
 from rlm.errors import RunError
+from rlm.parallel import world
 
 logger = logging.getLogger("rlm")
 
@@ -28,7 +29,7 @@ class Guard:
         """Return whether all figures are finite; if not, keep the batch and count it.
 
         No figures: there was nothing to learn, which says nothing about the others in the row.
-        batch: called for what JSON can hold of it, when it is needed.
+        batch: called for what JSON can hold of it, when it is needed; the first process writes.
         """
         wrong = {name: str(x) for name, x in figures.items() if not math.isfinite(x)}
         if not wrong:
@@ -37,7 +38,7 @@ class Guard:
         self.skipped, self.in_a_row = self.skipped + 1, self.in_a_row + 1
         told = ", ".join(f"{name} {value}" for name, value in wrong.items())
         place = self.folder / f"step-{step:06d}.json"
-        if self.skipped <= KEPT:
+        if self.skipped <= KEPT and world().first:
             content = {"step": step, "not_finite": wrong, "batch": batch()}
             files.write_text(place, json.dumps(content, indent=1))
         logger.warning(

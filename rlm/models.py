@@ -27,6 +27,7 @@ __all__ = [
     "add_lora",
     "check_finite",
     "check_overwrite",
+    "dtype_of",
     "find",
     "fingerprint",
     "load_adapter",
@@ -73,9 +74,9 @@ def load_base(name_or_path: str, *, device="auto", dtype: str = "auto", quantize
 
     logging.disable_progress_bar()  # a bar of a tenth of a second, in the middle of the output
     device = pick_device(str(device))
-    number_format = _dtype(dtype, device)
+    torch_dtype = dtype_of(dtype, device)
     if quantize != "none":
-        more = {"quantization_config": _four_bit(device, number_format), "device_map": {"": device}}
+        more = {"quantization_config": _four_bit(device, torch_dtype), "device_map": {"": device}}
     else:
         more = {}
     options = {"trust_remote_code": False, "local_files_only": local_only}
@@ -92,7 +93,7 @@ def load_base(name_or_path: str, *, device="auto", dtype: str = "auto", quantize
         tokenizer.pad_token = tokenizer.eos_token
     try:
         model = AutoModelForCausalLM.from_pretrained(
-            place, dtype=number_format, use_safetensors=True, **options, **more
+            place, dtype=torch_dtype, use_safetensors=True, **options, **more
         )
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise ModelError(failed(name_or_path, "its weights cannot be loaded", error)) from error
@@ -184,7 +185,7 @@ def _cached(name: str) -> bool:
     return all(path(shard) for shard in set(shards))
 
 
-def _four_bit(device, number_format):
+def _four_bit(device, torch_dtype):
     """Return the configuration that loads weights in 4 bits; ModelError where that cannot be."""
     from importlib.util import find_spec
 
@@ -201,11 +202,12 @@ def _four_bit(device, number_format):
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=number_format,
+        bnb_4bit_compute_dtype=torch_dtype,
     )
 
 
-def _dtype(name: str, device):
+def dtype_of(name: str, device):
+    """Return the torch.dtype of a name on a device; auto: see `load_base`."""
     import torch
 
     if name != "auto":

@@ -9,6 +9,8 @@ import math
 
 import torch
 
+from rlm.parallel import world
+
 
 class Optimizer:
     """model: its parameters that require a gradient learn."""
@@ -22,6 +24,7 @@ class Optimizer:
         half = any(p.dtype == torch.float16 for p in model.parameters())
         device = self.weights[0].device.type
         self.scaler = torch.amp.GradScaler(device, enabled=half)
+        self.scaler.scale(torch.zeros((), device=device))  # its factor is there from now on
 
     def backward(self, loss: torch.Tensor) -> None:
         """Add the gradients of the loss to those that are there."""
@@ -34,17 +37,33 @@ class Optimizer:
     def step(self) -> float:
         """Update the weights and drop the gradients; return their norm before it was cut.
 
-        The norm is not finite where the step was left out.
+        The gradients of all processes are added up first. The norm is not finite where the step
+        was left out, and 0 where no process has a gradient.
         """
+        if not self._gathered():
+            return 0.0
         for group in self.adamw.param_groups:
             group["lr"] = self.learning_rate
         self.scaler.unscale_(self.adamw)
         norm = float(torch.nn.utils.clip_grad_norm_(self.weights, self.max_grad_norm))
+        world().same(norm, "the norm of the gradients")
         if math.isfinite(norm):
             self.scaler.step(self.adamw)
         self.scaler.update()
         self.clear()
         return norm
+
+    def _gathered(self) -> bool:
+        """Add up the gradients of all processes; return whether there is any."""
+        here = any(weight.grad is not None for weight in self.weights)
+        if not any(world().gather(here, "the gradients")):
+            return False
+        if world().size > 1:
+            for weight in self.weights:
+                if weight.grad is None:
+                    weight.grad = torch.zeros_like(weight)
+            world().add([weight.grad for weight in self.weights], "the gradients")
+        return True
 
     @property
     def scaling(self) -> bool:

@@ -40,6 +40,10 @@ class Batch:
         """Return group b as the learner packs it: the prompt's ids, the completions' ids."""
         return self.prompts[b].ids, [rollout.ids for rollout in self.groups[b][rows]]
 
+    def cost(self, b: int) -> int:
+        """Return the tokens that learning group b goes through."""
+        return len(self.prompts[b].ids) + sum(len(rollout.ids) for rollout in self.groups[b])
+
     def logprobs(self, chosen: list[Piece]) -> torch.Tensor:
         """Return the sampler's log-probabilities [N] of the chosen completions' tokens."""
         rollouts = [r for b, rows in chosen for r in self.groups[b][rows]]

@@ -11,7 +11,7 @@ import os
 import warnings
 from pathlib import Path
 
-from rlm import checkpoint, files, report
+from rlm import checkpoint, files, parallel, report
 from rlm.models import find
 from rlm.progress import AboveBar, Progress
 from rlm.trackers import Trackers
@@ -28,10 +28,11 @@ SHOWN = (
 )  # fmt: skip
 
 
-def start(*models: str, log_level: str, threads: int, seed: int) -> None:
+def start(*models: str, log_level: str, threads: int, seed: int, timeout: float = 0) -> None:
     """Set up what is global to a process: what is printed, CPU threads, torch's own seed.
 
     models: their names are looked up first: InputError before anything heavy is imported.
+    timeout: seconds that it waits for the other processes of its run, 0 for the usual.
     """
     for name in models:
         find(name)
@@ -48,6 +49,7 @@ def start(*models: str, log_level: str, threads: int, seed: int) -> None:
     if threads:
         torch.set_num_threads(threads)
     torch.manual_seed(seed)
+    parallel.join(timeout or parallel.TIMEOUT)
 
 
 class Run:
@@ -181,6 +183,34 @@ class Run:
             shown = ("question", "gold", "text", "reward", "advantage", "reason", "finish")
             rows = [{key: record[key] for key in shown} for record in records[:TABLE_ROWS]]
             self._others.table("rollouts", rows, self.step)
+
+
+class Silent:
+    """Stands for the `Run` in the processes that write nothing. rows: as there."""
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+        self.step, self.rows = 0, list[dict]()
+
+    def log(self, row: dict, *, show: bool = True) -> None:
+        self.step = row["step"]
+        self.rows.append(row)
+
+    def trainer_callback(self, show_every: int = 1):
+        from transformers import TrainerCallback
+
+        return TrainerCallback()
+
+    def state(self) -> dict:
+        return {}
+
+    def restore(self, state: dict) -> None:
+        self.step = state["step"]
+
+    def _nothing(self, *arguments, **options) -> None:
+        """What only the first process does."""
+
+    expect = measured = say = finish = close = write_evaluation = write_rollouts = _nothing
 
 
 def keep_earlier(path: Path) -> None:

@@ -17,6 +17,7 @@ from trl import SFTTrainer
 from rlm.budget import MARGIN, TimeBudget, fitting_steps
 from rlm.checkpoint import open_checkpoint
 from rlm.guard import Guard
+from rlm.parallel import world
 from rlm.steps import Progress, RandomState
 from rlm.stopping import Stopper
 
@@ -29,6 +30,7 @@ class Trainer(SFTTrainer):
     def __init__(self, *arguments, progress: Progress, guard: Guard, **options):
         super().__init__(*arguments, **options)
         self.progress, self.guard, self.stopper = progress, guard, Stopper()
+        self.stopped = 0  # the exit code that a signal to any of the processes asks for
         self.budget: TimeBudget | None = None
         self.reserve = 0.0  # seconds to keep for the end
         self.add_callback(_Ends(self))
@@ -41,8 +43,9 @@ class Trainer(SFTTrainer):
             return
         with self.stopper:
             self.train(resume_from_checkpoint=str(found.path) if found else None)
-        if self.stopper.requested:
-            raise self.progress.stopped(self.stopper.requested)
+        if self.stopped:
+            world().wait("the checkpoint of a stopped run")
+            raise self.progress.stopped(self.stopped)
 
     def _last_step(self) -> int:
         passes = self.args.num_train_epochs * len(self.get_train_dataloader())
@@ -100,7 +103,7 @@ class Trainer(SFTTrainer):
 
     def _clip_grad_norm(self, model):
         norm = super()._clip_grad_norm(model)
-        figures = {"loss": float(self._loss)}
+        figures = {"loss": sum(world().gather(float(self._loss), "the loss"))}
         # In float16 a norm that is not finite is how the scale of the loss is found.
         if self.accelerator.scaler is None:
             figures["gradient_norm"] = float(norm)
@@ -146,7 +149,9 @@ class _Ends(TrainerCallback):
     def on_step_end(self, arguments, state, control, **kwargs):
         trainer = self.trainer
         late = trainer.budget is not None and trainer.budget.left() < trainer.reserve
-        if trainer.stopper.requested or trainer.guard.gave_up or late:
+        late = world().agree(late, "the time that is left")
+        trainer.stopped = trainer.stopper.anywhere()
+        if trainer.stopped or trainer.guard.gave_up or late:
             control.should_training_stop = True
-        if trainer.stopper.requested:
+        if trainer.stopped:
             control.should_save = True

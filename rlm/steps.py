@@ -18,6 +18,7 @@ from rlm import checkpoint
 from rlm.budget import TimeBudget
 from rlm.errors import Stopped, command
 from rlm.forecast import duration
+from rlm.parallel import world
 from rlm.stopping import Stopper
 
 logger = logging.getLogger("rlm")
@@ -51,18 +52,27 @@ class Progress:
         return self.step == 0
 
     def restore(self) -> None:
-        """Put the state of the checkpoint, if there is one, into the parts."""
+        """Put the state of the checkpoint, if there is one, into the parts.
+
+        The first process reads it; the others need not see its disk.
+        """
         if self.found:
-            state = self.found.load()
+            state = self.found.load() if world().first else None
+            state = world().agree(state, "the state of the checkpoint")
             for name, part in self.parts.items():
                 part.restore(state[name])
             self.step = self.found.step
 
-    def save(self, **texts: str) -> Path:
-        """Write a checkpoint of what the parts are now; texts: more files, name -> content."""
+    def save(self, **texts: str) -> None:
+        """Write a checkpoint of what the parts are now; texts: more files, name -> content.
+
+        The first process writes it.
+        """
+        if not world().first:
+            return
         state = {name: part.state() for name, part in self.parts.items()}
         best = self._best()
-        return checkpoint.save(self.run, self.step, state, self.facts, best=best, texts=texts)
+        checkpoint.save(self.run, self.step, state, self.facts, best=best, texts=texts)
 
     def stopped(self, code: int) -> Stopped:
         """Return the error that ends a script after a signal, with what goes on from here."""
@@ -104,11 +114,13 @@ class Steps(Progress):
             while self.step < self.last:
                 yield self.step + 1
                 self.step += 1
+                requested = stopper.anywhere()
                 due = self._save_every and self.step % self._save_every == 0
-                if due or stopper.requested or (self._save_every and self.step == self.last):
+                if due or requested or (self._save_every and self.step == self.last):
                     self.save()
-                if stopper.requested:
-                    raise self.stopped(stopper.requested)
+                if requested:
+                    world().wait("the checkpoint of a stopped run")
+                    raise self.stopped(requested)
                 began, taken = time.monotonic(), time.monotonic() - began
                 if self._budget and self.step < self.last:
                     self._fit(self._budget, taken)
@@ -120,7 +132,7 @@ class Steps(Progress):
     def _fit(self, budget: TimeBudget, seconds: float) -> None:
         """Set the last step to the last one that fits; to this one if no other does."""
         before, more = self.last, budget.after_step(seconds, self._reserve())
-        self.last = min(self._limit, self.step + more)
+        self.last = min(self._limit, self.step + world().agree(more, "the time that is left"))
         if self.last != before:
             left = duration(max(0.0, budget.left()))
             logger.info("time left %s: %d of %d steps done", left, self.step, self.last)

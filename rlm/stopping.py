@@ -4,6 +4,8 @@ import logging
 import signal
 import threading
 
+from rlm.parallel import world
+
 logger = logging.getLogger("rlm")
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -28,6 +30,10 @@ class Stopper:
     def __exit__(self, *error) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
+
+    def anywhere(self) -> int:
+        """Return `requested` of the process that a signal has come to, the same in all of them."""
+        return max(world().gather(self.requested, "the end of the step"))
 
     def _note(self, number: int, frame) -> None:
         if self.requested:

@@ -10,12 +10,14 @@ import torch
 
 from rlm.learner import pack, token_logprobs
 from rlm.memory import SHARE, free_bytes
+from rlm.sharding import sharded
 
 logger = logging.getLogger("rlm")
 
 LEAST = 256  # tokens of a micro-batch below which halving it again will not help
 # Larger micro-batches gain nothing from here on; on a CPU they leave its caches and get slower.
 MOST = {"cpu": 1024, "cuda": 32_768}
+SHARDED = 4096  # of a base that is spread over processes, whose memory is not measured
 CPU_BYTES = 2**29  # what the activations of a micro-batch may take on a CPU, to be a small guest
 
 
@@ -52,8 +54,9 @@ class TokenBudget:
     """
 
     def __init__(self, model, vocab_size: int, tokens: int = 0):
-        self.tokens = tokens
-        if not tokens:
+        self.tokens = tokens or (SHARDED if sharded(model) else 0)
+        self._fixed = sharded(model)  # the others wait in the middle of its layers
+        if not self.tokens:
             device = next(model.parameters()).device
             room = SHARE * free_bytes(device)
             if device.type == "cpu":
@@ -77,7 +80,7 @@ class TokenBudget:
             try:
                 return work(token_budget=self.tokens)
             except RuntimeError as error:
-                if not out_of_memory(error):
+                if not out_of_memory(error) or self._fixed:
                     raise
                 if self.tokens <= LEAST:
                     raise RuntimeError(

@@ -1,5 +1,6 @@
 """How much fits: by hand, and what happens when it did not."""
 
+import itertools
 import logging
 from functools import partial
 
@@ -103,7 +104,8 @@ def test_another_error_is_not_taken_for_that():
         TokenBudget(tiny_model(), SIZE, 4096).attempt(work, undo=lambda: None)
 
 
-def test_a_step_that_ran_out_of_memory_half_way_is_the_same_step(monkeypatch):
+@pytest.mark.parametrize(("updates", "failing"), [(1, 1), (2, 2)])
+def test_a_step_that_ran_out_of_memory_half_way_is_the_same_step(updates, failing):
     draw = torch.Generator().manual_seed(0)
     lengths = [[200, 90, 120], [60, 150, 33], [80, 10, 45]]
     prompts = [Prompt([5] * 9), Prompt([7] * 30), Prompt([1, 2])]
@@ -116,34 +118,35 @@ def test_a_step_that_ran_out_of_memory_half_way_is_the_same_step(monkeypatch):
     ]
     scores = [[Score(1.0), Score(0.0), Score(0.5)]] * 3
     batch = Batch([Example(str(i), "", "0") for i in range(3)], prompts, groups, scores)
-    settings = config.load(config.GRPOSettings, ["--adapter", "none"])
+    flags = ["--adapter", "none", "--updates-per-batch", str(updates)]
+    settings = config.load(config.GRPOSettings, flags)
 
-    def step(fails: int):
+    def step(failing: int):
         model = tiny_lora(tiny_model(max_position_embeddings=512))
         optimizer = Optimizer(model, max_grad_norm=1.0)
         optimizer.learning_rate = 1e-2
         policy = Policy(model, byte_tokenizer(), "", {})
-        backward, left = optimizer.backward, [1] * fails
+        backward, turns = optimizer.backward, itertools.count(1)
 
         def scarce(loss):
             backward(loss)
-            if left:  # by now there are gradients that have to go again
-                left.pop()
+            if next(turns) == failing:  # by now there are gradients that have to go again
                 raise torch.OutOfMemoryError("CUDA out of memory")
 
         optimizer.backward = scarce
-        budget = TokenBudget(model, SIZE, 1024 if fails else 512)
-        work = partial(
-            train_grpo.update, policy, optimizer, batch, advantages(batch.rewards()), settings,
-            ReferencePolicy(model),
+        budget = TokenBudget(model, SIZE, 1024 if failing else 512)
+        figures = train_grpo.update(
+            policy, optimizer, batch, advantages(batch.rewards()), settings,
+            ReferencePolicy(model), budget,
         )  # fmt: skip
-        figures = budget.attempt(work, undo=optimizer.clear)
         assert budget.tokens == 512
         return figures, {n: p for n, p in model.named_parameters() if "lora" in n}
 
-    (figures, weights), (others, other_weights) = step(1), step(0)
-    assert figures == others
-    assert all(torch.equal(p, other_weights[n]) for n, p in weights.items())
+    (figures, weights), (others, other_weights) = step(failing), step(0)
+    # What was done before it ran out had larger micro-batches, and rounded otherwise.
+    assert figures == (others if failing == 1 else pytest.approx(others, rel=1e-3, abs=1e-5))
+    near = torch.equal if failing == 1 else partial(torch.allclose, atol=1e-3)
+    assert all(near(p, other_weights[n]) for n, p in weights.items())
 
 
 def test_a_peak_is_what_was_taken_since_it_was_forgotten():

@@ -1,0 +1,89 @@
+"""A base that does not fit one GPU: its layers are spread over the processes (FSDP2).
+
+Each process keeps its part of every decoder layer's frozen weights; a layer is gathered when it
+is its turn, forward and backward, and dropped again (torch's fully_shard; arXiv:2304.11277).
+The adapter, the embeddings and the head stay whole in each: they are small beside the layers.
+
+A layer is gathered by all processes together, so all have to run the same number of forwards and
+backwards: who has fewer micro-batches runs along with a short one that counts for nothing.
+"""
+
+import os
+from collections.abc import Callable
+
+from rlm.adapters import FINGERPRINT, fingerprint
+from rlm.errors import InputError
+from rlm.parallel import world
+
+KEY = "_rlm_sharded"
+
+
+def asked() -> bool:
+    """Return whether accelerate was told to shard (configs/accelerate/fsdp2.yaml)."""
+    return os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true"
+
+
+def shard(model, device) -> None:
+    """Spread the decoder layers of a model, which lies on the CPU, over the processes' devices.
+
+    InputError for a model whose decoder layers cannot be found.
+    """
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    network = model.get_base_model() if hasattr(model, "get_base_model") else model
+    layers = getattr(network.get_decoder(), "layers", None)
+    if not layers:
+        raise InputError(
+            f"{type(network).__name__}: its decoder layers are not where they are looked for, so "
+            "it cannot be sharded; use configs/accelerate/one_machine.yaml"
+        )
+    setattr(network, FINGERPRINT, fingerprint(model))  # its weights are not whole any more
+    trained = {p for p in model.parameters() if p.requires_grad}
+    mesh = init_device_mesh(str(device).split(":")[0], (world().size,))
+    for layer in layers:
+        fully_shard(layer, mesh=mesh, reshard_after_forward=True, ignored_params=trained)
+    model.to(device)
+    setattr(model, KEY, True)
+
+
+def sharded(model) -> bool:
+    """Return whether `shard` was called on the model."""
+    return getattr(model, KEY, False)
+
+
+def keep_pace(model, turns: int, backward: Callable | None = None) -> None:
+    """Run along with the processes that have more turns, by passes that count for nothing.
+
+    turns: the forwards that this process has run since the last time; with `backward`, which
+    takes a loss, each had a backward. All processes have to call it. Without a sharded base it
+    does nothing: then none waits for another inside a pass.
+    """
+    if not sharded(model):
+        return
+    import torch
+
+    from rlm.learner import pack, token_logprobs
+
+    missing = max(world().gather(turns, "the micro-batches")) - turns
+    short = pack([([0], [[0, 0]])], device=next(model.parameters()).device)
+    for _ in range(missing):
+        with torch.set_grad_enabled(backward is not None):
+            logprobs, _ = token_logprobs(model, short)
+        if backward:
+            backward(0.0 * logprobs.sum())
+
+
+def loading(options: dict) -> dict:
+    """Return where and how a base is loaded that will be sharded: on the CPU, as it will run.
+
+    options: device, dtype, quantize, as of `rlm.policy.open_policy`. InputError for a quantised
+    one.
+    """
+    from rlm import models
+
+    if options["quantize"] != "none":
+        raise InputError(f"--quantize {options['quantize']}: cannot be sharded; use one of the two")
+    device = models.pick_device(options["device"])
+    dtype = str(models.dtype_of(options["dtype"], device)).removeprefix("torch.")
+    return options | {"device": "cpu", "dtype": dtype}
