@@ -203,8 +203,10 @@ def packed(policy, batch, advantage, settings, reference, mine, token_budget) ->
     from rlm.learner import micro_batches, pack
 
     device = next(policy.model.parameters()).device
-    packs = []
-    for part in micro_batches([batch.ids(b) for b in mine], token_budget):
+    packs: list[tuple] = []
+    parts = micro_batches([batch.ids(b) for b in mine], token_budget)
+    missing = sharding.missing_turns(policy.model, len(parts)) if settings.kl_weight else 0
+    for part in parts:
         chosen = [(mine[i], rows) for i, rows in part]
         pieces = pack([batch.ids(b, rows) for b, rows in chosen], device=device)
         each_token = pieces.spread(torch.cat([advantage[b, rows] for b, rows in chosen]))  # [N]
@@ -212,7 +214,7 @@ def packed(policy, batch, advantage, settings, reference, mine, token_budget) ->
         mask = pieces.spread(batch.counted(chosen, settings.truncated == "keep"))  # [N]
         ref = reference.logprobs(pieces, **scale(policy, settings)) if settings.kl_weight else None
         packs.append((pieces, each_token, sampler, mask, ref))
-    sharding.keep_pace(policy.model, len(packs) if settings.kl_weight else 0)
+    sharding.run_along(policy.model, missing)
     return packs
 
 
@@ -226,7 +228,9 @@ def backward(policy, optimizer, batch, settings, packs, *, token_budget):
     policy.model.train()
     figures = Figures()
     counted = batch.counted_tokens(settings.truncated == "keep")
-    for pieces, each_token, sampler, mask, ref in packs(token_budget):
+    micro = packs(token_budget)
+    missing = sharding.missing_turns(policy.model, len(micro))
+    for pieces, each_token, sampler, mask, ref in micro:
         options = scale(policy, settings)
         logprobs, entropy = token_logprobs(policy.model, pieces, statistics=True, **options)
         # One update: the policy that sampled is the one that learns, its ratio is 1.
@@ -245,7 +249,7 @@ def backward(policy, optimizer, batch, settings, packs, *, token_budget):
         figures.most(sampler_gap=(now - sampler).abs().max())
         if ref is not None:
             figures.mean(kl=kl_estimate(now, ref))
-    sharding.keep_pace(policy.model, len(packs(token_budget)), optimizer.backward)
+    sharding.run_along(policy.model, missing, optimizer.backward)
     return figures
 
 

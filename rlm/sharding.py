@@ -52,24 +52,28 @@ def sharded(model) -> bool:
     return getattr(model, KEY, False)
 
 
-def keep_pace(model, turns: int, backward: Callable | None = None) -> None:
-    """Run along with the processes that have more turns, by passes that count for nothing.
+def missing_turns(model, turns: int) -> int:
+    """Return how many passes this process has to run along with the one that has the most.
 
-    turns: the forwards that this process has run since the last time; with `backward`, which
-    takes a loss, each had a backward. All processes have to call it. Without a sharded base it
-    does nothing: then none waits for another inside a pass.
+    turns: the passes of its own that it is about to run. All processes have to ask, before the
+    first of them. 0 without a sharded base: then none waits for another inside a pass.
     """
     if not sharded(model):
-        return
+        return 0
+    return max(world().gather(turns, "the micro-batches")) - turns
+
+
+def run_along(model, turns: int, backward: Callable | None = None) -> None:
+    """Run so many passes that count for nothing; backward: takes the loss of each, if any."""
     import torch
 
     from rlm.learner import pack, token_logprobs
 
-    missing = max(world().gather(turns, "the micro-batches")) - turns
-    short = pack([([0], [[0, 0]])], device=next(model.parameters()).device)
-    for _ in range(missing):
+    short = [([0], [[0, 0]])]
+    for _ in range(turns):
         with torch.set_grad_enabled(backward is not None):
-            logprobs, _ = token_logprobs(model, short)
+            packed = pack(short, device=next(model.parameters()).device)
+            logprobs, _ = token_logprobs(model, packed)
         if backward:
             backward(0.0 * logprobs.sum())
 
