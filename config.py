@@ -9,6 +9,7 @@ layers are read is in rlm/settings.py, rlm/flags.py and rlm/configfile.py. Recip
 """
 
 import math
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -159,6 +160,7 @@ class TrainSettings(Training):
             self.sft().check_places()
 
 
+SEVERAL = ("sft", "grpo")  # scripts that run in several processes
 SECTIONS = {
     cls.script: cls
     for cls in (
@@ -194,6 +196,10 @@ def load(cls, argv: Sequence[str] | None = None):
         values, origins = _layers(cls, sys.argv[1:] if argv is None else list(argv))
         settings = build(cls, values, origins)
         settings.check()
+        processes = int(os.environ.get("WORLD_SIZE", "1"))
+        if processes > 1 and cls.script not in SEVERAL:
+            raise InputError(f"{processes} processes were started, this script runs in one; "
+                             "start train_sft.py and train_grpo.py in several")  # fmt: skip
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

@@ -251,3 +251,10 @@ def test_a_backend_that_waits_for_ever_is_ended_from_outside(tmp_path):
 def test_a_run_without_a_launcher_has_one_process(monkeypatch):
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     assert parallel.join().size == 1 and parallel.world().first
+
+
+def test_other_scripts_run_in_one_process():
+    from tests.running import start
+
+    done = start("evaluate.py", WORLD_SIZE="2", timeout=60)
+    assert done.returncode == 2 and "2 processes were started" in done.stderr
