@@ -254,11 +254,11 @@ def backward(policy, optimizer, batch, settings, packs, *, token_budget):
 
 
 def first_kl(policy, batch, b: int, settings, reference):
-    """Return the KL to the start, per token of a few completions, to know it for little."""
+    """Return the KL to the start for each token of two completions, to know it for little."""
     from rlm.grpo import kl_estimate
     from rlm.learner import pack
 
-    rows, device = slice(16), next(policy.model.parameters()).device
+    rows, device = slice(2), next(policy.model.parameters()).device
     pieces = pack([batch.ids(b, rows)], device=device)
     ref = reference.logprobs(pieces, **scale(policy, settings))
     return kl_estimate(batch.logprobs([(b, rows)]).to(device), ref)

@@ -7,8 +7,9 @@ chunk's logits are there, and the backward is cheap: two matrix products in plac
 
 import torch
 from torch import nn
-from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
+
+from rlm.products import linear, matmul
 
 LOGITS = 2**24  # logits held at once, 64 MB in float32
 
@@ -71,7 +72,7 @@ class FrozenHead(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, hidden, weight, bias, targets, rows, head: Head, entropies: list | None):
-        logits, slope = head.scaled(functional.linear(hidden, weight, bias))  # [chunk, size]
+        logits, slope = head.scaled(linear(hidden, weight, bias))  # [chunk, size]
         total = logits.logsumexp(-1)  # [chunk]
         logprobs = pick(logits, rows, targets) - total.index_select(0, rows)
         if entropies is None and not ctx.needs_input_grad[0]:
@@ -83,7 +84,7 @@ class FrozenHead(torch.autograd.Function):
         if ctx.needs_input_grad[0]:
             factor = None if slope is None else pick(slope, rows, targets)
             shares = shares if slope is None else shares.mul_(slope)
-            expected = shares.to(weight.dtype) @ weight[: head.size]  # [chunk, H]
+            expected = matmul(shares.to(weight.dtype), weight[: head.size])  # [chunk, H]
             ctx.save_for_backward(expected, weight, targets, rows, factor)
             ctx.temperature = head.temperature
         return logprobs

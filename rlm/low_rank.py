@@ -11,12 +11,13 @@ from functools import partial
 
 import torch
 from torch import nn
-from torch.nn import functional
+
+from rlm.products import linear, matmul
 
 
 def add_low_rank(out, flat, down, up, scaling: float) -> torch.Tensor:
     """Add scaling * (x A^T) B^T to `out` [T, out] in place; return x A^T [T, r]. flat [T, in]."""
-    inner = flat @ down.t()
+    inner = linear(flat, down)
     out.addmm_(inner, up.t(), alpha=scaling)
     return inner
 
@@ -31,7 +32,7 @@ class LowRankLinear(torch.autograd.Function):
     def forward(ctx, x, weight, bias, down, up, scaling: float):
         flat = x.flatten(0, -2)  # [T, in]
         down_cast, up_cast = down.to(x.dtype), up.to(x.dtype)
-        out = functional.linear(flat, weight, bias)
+        out = linear(flat, weight, bias)
         inner = add_low_rank(out, flat, down_cast, up_cast, scaling)
         ctx.save_for_backward(flat, inner, weight, down_cast, up_cast)
         ctx.scaling, ctx.shape, ctx.dtypes = scaling, x.shape, (down.dtype, up.dtype)
@@ -41,27 +42,27 @@ class LowRankLinear(torch.autograd.Function):
     def backward(ctx, grad):
         flat, inner, weight, down, up = ctx.saved_tensors
         grad = grad.flatten(0, -2)  # [T, out]
-        grad_inner = (grad @ up).mul_(ctx.scaling)  # [T, r]
+        grad_inner = matmul(grad, up).mul_(ctx.scaling)  # [T, r]
         grad_x = grad_down = grad_up = None
         if ctx.needs_input_grad[0]:
-            grad_x = (grad @ weight).addmm_(grad_inner, down).view(ctx.shape)
+            grad_x = matmul(grad, weight).addmm_(grad_inner, down).view(ctx.shape)
         if ctx.needs_input_grad[3]:
-            grad_down = (grad_inner.t() @ flat).to(ctx.dtypes[0])
+            grad_down = matmul(grad_inner.t(), flat).to(ctx.dtypes[0])
         if ctx.needs_input_grad[4]:
-            grad_up = (grad.t() @ inner).mul_(ctx.scaling).to(ctx.dtypes[1])
+            grad_up = matmul(grad.t(), inner).mul_(ctx.scaling).to(ctx.dtypes[1])
         return grad_x, None, None, grad_down, grad_up, None
 
 
 class LowRank(nn.Module):
-    """y = x W^T + b + sum of scaling * (x A^T) B^T, for sampling only."""
+    """y = x W^T + b + sum of scaling * (x A^T) B^T, for sampling only. base: makes x W^T + b."""
 
-    def __init__(self, weight, bias, pairs: list[tuple[torch.Tensor, torch.Tensor, float]]):
+    def __init__(self, base, pairs: list[tuple[torch.Tensor, torch.Tensor, float]]):
         super().__init__()
-        self.weight, self.bias, self.pairs = weight, bias, pairs
+        self.base, self.pairs = base, pairs
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         flat = x.flatten(0, -2)
-        out = functional.linear(flat, self.weight, self.bias)
+        out = self.base(flat)
         for down, up, scaling in self.pairs:
             add_low_rank(out, flat, down, up, scaling)
         return out.view(*x.shape[:-1], -1)
@@ -95,7 +96,7 @@ def fused(model: nn.Module):
 def _forward(layer, x: torch.Tensor) -> torch.Tensor:
     base, names = layer.base_layer, layer.active_adapters
     if layer.disable_adapters or layer.merged:
-        return base(x)
+        return base(x) if torch.is_grad_enabled() else linear(x, base.weight, base.bias)
     name = names[0] if len(names) == 1 else None
     noisy = name and layer.training and not isinstance(layer.lora_dropout[name], nn.Identity)
     if name not in layer.lora_A or noisy or base.weight.requires_grad:

@@ -5,7 +5,9 @@ nothing has to be put back on the model itself, not even after an interruption. 
 linear layer with a LoRA is replaced by a plain one with the merged weights: a copy of that
 layer alone, every other tensor is shared. In bfloat16 and float16 nothing is merged, since the
 rounding would make the sampler another policy than the learner: the layer goes in one piece, as
-in the learner, with A and B rounded once and not at every token.
+in the learner, with A and B rounded once and not at every token. On a CPU weights are packed
+where that is faster (rlm.products), which takes a copy of them: of those that are not merged
+only while memory is ample.
 """
 
 import copy
@@ -17,6 +19,10 @@ from torch import nn
 from rlm import attention
 from rlm.errors import InputError
 from rlm.low_rank import LowRank, plain_lora
+from rlm.memory import free_bytes
+from rlm.products import PackedLinear, packable
+
+AMPLE = 4  # times what packed weights take that has to be free
 
 
 class RolloutModel:
@@ -26,6 +32,10 @@ class RolloutModel:
         self._source = model.get_base_model() if hasattr(model, "get_base_model") else model
         check(self._source)
         self._merged: dict[str, torch.Tensor] = {}
+        self._packed: dict[str, tuple[tuple, PackedLinear]] = {}
+        linears = [m for m in self._source.modules() if isinstance(m, nn.Linear)]
+        size = sum(m.weight.nbytes for m in linears if packable(m.weight))
+        self._ample = 0 < AMPLE * size < free_bytes("cpu")
         self.sync()
 
     def sync(self) -> None:
@@ -64,6 +74,8 @@ class RolloutModel:
         if plain_lora(module):
             merged = module.base_layer.weight.dtype == torch.float32
             return self._merge(module, name) if merged else self._rounded(module, name)
+        if type(module) is nn.Linear:
+            return self._plain(module, name)
         twin = module.__new__(type(module))
         twin.__dict__.update(module.__dict__)
         twin.__dict__.pop("forward", None)  # a wrapper around the original's own forward
@@ -78,33 +90,52 @@ class RolloutModel:
         return twin
 
     @torch.no_grad()
-    def _merge(self, layer, name: str) -> nn.Linear:
+    def _merge(self, layer, name: str) -> nn.Module:
         """Return a plain linear layer with weights W + sum of scaling * B A."""
         base, adapters = layer.base_layer, _active(layer)
-        twin = nn.Linear(1, 1, bias=False, device="meta")
-        twin.in_features, twin.out_features = base.in_features, base.out_features
-        twin.weight, twin.bias = base.weight, base.bias
-        if adapters:
-            weight = self._copy(name, base.weight, base.weight)
+        if not adapters:
+            return self._plain(base, name)
+        if packable(base.weight):
+            weight = base.weight
             for key in adapters:
                 up, down = layer.lora_B[key].weight, layer.lora_A[key].weight
-                weight.addmm_(up, down, alpha=layer.scaling[key])
-            twin.weight = nn.Parameter(weight, requires_grad=False)
+                weight = torch.addmm(weight, up, down, alpha=layer.scaling[key])
+            return PackedLinear(weight, base.bias)
+        twin = nn.Linear(1, 1, bias=False, device="meta")
+        twin.in_features, twin.out_features = base.in_features, base.out_features
+        twin.bias = base.bias
+        weight = self._copy(name, base.weight, base.weight)
+        for key in adapters:
+            up, down = layer.lora_B[key].weight, layer.lora_A[key].weight
+            weight.addmm_(up, down, alpha=layer.scaling[key])
+        twin.weight = nn.Parameter(weight, requires_grad=False)
         return twin.eval()
+
+    def _plain(self, layer: nn.Linear, name: str) -> nn.Module:
+        """Return the layer itself, or one with its weights packed; done once, as they stay."""
+        if not self._ample or not packable(layer.weight) or "forward" in layer.__dict__:
+            return layer
+        weight, bias = layer.weight, layer.bias
+        key = (weight.data_ptr(), weight._version, None if bias is None else bias.data_ptr())
+        found = self._packed.get(name)
+        if found is None or found[0] != key:
+            found = self._packed[name] = key, PackedLinear(weight, bias)
+        return found[1]
 
     @torch.no_grad()
     def _rounded(self, layer, name: str) -> nn.Module:
         """Return a layer of the same weights whose A and B are in the base's own format."""
         base, adapters = layer.base_layer, _active(layer)
+        product = self._plain(base, name)
         if not adapters:
-            return base
+            return product
         pairs = []
         for key in adapters:
             down, up = layer.lora_A[key].weight, layer.lora_B[key].weight
             down = self._copy(f"{name}.{key}.A", down, base.weight)
             up = self._copy(f"{name}.{key}.B", up, base.weight)
             pairs.append((down, up, layer.scaling[key]))
-        return LowRank(base.weight, base.bias, pairs)
+        return LowRank(product, pairs)
 
     def _copy(self, name: str, source: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
         """Return a copy of `source` in the format of `like`, at the same address every time."""

@@ -1,0 +1,71 @@
+"""The products of linear layers, by the library that is the faster one on this processor.
+
+torch brings two: MKL, which it asks for float32 products, and oneDNN, for bfloat16. On processors
+that are not Intel's MKL leaves AVX-512 unused, oneDNN does not: there it makes float32 products
+about twice as fast. Where few rows meet all weights, as in sampling, weights that lie in oneDNN's
+own order (packed) are faster still, in bfloat16 too; and a row's product is then the same alone
+and beside others, for nearly all shapes. Everywhere else torch chooses, as ever.
+"""
+
+from functools import cache
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+FEW = 4  # rows below which a product is nothing but reading the weights
+PACKED_FOR = 64  # rows that weights are packed for
+CPU_FACTS = Path("/proc/cpuinfo")
+
+
+@cache
+def fast() -> bool:
+    """Return whether oneDNN makes float32 products faster than torch's own choice."""
+    try:
+        intel = "GenuineIntel" in CPU_FACTS.read_text(encoding="utf-8", errors="replace")
+    except OSError:  # another system: nothing was measured there
+        return False
+    return _there() and not intel and torch.backends.cpu.get_cpu_capability().startswith("AVX512")
+
+
+@cache
+def _there() -> bool:
+    names = ("_linear_pointwise", "_reorder_linear_weight")
+    return torch.backends.mkldnn.is_available() and all(
+        hasattr(torch.ops.mkldnn, name) for name in names
+    )
+
+
+def packable(weight: torch.Tensor) -> bool:
+    """Return whether products with few rows get faster if this weight is packed."""
+    if weight.device.type != "cpu" or weight.dim() != 2 or not _there():
+        return False
+    if weight.dtype == torch.bfloat16:
+        return torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return weight.dtype == torch.float32 and fast()
+
+
+def linear(x: torch.Tensor, weight: torch.Tensor, bias=None) -> torch.Tensor:
+    """Return x W^T + b; x [..., in], weight [out, in], bias [out] or None. It has no gradient."""
+    many = x.numel() >= FEW * x.shape[-1]
+    if many and weight.dtype == torch.float32 and weight.device.type == "cpu" and fast():
+        return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+    return functional.linear(x, weight, bias)
+
+
+def matmul(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+    """Return one @ other, [n, k] and [k, m]. It has no gradient."""
+    return linear(one, other.t())
+
+
+class PackedLinear(nn.Module):
+    """y = x W^T + b, for sampling only; W lies in oneDNN's order. weight: see `packable`."""
+
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None):
+        super().__init__()
+        self.packed = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), PACKED_FOR)
+        self.bias = bias
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, "none", [], "")
