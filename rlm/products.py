@@ -2,9 +2,10 @@
 
 torch brings two: MKL, which it asks for float32 products, and oneDNN, for bfloat16. On processors
 that are not Intel's MKL leaves AVX-512 unused, oneDNN does not: there it makes float32 products
-about twice as fast. Where few rows meet all weights, as in sampling, weights that lie in oneDNN's
-own order (packed) are faster still, in bfloat16 too; and a row's product is then the same alone
-and beside others, for nearly all shapes. Everywhere else torch chooses, as ever.
+about twice as fast, but for small ones, where its calls cost more. Where few rows meet all
+weights, as in sampling, weights that lie in oneDNN's own order (packed) are faster still, in
+bfloat16 too; and a row's product is then the same alone and beside others, for nearly all shapes.
+Everywhere else torch chooses, as ever.
 """
 
 from functools import cache
@@ -14,7 +15,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-FEW = 4  # rows below which a product is nothing but reading the weights
+SMALL = 2**20  # multiplications below which oneDNN's call costs more than it gains
+LEAST = 2**16  # weights of a layer that is worth packing
 PACKED_FOR = 64  # rows that weights are packed for
 CPU_FACTS = Path("/proc/cpuinfo")
 
@@ -39,24 +41,43 @@ def _there() -> bool:
 
 def packable(weight: torch.Tensor) -> bool:
     """Return whether products with few rows get faster if this weight is packed."""
-    if weight.device.type != "cpu" or weight.dim() != 2 or not _there():
+    if weight.device.type != "cpu" or weight.numel() < LEAST or not _there():
         return False
     if weight.dtype == torch.bfloat16:
         return torch.ops.mkldnn._is_mkldnn_bf16_supported()
     return weight.dtype == torch.float32 and fast()
 
 
+def onednn(x: torch.Tensor, weight: torch.Tensor, bias) -> torch.Tensor:
+    """Return x W^T + b by oneDNN; the weight as it is or packed."""
+    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+
+
 def linear(x: torch.Tensor, weight: torch.Tensor, bias=None) -> torch.Tensor:
     """Return x W^T + b; x [..., in], weight [out, in], bias [out] or None. It has no gradient."""
-    many = x.numel() >= FEW * x.shape[-1]
-    if many and weight.dtype == torch.float32 and weight.device.type == "cpu" and fast():
-        return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+    large = x.numel() * len(weight) >= SMALL
+    if large and weight.dtype == torch.float32 and weight.device.type == "cpu" and fast():
+        return onednn(x, weight, bias)
     return functional.linear(x, weight, bias)
 
 
 def matmul(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
     """Return one @ other, [n, k] and [k, m]. It has no gradient."""
     return linear(one, other.t())
+
+
+class DenseLinear(nn.Linear):
+    """y = x W^T + b, for sampling only; the weights are those of another layer."""
+
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None):
+        super().__init__(1, 1, bias=False, device="meta")
+        self.out_features, self.in_features = weight.shape
+        self.weight = nn.Parameter(weight.detach(), requires_grad=False)
+        self.bias = bias
+        self.eval()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return linear(x, self.weight, self.bias)
 
 
 class PackedLinear(nn.Module):
@@ -68,4 +89,4 @@ class PackedLinear(nn.Module):
         self.bias = bias
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, "none", [], "")
+        return onednn(x, self.packed, self.bias)

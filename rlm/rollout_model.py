@@ -20,7 +20,7 @@ from rlm import attention
 from rlm.errors import InputError
 from rlm.low_rank import LowRank, plain_lora
 from rlm.memory import free_bytes
-from rlm.products import PackedLinear, packable
+from rlm.products import DenseLinear, PackedLinear, packable
 
 AMPLE = 4  # times what packed weights take that has to be free
 
@@ -101,21 +101,19 @@ class RolloutModel:
                 up, down = layer.lora_B[key].weight, layer.lora_A[key].weight
                 weight = torch.addmm(weight, up, down, alpha=layer.scaling[key])
             return PackedLinear(weight, base.bias)
-        twin = nn.Linear(1, 1, bias=False, device="meta")
-        twin.in_features, twin.out_features = base.in_features, base.out_features
-        twin.bias = base.bias
         weight = self._copy(name, base.weight, base.weight)
         for key in adapters:
             up, down = layer.lora_B[key].weight, layer.lora_A[key].weight
             weight.addmm_(up, down, alpha=layer.scaling[key])
-        twin.weight = nn.Parameter(weight, requires_grad=False)
-        return twin.eval()
+        return DenseLinear(weight, base.bias)
 
     def _plain(self, layer: nn.Linear, name: str) -> nn.Module:
-        """Return the layer itself, or one with its weights packed; done once, as they stay."""
-        if not self._ample or not packable(layer.weight) or "forward" in layer.__dict__:
-            return layer
+        """Return a layer of the same weights, packed where that is faster: once, as they stay."""
         weight, bias = layer.weight, layer.bias
+        if "forward" in layer.__dict__:
+            return layer
+        if not self._ample or not packable(weight):
+            return DenseLinear(weight, bias)
         key = (weight.data_ptr(), weight._version, None if bias is None else bias.data_ptr())
         found = self._packed.get(name)
         if found is None or found[0] != key:

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch.nn import functional
 
@@ -15,8 +15,14 @@ from tests.tiny_models import SIZE, byte_tokenizer, tiny_lora, tiny_model
 
 NUMBERS = st.sampled_from([1, 2, 3, 4, 5, 16, 33, 64, 130])
 needs_packing = pytest.mark.skipif(
-    not packable(torch.ones(2, 2)), reason="on this processor torch's own choice is taken"
+    not packable(torch.ones(512, 512)), reason="on this processor torch's own choice is taken"
 )
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_too_small(monkeypatch):
+    monkeypatch.setattr(products, "SMALL", 1)
+    monkeypatch.setattr(products, "LEAST", 1)
 
 
 def draw(*shape, seed=0, dtype=torch.float32):
@@ -28,7 +34,10 @@ def close(one, other):
     return torch.allclose(one.float(), other.float(), atol=1e-4, rtol=1e-5)
 
 
-@settings(max_examples=60, deadline=None)
+FIXED = [HealthCheck.function_scoped_fixture]  # the fixture is the same for each example
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=FIXED)
 @given(NUMBERS, NUMBERS, NUMBERS, st.booleans())
 def test_a_product_is_that_of_torch(rows, width, out, biased):
     x, weight = draw(rows, width, seed=1), draw(out, width, seed=2)
@@ -42,7 +51,7 @@ def test_a_product_is_that_of_torch(rows, width, out, biased):
 
 
 @needs_packing
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40, deadline=None, suppress_health_check=FIXED)
 @given(NUMBERS, NUMBERS, NUMBERS, st.sampled_from([torch.float32, torch.bfloat16]))
 def test_a_packed_layer_is_the_layer(rows, width, out, dtype):
     x, weight, bias = draw(rows, width, dtype=dtype), draw(out, width, dtype=dtype), draw(out)
@@ -92,6 +101,20 @@ def test_weights_are_packed_once_and_anew_when_they_change():
     rollout.sync()
     changed = [n for n, m in layers.items() if rollout.network.get_submodule(n) is not m]
     assert changed == [name]
+
+
+@needs_packing
+def test_small_products_are_left_to_torch(monkeypatch):
+    called = []
+    real = products.onednn
+    monkeypatch.setattr(products, "onednn", lambda *a: called.append(1) or real(*a))
+    monkeypatch.setattr(products, "SMALL", 8 * 4 * 2)
+    linear(draw(7, 4), draw(2, 4))
+    assert not called
+    linear(draw(8, 4), draw(2, 4))
+    assert called
+    monkeypatch.setattr(products, "LEAST", 9)
+    assert packable(draw(3, 3)) and not packable(draw(2, 4))
 
 
 @needs_packing
