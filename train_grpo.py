@@ -23,6 +23,7 @@ from functools import partial
 
 import config
 import data
+import trl_training
 import tryout
 from rlm.errors import run
 from rlm.seeds import derive
@@ -46,6 +47,8 @@ def train(settings) -> dict:
 
     began = time.monotonic()
     start(settings.model, **settings.process())
+    if settings.backend == "trl":
+        return trl_training.train(settings, began, rate=learning_rate, due=due, keep=keep_best)
     from rlm.best import Best
     from rlm.guard import Guard
     from rlm.hacking import Watch
