@@ -1,6 +1,7 @@
 """The settings of train_grpo.py. config.py is the door: it loads them."""
 
-from typing import Literal
+import os
+from typing import Any, Literal
 
 from pydantic import field_validator
 
@@ -9,6 +10,18 @@ from config_training import Training
 from rlm.errors import InputError
 from rlm.parsing import parse_rewards
 from rlm.settings import nearest, option
+from rlm.trl_options import read_options
+
+# What --backend trl cannot do: setting -> the values it may have nevertheless, and why.
+TRL_CANNOT: dict[str, tuple[tuple, str]] = {
+    "replace_dead_groups": ((0,), "it samples the questions of a step once"),
+    "budget": ((None,), "its number of steps is fixed from the start"),
+    "save_every": ((0,), "it keeps no checkpoints"),
+    "resume": (("auto", "never"), "it keeps no checkpoints"),
+    "probe": ((0,), "what is tried are our own sampling and learning"),
+    "check_only": ((False,), "what is tried are our own sampling and learning"),
+    "quantize": (("none",), "it would turn the LoRA to bfloat16"),
+}
 
 
 class GRPOSettings(Training):
@@ -80,6 +93,20 @@ class GRPOSettings(Training):
         False, "try the settings out, forecast the run and end: exit code 0 for GO, 3 for NO-GO"
     )
 
+    backend: Literal["own", "trl"] = option(
+        "own",
+        "which loop samples and learns; trl: TRL's GRPOTrainer, without checkpoints and trials",
+        section="Backend",
+    )
+    trl_options: dict[str, Any] = option(
+        {}, "with --backend trl: more fields of its GRPOConfig, as JSON", shown="none"
+    )
+
+    @field_validator("trl_options", mode="before")
+    @classmethod
+    def _options(cls, value):
+        return read_options(value)
+
     @field_validator("rewards", mode="before")
     @classmethod
     def _weights(cls, value):
@@ -99,3 +126,27 @@ class GRPOSettings(Training):
             hint = nearest(name, REWARDS)
             raise InputError(f"{self.given('rewards')}: no reward {name}{hint}; use "
                              f"{', '.join(REWARDS)}, or write it in rewards.py")  # fmt: skip
+        self._check_backend()
+
+    def _check_backend(self) -> None:
+        """InputError for what the backend would leave undone."""
+        if self.backend == "own":
+            if self.trl_options:
+                raise InputError(f"{self.given('trl_options')}: only with --backend trl")
+            return
+        for name, (fine, why) in TRL_CANNOT.items():
+            if name in self.model_fields_set and getattr(self, name) not in fine:
+                raise InputError(f"{self.given(name)}: not with --backend trl, {why}; leave it "
+                                 "out, or use --backend own")  # fmt: skip
+        if os.environ.get("WORLD_SIZE", "1") != "1":
+            raise InputError("--backend trl: trains in one process; start it without torchrun, or "
+                             "use --backend own")  # fmt: skip
+        loss = self.trl_options.get("loss_type")
+        unused = ["loss"] if loss else []
+        unused += ["clip_low", "clip_high"] if loss in ("sapo", "vespo") else []
+        for name in self.model_fields_set.intersection(unused):
+            raise InputError(f"{self.given(name)}: does nothing with loss_type {loss} of "
+                             "--trl-options; leave one of them out")  # fmt: skip
+        if self.loss == "gspo" and "importance_sampling_level" in self.trl_options:
+            raise InputError(f"{self.given('loss')}: has its importance_sampling_level; leave it "
+                             "out of --trl-options")  # fmt: skip

@@ -24,6 +24,7 @@ from functools import cache, partial
 
 import config
 import data
+import trl_training
 import tryout
 from rlm import parallel
 from rlm.errors import run
@@ -48,6 +49,8 @@ def train(settings) -> dict:
 
     began = time.monotonic()
     start(settings.model, **settings.process())
+    if settings.backend == "trl":
+        return trl_training.train(settings, began, rate=learning_rate, due=due, keep=keep_best)
     from rlm.best import Best
     from rlm.guard import Guard
     from rlm.hacking import Watch

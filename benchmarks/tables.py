@@ -166,6 +166,24 @@ def serve_table() -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
+def backends_table() -> str:
+    """Return what each backend reached from the same SFT adapter, and what it took."""
+    if not (RESULTS / "backends.json").exists():
+        return "Not measured yet: `python benchmarks/backends.py`."
+    found = read_named("backends")
+    head = ["", "seed", "after SFT", "after GRPO", "training, s", "a step, s", "peak memory, MB"]
+    lines = [head, ["---"] * len(head)]
+    for run in found["results"]:
+        for name in run["order"]:
+            each = run[name]
+            lines.append([
+                name, str(run["seed"]), interval(run["sft"]), interval(each["test"]),
+                f"{each['seconds']:.0f}", f"{each['step_seconds']:.2f}",
+                f"{each['peak_memory_mb']:.0f}",
+            ])  # fmt: skip
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
 def _ratio(spread: dict) -> str:
     return f"{spread['median']:.1f} ({spread['low']:.1f}–{spread['high']:.1f})"
 
@@ -227,14 +245,20 @@ def filled(readme: str) -> str:
         "scaling": scaling_table(),
         "robustness": robustness_table(),
         "serve": serve_table(),
+        "backends": backends_table(),
     }
+    return fill(readme, tables)
+
+
+def fill(text: str, tables: dict[str, str]) -> str:
+    """Return the text with each table in its `<!-- table NAME -->` block, which has to be there."""
     for name, table in tables.items():
         block = re.compile(rf"(<!-- table {name} -->\n).*?(<!-- end -->)", re.DOTALL)
-        if not block.search(readme):
-            raise SystemExit(f"README.md has no block <!-- table {name} --> ... <!-- end -->")
+        if not block.search(text):
+            raise SystemExit(f"there is no block <!-- table {name} --> ... <!-- end -->")
         # In a function of its own: in a plain replacement backslashes would be read.
-        readme = block.sub(partial(_filled, table), readme)
-    return readme
+        text = block.sub(partial(_filled, table), text)
+    return text
 
 
 def _filled(table: str, block: re.Match[str]) -> str:

@@ -128,6 +128,12 @@ def test_grpo(folder):
     assert (folder / "weights/grpo/adapter_model.safetensors").is_file()
 
 
+def test_grpo_by_trl(folder):
+    words = ["--num-samples", 8, "--max-steps", 1, "--questions-per-step", 2, "--group-size", 2]
+    run(folder, "train_grpo.py", *SMALL, *words, "--backend", "trl", "--output", "weights/trl")
+    assert (folder / "weights/trl/adapter_model.safetensors").is_file()
+
+
 def test_both_stages_in_one_go(folder):
     words = ["--num-samples", 8, "--sft-max-steps", 1, "--grpo-max-steps", 1, "--grpo-samples", 2]
     run(folder, "train.py", *SMALL, *words, "--weights", "both", "--no-wandb")
