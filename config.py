@@ -177,7 +177,9 @@ SECTIONS = {
 def _layers(cls, argv: Sequence[str], config: str | None = None) -> tuple[dict, dict]:
     """(values, origins) of a script: its file's sections, then the environment, then the flags."""
     flags, flag_origins = read_flags(cls, list(argv), Path(sys.argv[0]).name)
-    known = {name for section in SECTIONS.values() for name in section.model_fields}
+    # Keys are read where they are used and are no settings, so that no dump holds them.
+    known = {"api_key", "upstream_key"}
+    known |= {name for section in SECTIONS.values() for name in section.model_fields}
     values, origins = read_environment(cls, known)
     path = flags.get("config") or values.get("config") or config
     if path:

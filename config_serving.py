@@ -2,14 +2,19 @@
 
 import re
 
-from pydantic import field_validator
+from pydantic import field_validator, model_validator
 
 from config_shared import Shared
 from rlm.errors import InputError
+from rlm.folders import check_model
 from rlm.parsing import words_of
-from rlm.settings import option
+from rlm.settings import flag_of, option
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
+HOST = r"[A-Za-z0-9]([\w.\-]*\w)?|\[[0-9A-Fa-f:.]+\]"
+URL = re.compile(rf"(https?://(?:{HOST})(?::(\d{{1,5}}))?(?:/[\w.~\-]+)*?)(?:/v1)?/?", re.ASCII)
+# Of the model in this process; with --upstream there is none.
+OF_THE_ENGINE = ("device", "dtype", "quantize", "cache_tokens", "cuda_graphs")
 
 
 class ServeSettings(Shared):
@@ -24,7 +29,23 @@ class ServeSettings(Shared):
     )
     host: str = option("127.0.0.1", "address to listen on; any other needs a key", section="Server")
     port: int = option(8000, "port to listen on; 0: a free one", ge=0, le=65535)
-    max_rows: int = option(32, "samples that run at once", ge=1, le=4096, section="Limits")
+    upstream: list[str] = option(
+        [],
+        "URLs of running `vllm serve` that do the generation, as http://127.0.0.1:8001; their key "
+        "is in RLM_UPSTREAM_KEY, --model is theirs and gives the tokenizer",
+        section="Upstream",
+        shown="none: the model runs here",
+    )
+    upstream_model: str | None = option(
+        None, "name that they serve the model or the adapter under", shown="the only one they have"
+    )
+    max_rows: int = option(
+        32,
+        "samples that run at once; with --upstream on each server",
+        ge=1,
+        le=4096,
+        section="Limits",
+    )
     max_queue: int = option(64, "requests that may wait; more are refused", ge=1, le=100_000)
     max_tokens: int = option(1024, "longest completion, tokens", ge=1, le=131072)
     timeout: float = option(120.0, "seconds a request may take, its wait included", gt=0, le=3600)
@@ -40,7 +61,13 @@ class ServeSettings(Shared):
     )
     log_content: bool = option(False, "log prompts and answers too")
 
-    @field_validator("cors_origin", mode="before")
+    @model_validator(mode="before")
+    @classmethod
+    def _adapter_is_upstream(cls, given: dict) -> dict:
+        auto = given.get("adapter") in (None, "auto")
+        return given | {"adapter": "none"} if given.get("upstream") and auto else given
+
+    @field_validator("cors_origin", "upstream", mode="before")
     @classmethod
     def _split(cls, value):
         return words_of(value)
@@ -54,7 +81,19 @@ class ServeSettings(Shared):
     def with_tunnel(self) -> bool:
         return self.tunnel or self.require_tunnel
 
+    @property
+    def upstream_urls(self) -> list[str]:
+        """The servers' URLs without what every server has behind its own, /v1."""
+        return [match[1] for url in self.upstream if (match := URL.fullmatch(url))]
+
+    def check_places(self) -> None:
+        if self.upstream:
+            check_model(self.model, self.given("model"), weights=False)
+        else:
+            super().check_places()
+
     def check_values(self) -> None:
+        self._check_upstream()
         for origin in self.cors_origin:
             if not re.fullmatch(r"https?://[\w.\-\[\]:]+|\*", origin):
                 raise InputError(f"{self.given('cors_origin')}: an origin is a scheme and a host, "
@@ -64,3 +103,31 @@ class ServeSettings(Shared):
                              "would not listen; leave --host out with --tunnel")  # fmt: skip
         if self.tunnel_domain and not self.with_tunnel:
             raise InputError(f"{self.given('tunnel_domain')}: needs --tunnel")
+
+    def _check_upstream(self) -> None:
+        for url in self.upstream:
+            match = URL.fullmatch(url)
+            if "@" in url:
+                raise InputError("--upstream: a URL with a user or a password; leave them out and "
+                                 "give the key as RLM_UPSTREAM_KEY")  # fmt: skip
+            if not match or int(match[3] or 1) not in range(1, 65536):
+                raise InputError(f"{self.given('upstream')}: {url!r} is no URL of a server; use "
+                                 "one such as http://127.0.0.1:8001")  # fmt: skip
+        if len(set(self.upstream_urls)) < len(self.upstream):
+            raise InputError(f"{self.given('upstream')}: a server stands there twice; keep one")
+        if not self.upstream:
+            if self.upstream_model is not None:
+                raise InputError(f"{self.given('upstream_model')}: needs --upstream")
+            return
+        if self.adapter:
+            name = "adapter" if "adapter" in self._origins else "model"
+            raise InputError(
+                f"{self.given(name)}: with --upstream the adapter is loaded by the servers "
+                "(--lora-modules NAME=FOLDER); give their base by --model, NAME by "
+                "--upstream-model, and the format by --format"
+            )
+        for name in OF_THE_ENGINE:
+            origin = self._origins.get(name)
+            if origin and ": common: " not in origin:  # there it is meant for other scripts too
+                raise InputError(f"{origin}: with --upstream no model runs here; give it to the "
+                                 f"servers and leave {flag_of(name)} out")  # fmt: skip

@@ -3,11 +3,13 @@
     python serve.py                                   # weights/final_rlm_lora on its base
     python serve.py --port 9000 --adapter none
     NGROK_AUTHTOKEN=... python serve.py --tunnel      # a public URL; a key is made if none is given
+    python serve.py --upstream http://gpu-1:8000 http://gpu-2:8000 --upstream-model rlm
 
 Exit codes: 0 after a signal, 1 if the engine died, 2 for wrong input (a port that is taken too),
 3 if --require-tunnel found none.
 """
 
+import asyncio
 import logging
 import os
 import shlex
@@ -28,27 +30,53 @@ logger = logging.getLogger("rlm.server")
 
 
 def load(settings):
-    """Return the service: the model with its adapter, checked, in an engine, behind a queue."""
+    """Return the service: an engine or other servers, checked, behind a queue."""
     from rlm import formats
+    from rlm.server.service import Service
+
+    worker, tokenizer, name = (upstream if settings.upstream else own_engine)(settings)
+    return Service(
+        worker=worker,
+        tokenizer=tokenizer,
+        format=formats.get_format(settings.format),
+        model=name,
+        max_tokens=min(settings.max_tokens, worker.context_tokens or settings.max_tokens),
+        timeout_seconds=settings.timeout,
+        log_content=settings.log_content,
+    )
+
+
+def own_engine(settings) -> tuple:
+    """Return (worker, tokenizer, name): the model with its adapter, checked, in an engine."""
     from rlm.engine import Engine
     from rlm.models import check_finite
     from rlm.policy import open_policy
-    from rlm.server.service import Service
     from rlm.server.worker import Worker
 
     policy = open_policy(settings.model, settings.adapter, **settings.loading())
     check_finite(policy.model)
     limits = {"max_rows": settings.max_rows, "admissions": 2} | settings.engine()
     engine = Engine(policy.model, policy.tokenizer, **limits)
-    return Service(
-        worker=Worker(engine, max_queue=settings.max_queue),
-        tokenizer=policy.tokenizer,
-        format=formats.get_format(settings.format),
-        model=Path(settings.adapter or settings.model).name,
-        max_tokens=min(settings.max_tokens, engine.context_tokens or settings.max_tokens),
-        timeout_seconds=settings.timeout,
-        log_content=settings.log_content,
-    )
+    name = Path(settings.adapter or settings.model).name
+    return Worker(engine, max_queue=settings.max_queue), policy.tokenizer, name
+
+
+def upstream(settings) -> tuple:
+    """Return (worker, tokenizer, name): running `vllm serve`, looked at, and no model here."""
+    from rlm.chat import end_ids, token_ids
+    from rlm.models import load_tokenizer
+    from rlm.server.pool import Pool, look_at
+    from rlm.server.upstream_worker import UpstreamWorker
+    from rlm.upstream import PROBE, read_key
+
+    key, urls = read_key(), settings.upstream_urls
+    tokenizer, generation_config = load_tokenizer(settings.model)
+    probe = token_ids(tokenizer, PROBE)
+    served, absent = asyncio.run(look_at(urls, key, settings.upstream_model, probe))
+    more = {"served": served, "absent": absent, "room": settings.max_rows, "probe_ids": probe}
+    pool, stops = Pool(urls, key, **more), frozenset(end_ids(tokenizer, generation_config))
+    worker = UpstreamWorker(pool, tokenizer, stop_ids=stops, max_queue=settings.max_queue)
+    return worker, tokenizer, Path(served.model).name
 
 
 def curl(url: str, key: Key | None) -> str:
@@ -83,7 +111,8 @@ def serve(settings, key: Key | None, sock) -> int:
     from rlm.server.app import make_app
     from rlm.server.run import Server
 
-    start(settings.model, seed=0, **settings.process())
+    models = [] if settings.upstream else [settings.model]
+    start(*models, seed=0, **settings.process())
     service = load(settings)
     app = make_app(
         service,

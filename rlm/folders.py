@@ -57,10 +57,16 @@ def looks_like_path(name: str) -> bool:
     return local or first == "weights" or os.path.isdir(first)
 
 
-def check_model(name: str, given: str) -> None:
-    """InputError if a folder holds no model; a hub id is left to whoever loads it."""
+def check_model(name: str, given: str, *, weights: bool = True) -> None:
+    """InputError if a folder holds no model; a hub id is left to whoever loads it.
+
+    weights: whether they are needed, or the tokenizer alone.
+    """
     folder = folder_of(name)
-    if folder:
+    if folder and not weights:
+        if not any(folder.glob("tokenizer*.json")):
+            raise InputError(f"{given}: the folder has no tokenizer; give a model's folder")
+    elif folder:
         if not (folder / "config.json").is_file():
             raise InputError(f"{given}: the folder has no config.json; give a model's folder")
         if not any(folder.glob("*.safetensors")):

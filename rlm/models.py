@@ -32,6 +32,7 @@ __all__ = [
     "fingerprint",
     "load_adapter",
     "load_base",
+    "load_tokenizer",
     "pick_device",
     "read_manifest",
     "save_adapter",
@@ -69,7 +70,7 @@ def load_base(name_or_path: str, *, device="auto", dtype: str = "auto", quantize
         raise ModelError(f"dtype {dtype!r}: unknown; use one of {', '.join(DTYPES)}")
     place, local_only = find(name_or_path)
     from safetensors import SafetensorError
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
     logging.disable_progress_bar()  # a bar of a tenth of a second, in the middle of the output
@@ -80,17 +81,7 @@ def load_base(name_or_path: str, *, device="auto", dtype: str = "auto", quantize
     else:
         more = {}
     options = {"trust_remote_code": False, "local_files_only": local_only}
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(place, **options)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ModelError(failed(name_or_path, "its tokenizer cannot be loaded", error)) from error
-    if len(tokenizer) <= len(tokenizer.all_special_ids):
-        raise ModelError(
-            f"{name_or_path}: has no tokenizer; put tokenizer.json and "
-            "tokenizer_config.json beside its weights"
-        )
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
+    tokenizer = _tokenizer(name_or_path, place, options)
     try:
         model = AutoModelForCausalLM.from_pretrained(
             place, dtype=torch_dtype, use_safetensors=True, **options, **more
@@ -98,6 +89,44 @@ def load_base(name_or_path: str, *, device="auto", dtype: str = "auto", quantize
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise ModelError(failed(name_or_path, "its weights cannot be loaded", error)) from error
     return (model if more else model.to(device)).eval(), tokenizer
+
+
+def load_tokenizer(name_or_path: str):
+    """Return (tokenizer, generation config or None) of a model without its weights.
+
+    ModelError as `load_base` has it; a folder needs a tokenizer and no weights.
+    """
+    place, local_only = find(name_or_path, weights=False)
+    from transformers import AutoConfig, GenerationConfig
+
+    options = {"trust_remote_code": False, "local_files_only": local_only}
+    tokenizer = _tokenizer(name_or_path, place, options)
+    try:
+        return tokenizer, GenerationConfig.from_pretrained(place, local_files_only=local_only)
+    except (OSError, ValueError):
+        pass
+    try:  # as transformers does it for a model without such a file
+        config = AutoConfig.from_pretrained(place, **options)
+        return tokenizer, GenerationConfig.from_model_config(config)
+    except (OSError, ValueError):
+        return tokenizer, None
+
+
+def _tokenizer(name: str, place: str, options: dict):
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(place, **options)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ModelError(failed(name, "its tokenizer cannot be loaded", error)) from error
+    if len(tokenizer) <= len(tokenizer.all_special_ids):
+        raise ModelError(
+            f"{name}: has no tokenizer; put tokenizer.json and "
+            "tokenizer_config.json beside its weights"
+        )
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
 
 
 def add_lora(model, *, r: int, alpha: float, dropout: float = 0.0, seed: int):
@@ -134,17 +163,19 @@ def check_finite(model) -> None:
 # Where a model is.
 
 
-def find(name: str) -> tuple[str, bool]:
+def find(name: str, *, weights: bool = True) -> tuple[str, bool]:
     """Return (place, whether no network may be used) of a model; ModelError if there is none.
 
-    It imports no torch and answers within 3 seconds, with a network and without.
+    weights: whether they are needed, or the tokenizer alone. It imports no torch and answers
+    within 3 seconds, with a network and without.
     """
     if folder := folder_of(name):
-        _check_folder(name, folder)
+        if weights:
+            _check_folder(name, folder)
         return str(folder), True
     if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name):
         raise ModelError(f"model {name!r}: neither a folder nor a name like owner/model")
-    if _cached(name):
+    if _cached(name, weights):
         return name, True
     switch = hub.offline_switch()
     why = f"{switch} is set" if switch else f"{hub.endpoint()} does not answer"
@@ -168,8 +199,8 @@ def _check_folder(name: str, folder: Path) -> None:
         )
 
 
-def _cached(name: str) -> bool:
-    """Return whether the local cache holds the whole model."""
+def _cached(name: str, weights: bool) -> bool:
+    """Return whether the local cache holds the whole model, or its tokenizer."""
     from huggingface_hub import try_to_load_from_cache
 
     def path(file: str) -> str | None:
@@ -178,6 +209,8 @@ def _cached(name: str) -> bool:
 
     if not path("config.json"):
         return False
+    if not weights:
+        return bool(path("tokenizer_config.json"))
     index = path("model.safetensors.index.json")
     if not index:
         return bool(path("model.safetensors"))

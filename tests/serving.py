@@ -32,28 +32,25 @@ def policy():
 
 
 @contextmanager
-def served(
-    *,
-    max_rows=16,
-    max_queue=64,
-    is_key=None,
-    cors_origins=(),
-    wait=True,
-    send_buffer=None,
-    **options,
-):
-    """Serve the shipped adapter from a thread. Yields url, client, service and engine.
+def served(*, max_rows=16, max_queue=64, **more):
+    """Serve the shipped adapter from a thread. Yields url, client, service, server and engine."""
+    opened = policy()
+    engine = Engine(opened.model, opened.tokenizer, max_rows=max_rows, admissions=2)
+    worker = Worker(engine, max_queue=max_queue)
+    with running(worker, **more) as place:
+        place.engine = engine
+        yield place
+
+
+@contextmanager
+def running(worker, *, is_key=None, cors_origins=(), wait=True, send_buffer=None, **options):
+    """Serve what a worker makes, with the shipped adapter's tokenizer and format, from a thread.
 
     send_buffer: bytes that the system takes for a client that does not read.
     """
-    opened = policy()
-    engine = Engine(opened.model, opened.tokenizer, max_rows=max_rows, admissions=2)
     told = {"max_tokens": 1024, "timeout_seconds": 60.0, "model": "tiny"} | options
     service = Service(
-        worker=Worker(engine, max_queue=max_queue),
-        tokenizer=opened.tokenizer,
-        format=formats.get_format("think"),
-        **told,
+        worker=worker, tokenizer=policy().tokenizer, format=formats.get_format("think"), **told
     )
     app = make_app(service, is_key=is_key, cors_origins=cors_origins)
     ready = threading.Event()
@@ -68,9 +65,7 @@ def served(
         try:
             assert not wait or ready.wait(30)
             with httpx.Client(base_url=url, timeout=30, limits=limits) as client:
-                yield SimpleNamespace(
-                    url=url, client=client, service=service, engine=engine, server=server
-                )
+                yield SimpleNamespace(url=url, client=client, service=service, server=server)
         finally:
             server.should_exit = True
             thread.join(10)
@@ -106,7 +101,7 @@ def joined(events, channel: str, index: int = 0) -> str:
     return "".join(d["delta"] for name, d in events if name == channel and d["index"] == index)
 
 
-def until(condition, seconds: float = 5.0) -> float:
+def until(condition, seconds: float = 20.0) -> float:
     """Wait until the condition holds; return how long that took."""
     begun = time.monotonic()
     while not condition():

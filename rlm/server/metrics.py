@@ -1,5 +1,8 @@
 """What GET /metrics shows, as Prometheus reads it; a registry of its own for each server."""
 
+from functools import partial
+from operator import attrgetter
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -47,6 +50,16 @@ class Metrics:
         show("rlm_rows", "Sequences that run now", lambda: worker.rows)
         show("rlm_worker_up", "1 while the engine's thread works", lambda: worker.alive)
         show("rlm_completion_tokens", "Tokens sampled since the start", lambda: worker.tokens)
+        if worker.upstreams:
+            show("rlm_upstream_moved", "Samples begun anew elsewhere", lambda: worker.moved)
+        for name, text, look in (
+            ("rlm_upstream_up", "1 while the server is in use", attrgetter("up")),
+            ("rlm_upstream_in_flight", "Samples that run there", attrgetter("in_flight")),
+            ("rlm_upstream_failures", "Requests it has lost", attrgetter("failures")),
+        ):
+            gauge = Gauge(name, text, ["upstream"], registry=self.registry)
+            for upstream in worker.upstreams:
+                gauge.labels(upstream.url).set_function(partial(look, upstream))
 
     def text(self) -> bytes:
         """Return the figures in Prometheus' text format."""

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import uvicorn
 
 from rlm.errors import InputError
-from rlm.server.worker import Worker
+from rlm.server.admission import Admission
 
 logger = logging.getLogger("rlm.server")
 
@@ -43,7 +43,9 @@ def _taken(host: str, port: int, error: OSError) -> InputError:
 class Server(uvicorn.Server):
     """The HTTP server and its worker. on_ready: called once requests are accepted."""
 
-    def __init__(self, app, worker: Worker, *, drain_seconds: float, on_ready: Callable[[], None]):
+    def __init__(
+        self, app, worker: Admission, *, drain_seconds: float, on_ready: Callable[[], None]
+    ):
         super().__init__(
             uvicorn.Config(
                 app,

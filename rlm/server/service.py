@@ -17,11 +17,11 @@ from rlm.errors import InputError
 from rlm.formats import Format
 from rlm.sampling import Closing, Sampling
 from rlm.seeds import derive
+from rlm.server.admission import TIMEOUT, Admission
 from rlm.server.errors import ApiError, invalid, late
 from rlm.server.job import Job
 from rlm.server.metrics import Metrics
 from rlm.server.requests import Ask
-from rlm.server.worker import TIMEOUT, Worker
 from rlm.splitter import Splitter
 
 logger = logging.getLogger("rlm.server")
@@ -35,7 +35,7 @@ GRACE_SECONDS = 2.0  # after its deadline a request does not wait any longer for
 class Service:
     """What the endpoints need. max_tokens, timeout_seconds: the most a request can have."""
 
-    worker: Worker
+    worker: Admission
     tokenizer: object
     format: Format
     model: str
@@ -80,7 +80,7 @@ class Service:
             )
         except InputError as error:
             raise invalid(str(error), "messages") from None
-        tokens, context = len(job.prompt.ids), self.worker.engine.context_tokens
+        tokens, context = len(job.prompt.ids), self.worker.context_tokens
         room = context - tokens if context else self.max_tokens
         wanted = ask.max_tokens or max(1, min(self.max_tokens, room))
         if wanted > room:

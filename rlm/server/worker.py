@@ -13,30 +13,27 @@ from collections.abc import Callable
 from rlm.errors import InputError
 from rlm.records import Prompt, Rollout
 from rlm.sampling import Sampling
+from rlm.server.admission import CANCELLED, TIMEOUT, Admission
 from rlm.server.errors import ApiError, failed, late
 from rlm.server.job import Job
 
 logger = logging.getLogger("rlm.server")
 
 FAILURES = 3  # failing steps in a row until the engine counts as dead
-TIMEOUT, CANCELLED = "timeout", "cancelled"
 
 
-class Worker:
-    """Owns the engine. max_queue: requests that may wait for a row; more are refused."""
+class Worker(Admission):
+    """Owns the engine. max_queue: requests that may wait for a row; more are refused.
+
+    ready: set after one warm-up.
+    """
 
     def __init__(self, engine, *, max_queue: int):
-        self.engine, self.max_queue = engine, max_queue
-        self.ready = threading.Event()  # after one warm-up
-        self.dead = self.closing = False
-        self.last_step = time.monotonic()
-        self.tokens = 0  # sampled so far
-        self.jobs: set[Job] = set()  # all that are accepted and not ended; of the event loop
-        self._waiting: set[Job] = set()  # those of them without a row, under the lock
+        super().__init__(max_queue=max_queue)
+        self.engine = engine
         self._news: list[tuple] = []  # of the current step
         self._rows: dict[int, tuple[Job, int]] = {}  # the engine's id -> job and sample
         self._inbox: list[tuple[Callable, tuple]] = []
-        self._lock = threading.Condition()
         self._stopping = False
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
@@ -47,41 +44,20 @@ class Worker:
         """Start the thread. `loop` calls on_ready after its warm-up, on_dead if it gives up."""
         self._loop, self._on_ready, self._on_dead = loop, on_ready, on_dead
         self._thread.start()
+        self._started = True
 
     @property
     def alive(self) -> bool:
         return self._thread.is_alive() and not self.dead
 
     @property
-    def queued(self) -> int:
-        """Accepted requests none of whose samples has a row."""
-        return len(self._waiting)
-
-    @property
     def rows(self) -> int:
         """Sequences that run now."""
         return len(self.engine.running)
 
-    def check_open(self) -> None:
-        """ApiError 503 unless requests can be accepted now."""
-        if self.dead or (self._loop and not self._thread.is_alive()):
-            raise ApiError(503, "engine_dead", "the engine has stopped; the server ends itself")
-        if self.closing:
-            message = "the server is shutting down; try again in a moment"
-            raise ApiError(503, "shutting_down", message, retry_after=5)
-        if not self.ready.is_set():
-            message = "the model is not ready yet; try again in a moment"
-            raise ApiError(503, "not_ready", message, retry_after=2)
-
-    def reserve(self, job: Job) -> None:
-        """Accept a request before anything is spent on it; ApiError 429 if the queue is full."""
-        self.check_open()
-        if self.queued >= self.max_queue:
-            message = f"{self.queued} requests are waiting; try again in a moment"
-            raise ApiError(429, "overloaded", message, retry_after=self._retry_after())
-        self.jobs.add(job)
-        with self._lock:
-            self._waiting.add(job)
+    @property
+    def context_tokens(self) -> int | None:
+        return self.engine.context_tokens
 
     def submit(self, job: Job) -> None:
         """Hand an accepted request, now with its prompt, to the engine."""
@@ -94,22 +70,6 @@ class Worker:
             self._call(self._drop, job, cause)
         self.release(job)
 
-    def release(self, job: Job) -> None:
-        """Forget a request that has ended, or was never submitted."""
-        self.jobs.discard(job)
-        with self._lock:
-            self._waiting.discard(job)
-
-    async def drain(self, seconds: float) -> None:
-        """Refuse new requests, let the accepted ones end, cancel what is left then."""
-        self.closing = True
-        end = time.monotonic() + seconds
-        while self.jobs and time.monotonic() < end:
-            await asyncio.sleep(0.02)
-        failure = ApiError(503, "shutting_down", "the server is shutting down", retry_after=5)
-        for job in list(self.jobs):
-            self.cancel(job, failure)
-
     def stop(self, seconds: float = 2.0) -> None:
         """End the thread; it may be in the middle of a step, and is left alone after a while."""
         with self._lock:
@@ -117,11 +77,6 @@ class Worker:
             self._lock.notify()
         if self._thread.is_alive():
             self._thread.join(seconds)
-
-    def _retry_after(self) -> int:
-        """Return the seconds in which the queue may be half empty, 1 to 30."""
-        ages = [time.monotonic() - job.accepted for job in self.jobs]
-        return max(1, min(30, round(max(ages, default=1) / 2)))
 
     def _call(self, function: Callable, *arguments) -> None:
         with self._lock:
