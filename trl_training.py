@@ -13,17 +13,14 @@ from itertools import islice
 from typing import Any
 
 import data
+from grpo_parts import due, keep_best, learning_rate
 from rlm.errors import Stopped
 from rlm.seeds import derive
 from stage import begin
 
 
-def train(settings, began: float, *, rate, due, keep) -> dict:
-    """Train by TRL; return what train_grpo.train does.
-
-    rate, due, keep: of train_grpo.py, the learning rate of a step, whether something is done at a
-    step, and what keeps the best adapter.
-    """
+def train(settings, began: float) -> dict:
+    """Train by TRL; return what train_grpo.train does."""
     from rlm import trl_backend
     from rlm.best import Best
     from rlm.guard import Guard
@@ -41,7 +38,7 @@ def train(settings, began: float, *, rate, due, keep) -> dict:
     stage.out.log({"step": 0, "validation_accuracy": best.offer(step=0)})
 
     # 2. The same batches of questions as our own loop; TRL samples and learns.
-    after = partial(after_batch, stage, best, guard, watch, due)
+    after = partial(after_batch, stage, best, guard, watch)
     code = trl_backend.train(
         stage.policy,
         questions,
@@ -49,7 +46,7 @@ def train(settings, began: float, *, rate, due, keep) -> dict:
         score=lambda batch, groups, step: stage.task.score(
             batch, groups, seed=derive("scores", settings.seed, (step, 0))
         ),
-        rate=lambda step: rate(step, settings.max_steps, settings),
+        rate=lambda step: learning_rate(step, settings.max_steps, settings),
         stop_ids=stage.engine.stop_ids,
         folder=str(stage.out.path),
         after_batch=after,
@@ -62,7 +59,7 @@ def train(settings, began: float, *, rate, due, keep) -> dict:
         )
 
     # 3. What is kept is the best adapter by validation accuracy, not the last one.
-    return keep(stage, best, guard, examples)
+    return keep_best(stage, best, guard, examples)
 
 
 def asked(stage, examples):
@@ -107,7 +104,7 @@ def fields(settings, prompts) -> dict[str, Any]:
     )
 
 
-def after_batch(stage, best, guard, watch, due, step: int, batch, advantage, figures) -> bool:
+def after_batch(stage, best, guard, watch, step: int, batch, advantage, figures) -> bool:
     """Log, validate and keep what our own loop does after a step; return True to end."""
     from rlm.rollouts import describe, records
 
