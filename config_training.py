@@ -26,6 +26,7 @@ PASSING = {
     "config", "named_models", "weights", "output", "overwrite", "run", "log_level", "device",
     "threads", "cache_tokens", "cuda_graphs", "token_budget", "wandb_project", "wandb",
     "save_every", "resume", "budget", "probe", "check_only", "tracker", "quiet",
+    "vllm_url", "canary_tolerance",
 }  # fmt: skip
 
 

@@ -38,7 +38,7 @@ def load(settings):
 
     policy = open_policy(settings.model, settings.adapter, **settings.loading())
     check_finite(policy.model)
-    limits = {"max_rows": settings.max_rows, "admissions": 2} | settings.engine()
+    limits = {"max_rows": settings.max_rows, "admissions": 2} | settings.engine_options()
     engine = Engine(policy.model, policy.tokenizer, **limits)
     return Service(
         worker=Worker(engine, max_queue=settings.max_queue),

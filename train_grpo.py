@@ -56,13 +56,13 @@ def train(settings) -> dict:
 
     # 1. Questions with known answers; the policy; the engine that samples from it.
     examples, validation = data.training_sets(settings)
-    stage = begin(settings, began)
+    stage = begin(settings, began, questions=[e.question for e in (*examples, *validation)])
     policy, out = stage.policy, stage.out
     reference = ReferencePolicy(policy.model)  # the policy as it is now, for the KL
     optimizer = Optimizer(policy.model, max_grad_norm=settings.max_grad_norm)
     questions = data.Batches(examples, settings.questions_per_step, seed=settings.seed)
     best = Best(policy.model, lambda: stage.validate(validation))
-    budget = TokenBudget(policy.model, len(policy.tokenizer), settings.token_budget)
+    budget = TokenBudget(policy.model, len(policy.tokenizer), stage.token_budget)
     guard, watch = Guard(out.path), Watch(out.say)
 
     # 2. From the start, or from where a stopped run ended. Can these settings teach anything?
@@ -72,7 +72,7 @@ def train(settings) -> dict:
         tryout.brief(stage, examples, validation, budget.tokens, sample)
         out.log({"step": 0, "validation_accuracy": best.offer(step=0)})
     else:
-        stage.engine.sync()  # the adapter is the checkpoint's by now
+        stage.engine.sync(steps.step)  # the adapter is the checkpoint's by now
 
     # 3. Sample, score, compare, update: `take_step` below.
     take = partial(take_step, stage, questions, optimizer, reference=reference, budget=budget)
@@ -109,7 +109,7 @@ def take_step(stage, questions, optimizer, step: int, *, reference, budget):
     sampled = time.perf_counter()
     work = partial(update, policy, optimizer, batch, advantage, settings, reference)
     learned = budget.attempt(work, undo=optimizer.clear)
-    engine.sync()
+    engine.sync(step)
     ended = time.perf_counter()
     row = {"step": step} | describe(batch, settings.format) | learned
     row |= {"learning_rate": optimizer.learning_rate}
@@ -167,7 +167,7 @@ def update(policy, optimizer, batch, advantage, settings, reference, *, token_bu
     """
     import torch
 
-    from rlm.grpo import kl_estimate, policy_loss
+    from rlm.grpo import importance_metrics, importance_weights, kl_estimate, policy_loss
     from rlm.learner import micro_batches, pack, token_logprobs
 
     model, device = policy.model, next(policy.model.parameters()).device
@@ -182,19 +182,22 @@ def update(policy, optimizer, batch, advantage, settings, reference, *, token_bu
         sampler = batch.logprobs(chosen).to(device)  # [N]
         mask = packed.spread(batch.counted(chosen, settings.truncated == "keep"))  # [N]
         ref = reference.logprobs(packed, **options) if settings.kl_weight else None
-        packs.append((packed, each_token, sampler, mask, ref))
-
-    totals, gap, kls, entropies = dict[str, float](), 0.0, [], []
+        old = old_logprobs(model, packed, sampler, settings, options)
+        packs.append((packed, each_token, sampler, old, mask, ref))
+    totals, gap, kls, entropies, ratios = dict[str, float](), 0.0, [], [], []
     if kept and not settings.kl_weight:
         first, rows = kept[0], slice(16)
         ref = reference.logprobs(pack([batch.ids(first, rows)], device=device), **options)
         kls.append(kl_estimate(batch.logprobs([(first, rows)]).to(device), ref))
     counted = batch.counted_tokens(settings.truncated == "keep")
     for _ in range(settings.updates_per_batch):
-        for packed, each_token, sampler, mask, ref in packs:
+        for packed, each_token, sampler, old, mask, ref in packs:
             logprobs, entropy = token_logprobs(model, packed, statistics=True, **options)
-            # One update: the policy that sampled is the one that learns, its ratio is 1.
-            old = sampler if settings.updates_per_batch > 1 else None
+            if cap := settings.importance_cap:
+                learner = logprobs.detach() if old is None else old
+                weights, ratio = importance_weights(learner, sampler, cap)
+                each_token = each_token * weights
+                ratios.append(ratio[mask > 0])
             loss, metrics = policy_loss(
                 logprobs, old, each_token, packed.sequence,
                 loss_type=settings.loss,
@@ -211,7 +214,27 @@ def update(policy, optimizer, batch, advantage, settings, reference, *, token_bu
     means = {name: value / settings.updates_per_batch for name, value in totals.items()}
     measured = {"kl": kls, "entropy": entropies}  # means over the tokens that were looked at
     found = {name: float(torch.cat(x).mean()) for name, x in measured.items() if x}
+    if len(counts := torch.cat(ratios) if ratios else torch.empty(0)):
+        found |= importance_metrics(counts, settings.importance_cap)
     return means | found | {"sampler_gap": gap}
+
+
+def old_logprobs(model, packed, sampler, settings, options):
+    """Return the old log-probabilities [N] of the clipped ratio; None where that is always 1.
+
+    One update: the policy that sampled is the one that learns. Of several, what our own engine
+    sampled with is the learner's own; with vLLM the learner is asked before the first of them.
+    """
+    import torch
+
+    from rlm.learner import token_logprobs
+
+    if settings.updates_per_batch == 1:
+        return None
+    if settings.engine == "own" and not settings.importance_cap:
+        return sampler
+    with torch.no_grad():
+        return token_logprobs(model, packed, **options)[0]
 
 
 def due(step: int, every: int) -> bool:
