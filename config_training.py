@@ -27,6 +27,7 @@ PASSING = {
     "threads", "cache_tokens", "cuda_graphs", "token_budget", "wandb_project", "wandb",
     "save_every", "resume", "budget", "probe", "check_only", "tracker", "quiet",
     "collective_timeout",
+    "vllm_url", "canary_tolerance",
 }  # fmt: skip
 
 

@@ -78,7 +78,7 @@ def measure_one(settings, examples, name: str, model: str, adapter: str | None, 
 
     policy = open_policy(model, adapter, **settings.loading())
     evaluation = tasks.task_of(settings, policy).measure(
-        Engine(policy.model, policy.tokenizer, **settings.engine()),
+        Engine(policy.model, policy.tokenizer, **settings.engine_options()),
         examples,
         name=name,
         max_tokens=settings.max_tokens,

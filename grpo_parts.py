@@ -4,8 +4,8 @@
 def packed(policy, batch, advantage, settings, reference, mine, token_budget) -> list[tuple]:
     """Return the micro-batches of the groups `mine`, each with what its loss needs.
 
-    For each of its N tokens: the advantage, the sampler's log-probability, whether it counts,
-    the reference's log-probability (None without a KL term).
+    For each of its N tokens: the advantage, the sampler's log-probability, the old policy's (None
+    where it is the one that learns), whether it counts, the reference's (None without a KL term).
     """
     import torch
 
@@ -15,7 +15,8 @@ def packed(policy, batch, advantage, settings, reference, mine, token_budget) ->
     device = next(policy.model.parameters()).device
     packs: list[tuple] = []
     parts = micro_batches([batch.ids(b) for b in mine], token_budget)
-    missing = sharding.missing_turns(policy.model, len(parts)) if settings.kl_weight else 0
+    passes = bool(settings.kl_weight) + asks_learner(settings)
+    missing = sharding.missing_turns(policy.model, passes * len(parts))
     for part in parts:
         chosen = [(mine[i], rows) for i, rows in part]
         pieces = pack([batch.ids(b, rows) for b, rows in chosen], device=device)
@@ -23,9 +24,34 @@ def packed(policy, batch, advantage, settings, reference, mine, token_budget) ->
         sampler = batch.logprobs(chosen).to(device)  # [N]
         mask = pieces.spread(batch.counted(chosen, settings.truncated == "keep"))  # [N]
         ref = reference.logprobs(pieces, **scale(policy, settings)) if settings.kl_weight else None
-        packs.append((pieces, each_token, sampler, mask, ref))
+        old = old_logprobs(policy, pieces, sampler, settings)
+        packs.append((pieces, each_token, sampler, old, mask, ref))
     sharding.run_along(policy.model, missing)
     return packs
+
+
+def asks_learner(settings) -> bool:
+    """Return whether the old log-probabilities have to be the learner's own.
+
+    Of several updates the clipped ratio is to the policy before the first. What our own engine
+    sampled with is the learner's; of another engine the learner is asked.
+    """
+    another = settings.engine != "own" or settings.importance_cap > 0
+    return settings.updates_per_batch > 1 and another
+
+
+def old_logprobs(policy, pieces, sampler, settings):
+    """Return the old log-probabilities [N] of the clipped ratio; None where that is always 1."""
+    import torch
+
+    from rlm.learner import token_logprobs
+
+    if settings.updates_per_batch == 1:
+        return None  # the policy that sampled is the one that learns
+    if not asks_learner(settings):
+        return sampler
+    with torch.no_grad():
+        return token_logprobs(policy.model, pieces, **scale(policy, settings))[0]
 
 
 def first_kl(policy, batch, b: int, settings, reference):

@@ -36,7 +36,7 @@ class Reasoner:
         opened = open_policy(settings.model, settings.adapter, **settings.loading())
         self.opened, self.tokenizer = opened, opened.tokenizer
         self.format = formats.get_format(settings.format)
-        self.engine = Engine(opened.model, opened.tokenizer, **settings.engine())
+        self.engine = Engine(opened.model, opened.tokenizer, **settings.engine_options())
         self.sampling = Sampling(max_tokens=settings.max_tokens, temperature=settings.temperature)
         self.seed = settings.seed
 

@@ -39,6 +39,11 @@ class Stage:
         self.out.measured(found.summary)
         return found
 
+    @property
+    def token_budget(self) -> int:
+        """Tokens of a micro-batch: as set, or as the engine was sized for; 0: by what is free."""
+        return self.settings.token_budget or getattr(self.engine, "learner_tokens", 0)
+
     def reserve(self, validation: float) -> float:
         """Return the seconds to keep for the end: a validation, the save and its proof."""
         return validation + 3 * self.opened + 2
@@ -92,8 +97,10 @@ class Stage:
 
         The summary is that of the evaluation, and "log": what was logged, a dictionary a step.
         """
+        from rlm.engines import close
         from rlm.policy import save_policy
 
+        close(self.engine)  # the proof of the adapter may need its memory
         facts |= described(self.settings) | {"data": data.fingerprint(examples)}
         options = {"overwrite": self.settings.overwrite}
         if parallel.world().first:
@@ -103,14 +110,15 @@ class Stage:
         return evaluation.summary | {"log": self.out.rows}
 
 
-def begin(settings, began: float, *, logged: bool = True) -> Stage:
+def begin(settings, began: float, *, logged: bool = True, questions=()) -> Stage:
     """Open the policy and the run's folder; InputError if the output could not be written.
 
+    questions: texts that will be asked; another engine than our own is sized by the longest.
     began: when the script began, seconds of time.monotonic. logged: False leaves the run's
     folder alone: nothing is gone on from, and `out` is None.
     """
     from rlm import checkpoint, sharding
-    from rlm.engine import Engine
+    from rlm.engines import open_engine
     from rlm.models import pick_device
     from rlm.policy import check_output, open_policy
     from rlm.runs import Run, Silent
@@ -120,7 +128,7 @@ def begin(settings, began: float, *, logged: bool = True) -> Stage:
     found = world.agree(found, "the checkpoint")
     if found:
         checkpoint.check_same(found, {"settings": settings.lasting()})
-    loading, spread = settings.loading(), sharding.asked()
+    loading, spread = settings.loading(), parallel.sharding_asked()
     if spread and settings.script != "grpo":
         raise InputError(
             "the launcher asks for a sharded base, which only train_grpo.py can train; use "
@@ -144,13 +152,37 @@ def begin(settings, began: float, *, logged: bool = True) -> Stage:
         out = Run(settings.run_dir, facts["settings"], **settings.logging(), goes_on=goes_on)
     elif logged:
         out = Silent(settings.run_dir)
-    engine = Engine(policy.model, policy.tokenizer, **settings.engine())
     task = tasks.task_of(settings, policy)
+    engine = open_engine(
+        policy,
+        getattr(settings, "engine", "own"),
+        own=settings.engine_options(),
+        url=getattr(settings, "vllm_url", None),
+        vllm=lambda: _vllm(settings, task, questions, out.path if out and world.first else None),
+    )
     stage = Stage(settings, policy, engine, out, task, found, opened, began)
     if found:
         checkpoint.check_same(found, stage.facts())
         out.say(f"goes on after step {found.step}, from {found.path}")
     return stage
+
+
+def _vllm(settings, task, questions, folder):
+    """Return the `rlm.engines.VllmPlan` of the settings."""
+    from rlm.engines import VllmPlan
+
+    longest = sorted(questions, key=len)[-64:]  # by characters: tokens go roughly with them
+    return VllmPlan(
+        prompts=[task.prompt(question) for question in longest],
+        max_tokens=settings.max_tokens,
+        temperature=settings.temperature,
+        completions=settings.questions_per_step * settings.group_size,
+        group_size=settings.group_size,
+        token_budget=settings.token_budget,
+        format_name=settings.format,
+        tolerance=settings.canary_tolerance,
+        folder=folder,
+    )
 
 
 def described(settings) -> dict:

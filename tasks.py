@@ -68,7 +68,7 @@ class Orchestration:
             policy,
             settings.agent_model,
             loading=settings.loading(),
-            engine=settings.engine(),
+            engine=settings.engine_options(),
             max_tokens=settings.agent_tokens,
             temperature=settings.agent_temperature,
         )

@@ -62,13 +62,13 @@ def train(settings) -> dict:
 
     # 1. Questions with known answers; the policy; the engine that samples from it.
     examples, validation = data.training_sets(settings)
-    stage = begin(settings, began)
+    stage = begin(settings, began, questions=[e.question for e in (*examples, *validation)])
     policy, out = stage.policy, stage.out
     reference = ReferencePolicy(policy.model)  # the policy as it is now, for the KL
     optimizer = Optimizer(policy.model, max_grad_norm=settings.max_grad_norm)
     questions = data.Batches(examples, settings.questions_per_step, seed=settings.seed)
     best = Best(policy.model, lambda: stage.validate(validation))
-    budget = TokenBudget(policy.model, len(policy.tokenizer), settings.token_budget)
+    budget = TokenBudget(policy.model, len(policy.tokenizer), stage.token_budget)
     guard, watch = Guard(out.path), Watch(out.say)
 
     # 2. From the start, or from where a stopped run ended. Can these settings teach anything?
@@ -78,7 +78,7 @@ def train(settings) -> dict:
         tryout.brief(stage, examples, validation, budget.tokens, sample)
         out.log({"step": 0, "validation_accuracy": best.offer(step=0)})
     else:
-        stage.engine.sync()  # the adapter is the checkpoint's by now
+        stage.engine.sync(steps.step)  # the adapter is the checkpoint's by now
 
     # 3. Sample, score, compare, update: `take_step` below.
     take = partial(take_step, stage, questions, optimizer, reference=reference, budget=budget)
@@ -114,7 +114,7 @@ def take_step(stage, questions, optimizer, step: int, *, reference, budget):
     advantage = advantages(batch.rewards(), settings.advantage_scale)
     sampled = time.perf_counter()
     learned = update(policy, optimizer, batch, advantage, settings, reference, budget)
-    engine.sync()
+    engine.sync(step)
     ended = time.perf_counter()
     row = {"step": step} | describe(batch, settings.format) | learned
     row |= {"learning_rate": optimizer.learning_rate}
@@ -189,7 +189,7 @@ def backward(policy, optimizer, batch, settings, packs, *, token_budget):
     """Add the loss's gradients of all micro-batches; return their `rlm.figures.Figures`."""
     from rlm import sharding
     from rlm.figures import Figures
-    from rlm.grpo import kl_estimate, policy_loss
+    from rlm.grpo import importance_weights, kl_estimate, policy_loss
     from rlm.learner import token_logprobs
 
     policy.model.train()
@@ -197,11 +197,17 @@ def backward(policy, optimizer, batch, settings, packs, *, token_budget):
     counted = batch.counted_tokens(settings.truncated == "keep")
     micro = packs(token_budget)
     missing = sharding.missing_turns(policy.model, len(micro))
-    for pieces, each_token, sampler, mask, ref in micro:
+    for pieces, each_token, sampler, old, mask, ref in micro:
         options = scale(policy, settings)
         logprobs, entropy = token_logprobs(policy.model, pieces, statistics=True, **options)
-        # One update: the policy that sampled is the one that learns, its ratio is 1.
-        old = sampler if settings.updates_per_batch > 1 else None
+        now = logprobs.detach()
+        if cap := settings.importance_cap:  # another engine rounds otherwise than the learner
+            weights, ratios = importance_weights(now if old is None else old, sampler, cap)
+            each_token = each_token * weights
+            ratios = ratios[mask > 0]
+            figures.mean(importance_mean=ratios.clamp(max=cap))
+            figures.mean(importance_capped_fraction=(ratios > cap).float())
+            figures.most(importance_max=ratios.max() if len(ratios) else 0.0)
         loss, metrics = policy_loss(
             logprobs, old, each_token, pieces.sequence,
             loss_type=settings.loss,
@@ -210,7 +216,6 @@ def backward(policy, optimizer, batch, settings, packs, *, token_budget):
             ref_logprobs=ref, kl_weight=settings.kl_weight, mask=mask,
         )  # fmt: skip
         optimizer.backward(loss)
-        now = logprobs.detach()
         figures.add(loss=loss.detach(), **metrics)
         figures.mean(entropy=entropy)
         figures.most(sampler_gap=(now - sampler).abs().max())

@@ -29,9 +29,10 @@ def check(settings, sample) -> int:
 
     start(settings.model, **settings.process())
     examples, validation = data.training_sets(settings)
-    stage = begin(settings, time.monotonic(), logged=False)
+    texts = [example.question for example in (*examples, *validation)]
+    stage = begin(settings, time.monotonic(), logged=False, questions=texts)
     model, tokenizer = stage.policy.model, stage.policy.tokenizer
-    budget = TokenBudget(model, len(tokenizer), settings.token_budget)
+    budget = TokenBudget(model, len(tokenizer), stage.token_budget)
     probe, learning = measure(stage, examples, budget.tokens, sample, rounds=ROUNDS)
     asked = plan(settings, len(validation), model)
     if parallel.world().first:

@@ -11,6 +11,7 @@ several threads at once.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 
 from rlm.records import Prompt, Rollout
 from rlm.rolling import RollingBatch
@@ -26,8 +27,16 @@ class Engine(RollingBatch):
 
     max_rows: sequences that run at once; others wait. cache_tokens: bound on rows times the
     longest possible sequence in the cache, None for what half of the free memory holds.
-    InputError for a model whose attention cannot be replaced.
+    version: of the weights it has, see `sync`. InputError for a model whose attention cannot be
+    replaced.
     """
+
+    version = 0
+
+    def sync(self, version: int | None = None) -> None:
+        """Take over the weights as they are now; version: their number from now on, if given."""
+        super().sync()
+        self.version = self.version if version is None else version
 
     def generate(
         self,
@@ -59,7 +68,7 @@ class Engine(RollingBatch):
                 if on_token and event.token is not None:
                     on_token(b, g, event.token)
                 if event.rollout:
-                    rollouts[b][g] = event.rollout
+                    rollouts[b][g] = replace(event.rollout, version=self.version)
             return rollouts
         finally:
             self._abandon(places)

@@ -98,6 +98,28 @@ def kl_estimate(logprobs: torch.Tensor, ref_logprobs: torch.Tensor) -> torch.Ten
     return log_ratio.exp() - log_ratio - 1
 
 
+def importance_weights(
+    logprobs: torch.Tensor, sampler_logprobs: torch.Tensor, cap: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return (weights, ratios) [N], detached: what makes up for an engine with other kernels.
+
+    ratio = exp(logprobs - sampler_logprobs), weight = min(ratio, cap), to be multiplied with each
+    token's loss: truncated importance sampling, Yao et al. 2025, "Your Efficient RL Framework
+    Secretly Brings You Off-Policy RL Training" (fengyao.notion.site/off-policy-rl). TRL 1.16 does
+    this where vllm_importance_sampling_mode is "token_truncate", the cap being its
+    vllm_importance_sampling_clip_max (before, vllm_importance_sampling_cap); its default,
+    "sequence_mask", leaves out whole completions instead.
+    logprobs: the learner's before its first update on these tokens; sampler_logprobs: what the
+    engine sampled them with, at the same temperature.
+
+    >>> learner, engine = torch.tensor([0.5, 0.9, 0.2]).log(), torch.tensor([0.5, 0.3, 0.4]).log()
+    >>> importance_weights(learner, engine, 2.0)
+    (tensor([1.0000, 2.0000, 0.5000]), tensor([1.0000, 3.0000, 0.5000]))
+    """
+    ratios = (logprobs - sampler_logprobs).detach().exp()
+    return ratios.clamp(max=cap), ratios
+
+
 def token_terms(
     logprobs: torch.Tensor,
     old_logprobs: torch.Tensor,

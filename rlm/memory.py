@@ -65,12 +65,17 @@ def peak_bytes(device) -> int:
     return used_bytes(device)
 
 
-def cache_tokens(network) -> int:
-    """Return how many tokens of keys and values fit into half of what is free, 1 at least."""
+def token_bytes(network) -> int:
+    """Return the bytes of one token's keys and values in all layers."""
     config = network.config.get_text_config()
     heads = config.num_attention_heads
     width = getattr(config, "head_dim", None) or config.hidden_size // heads
     kept = getattr(config, "num_key_value_heads", None) or heads
     weight = network.get_input_embeddings().weight
-    size = 2 * config.num_hidden_layers * kept * width * weight.element_size()  # keys and values
-    return max(1, int(SHARE * free_bytes(weight.device) / size))
+    return 2 * config.num_hidden_layers * kept * width * weight.element_size()
+
+
+def cache_tokens(network) -> int:
+    """Return how many tokens of keys and values fit into half of what is free, 1 at least."""
+    device = network.get_input_embeddings().weight.device
+    return max(1, int(SHARE * free_bytes(device) / token_bytes(network)))

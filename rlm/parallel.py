@@ -149,6 +149,11 @@ def join(timeout: float = TIMEOUT) -> World:
     return _world
 
 
+def sharding_asked() -> bool:
+    """Return whether accelerate was told to spread the base (configs/accelerate/fsdp2.yaml)."""
+    return os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true"
+
+
 def balanced(weights: Sequence[float], shares: int) -> list[list[int]]:
     """Return the indices of the weights in so many shares of about equal sums.
 

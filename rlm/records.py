@@ -52,12 +52,15 @@ class Rollout:
     text: the whole assistant turn: the prompt's prefill and the decoded completion,
         without the end token.
     finish: "stop" (end token or stop string) or "length" (cut off at the maximum).
+    version: of the weights that sampled it, as the engine's last `sync` was told: in a training
+        the number of steps that they had taken.
     """
 
     ids: list[int]
     logprobs: list[float]
     text: str
     finish: str
+    version: int = 0
 
 
 @dataclass(frozen=True, slots=True)

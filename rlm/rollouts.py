@@ -169,6 +169,7 @@ def records(step: int, batch: Batch, advantage: torch.Tensor, tokenizer=None) ->
                 "text": rollout.text,
                 "tokens": len(rollout.ids),
                 "finish": rollout.finish,
+                "adapter_version": rollout.version,
                 "reward": score.total,
                 "parts": score.parts,
                 "reason": score.reason,

@@ -8,7 +8,6 @@ A layer is gathered by all processes together, so all have to run the same numbe
 backwards: who has fewer micro-batches runs along with a short one that counts for nothing.
 """
 
-import os
 from collections.abc import Callable
 
 from rlm.adapters import FINGERPRINT, fingerprint
@@ -16,11 +15,6 @@ from rlm.errors import InputError
 from rlm.parallel import world
 
 KEY = "_rlm_sharded"
-
-
-def asked() -> bool:
-    """Return whether accelerate was told to shard (configs/accelerate/fsdp2.yaml)."""
-    return os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true"
 
 
 def shard(model, device) -> None:

@@ -7,7 +7,7 @@ import sys
 import pytest
 import yaml
 
-from rlm import sharding
+from rlm import parallel, sharding
 from rlm.errors import InputError
 from tests.running import ROOT
 
@@ -94,7 +94,7 @@ def test_accelerate_reads_the_configs(name, monkeypatch):
     assert arguments.multi_gpu != arguments.use_fsdp
     for key, value in prepare_multi_gpu_env(arguments).items():
         monkeypatch.setenv(key, value)
-    assert sharding.asked() == (name == "fsdp2")
+    assert parallel.sharding_asked() == (name == "fsdp2")
     if name == "fsdp2":
         assert os.environ["FSDP_VERSION"] == "2"
 
