@@ -149,7 +149,6 @@ class GRPOSettings(Training):
         if 0 < self.token_budget < 64:
             raise InputError(f"{self.given('token_budget')}: too few tokens; use 64 or more, or 0 "
                              "for what the free memory holds")  # fmt: skip
-        self._check_engine()
         from rewards import REWARDS
 
         for name in set(self.rewards) - set(REWARDS):
@@ -157,6 +156,7 @@ class GRPOSettings(Training):
             raise InputError(f"{self.given('rewards')}: no reward {name}{hint}; use "
                              f"{', '.join(REWARDS)}, or write it in rewards.py")  # fmt: skip
         self._check_backend()
+        self._check_engine()
 
     def _check_backend(self) -> None:
         """InputError for what the backend would leave undone."""

@@ -151,6 +151,9 @@ GIVEN = {
     "replace_dead_groups": ["--replace-dead-groups", "1"], "budget": ["--budget", "5m"],
     "save_every": ["--save-every", "5"], "resume": ["--resume", "runs/x"],
     "probe": ["--probe", "4"], "check_only": ["--check"], "quantize": ["--quantize", "4bit"],
+    "engine": ["--engine", "vllm", "--vllm-url", "http://a:1"],
+    "vllm_url": ["--vllm-url", "http://a:1"], "importance_cap": ["--importance-cap", "3"],
+    "canary_tolerance": ["--canary-tolerance", "1"],
 }  # fmt: skip
 
 
