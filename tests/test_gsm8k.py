@@ -6,7 +6,7 @@ import json
 import pytest
 from running import GSM8K, ROOT, needs_real_data, succeed
 
-pytestmark = [needs_real_data, pytest.mark.slow, pytest.mark.ci, pytest.mark.timeout(1800)]
+pytestmark = [needs_real_data, pytest.mark.slow, pytest.mark.timeout(1800)]
 
 TASK = ["--task", "gsm8k", "--data", GSM8K, "--eval-samples", 4]
 
@@ -27,6 +27,7 @@ def test_the_whole_way_with_the_qwen_shape(qwen, tmp_path):
     assert manifest["task"] == "gsm8k"
 
 
+@pytest.mark.ci
 def test_real_token_ids(qwen):
     from transformers import AutoTokenizer
 
@@ -40,6 +41,7 @@ def test_real_token_ids(qwen):
     assert "<<" not in tokenizer.decode(tokens["completion_ids"])
 
 
+@pytest.mark.ci
 def test_twenty_steps_of_the_same_text_with_the_tiny_base(tmp_path):
     common = [*TASK, "--model", ROOT / "weights/tiny_base", "--num-samples", 200]
     common += ["--max-tokens", 48]
