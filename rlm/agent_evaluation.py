@@ -7,7 +7,7 @@ votes, one for each agent. What the graph adds is its accuracy less the better c
 import time
 from math import sqrt
 
-from rlm import answers, markdown, statistics
+from rlm import answers, markdown, parallel, statistics
 from rlm.agent_runner import Runner
 from rlm.agent_scores import Outcome, outcomes
 from rlm.agents import Limits
@@ -34,14 +34,18 @@ def measure(
 
     prompts: the examples' for the orchestrator. The other arguments are those of
     `rlm.evaluation.measure`; the summary has its figures, where format_rate is the share of
-    valid graphs, and those of `_added`.
+    valid graphs, and those of `_added`. Of several processes each runs the agents of its share
+    of the examples, those of the control too, and gets the others' from them.
     """
     from rlm.engine import Sampling
 
     sampling = Sampling(max_tokens=max_tokens, temperature=temperature)
     start = time.perf_counter()
     groups = engine.generate(prompts, samples, sampling, seed=seed)
-    found = outcomes(runner, examples, groups, limits, keep_leaks=keep_leaks, seed=seed)
+    mine, joined = parallel.world().mine, parallel.world().joined
+    options = {"keep_leaks": keep_leaks, "seed": seed}
+    own = outcomes(runner, mine(examples), mine(groups), limits, **options)
+    found = joined(own, "the agents' answers")
     seconds = time.perf_counter() - start
     judged = [
         [_judged(e, outcome, rollout) for outcome, rollout in zip(row, group, strict=True)]
@@ -56,8 +60,9 @@ def measure(
         shown |= {k: v for k, v in chosen.items() if k not in ("value", "strict", "last_number")}
         shown |= {"gold": example.gold, "right_samples": sum(s["right"] for s in group)}
         rows.append(shown)
-    for shown, direct, votes in zip(rows, *control(runner, examples, agents, seed), strict=True):
-        shown |= {"direct_right": direct, "direct_votes_right": votes}
+    direct = zip(*control(runner, mine(examples), mine(agents), seed), strict=True)
+    for shown, (one, votes) in zip(rows, joined(direct, "the control's answers"), strict=True):
+        shown |= {"direct_right": one, "direct_votes_right": votes}
     flat = [outcome for row in found for outcome in row]
     summary = summarise(name, rows, judged, samples) | {"seconds": seconds}
     return Evaluation(name, rows, summary | _of_graphs(flat) | _added(rows))

@@ -1,15 +1,19 @@
 """What graphs earn, and the control arm: by agents whose words are known."""
 
 import json
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from agent_stub import StubEngine
 from tiny_models import byte_tokenizer
 
+from rlm import parallel
 from rlm.agent_evaluation import control, fixed_graphs, headline, measure, table
 from rlm.agent_runner import Runner
 from rlm.agent_scores import outcomes, score
 from rlm.agents import Graph, Limits
+from rlm.parallel import World
 from rlm.records import Example, Prompt, Rollout
 
 LIMITS = Limits()
@@ -174,3 +178,56 @@ def test_fixed_graphs_are_judged_one_by_one():
     graphs = [Graph.model_validate_json(graph("Say it", f"Say #### {n}")) for n in (46, 7)]
     examples = [EXAMPLE, Example("f", "What is it?", "7")]
     assert fixed_graphs(runner(), examples, graphs) == [[True, False], [False, True]]
+
+
+class Meeting:
+    """Threads in place of processes: what each brings to a meeting, all of them get."""
+
+    def __init__(self, size):
+        self.size, self.rank = size, threading.local()
+        self.parts, self.gate = [None] * size, threading.Barrier(size, timeout=60)
+
+    def world(self):
+        world = World(self.rank.value, self.size)
+        world.gather = self.gather
+        return world
+
+    def gather(self, value, stage):
+        self.parts[self.rank.value] = value
+        self.gate.wait()
+        found = list(self.parts)
+        self.gate.wait()  # nobody brings the next thing before all have this one
+        return found
+
+    def each(self, work):
+        """Return work() of every process."""
+
+        def begin(rank):
+            self.rank.value = rank
+            return work()
+
+        with ThreadPoolExecutor(self.size) as pool:
+            return list(pool.map(begin, range(self.size)))
+
+
+@pytest.mark.parametrize("size", [2, 4])
+def test_processes_share_out_the_agents_and_find_what_one_would(monkeypatch, size):
+    golds = ["46", "7", "46"]
+    examples = [Example(str(i), f"{i}: 46 or 7?", gold) for i, gold in enumerate(golds)]
+    texts = [graph("Say it", "Say #### 46"), "oops", graph("Say it", "Say #### 7")]
+
+    def measured():
+        own = runner(temperature=0.7)
+        found = measure(
+            Writer(texts), own, examples, [Prompt([1])] * 3, LIMITS, name="m", max_tokens=9
+        )
+        found.summary.pop("seconds")
+        return found, own.calls
+
+    alone, calls = measured()
+    meeting = Meeting(size)
+    monkeypatch.setattr(parallel, "world", meeting.world)
+    shared = meeting.each(measured)
+    assert all(found == alone for found, _ in shared)
+    # A question's agents and control: 2 + 3 calls, without a graph 3. The fourth has none.
+    assert calls == 13 and [its for _, its in shared] == {2: [10, 3], 4: [5, 3, 5, 0]}[size]
