@@ -47,9 +47,9 @@ class LowRankLinear(torch.autograd.Function):
         if ctx.needs_input_grad[0]:
             grad_x = matmul(grad, weight).addmm_(grad_inner, down).view(ctx.shape)
         if ctx.needs_input_grad[3]:
-            grad_down = matmul(grad_inner.t(), flat).to(ctx.dtypes[0])
+            grad_down = (grad_inner.t() @ flat).to(ctx.dtypes[0])
         if ctx.needs_input_grad[4]:
-            grad_up = matmul(grad.t(), inner).mul_(ctx.scaling).to(ctx.dtypes[1])
+            grad_up = (grad.t() @ inner).mul_(ctx.scaling).to(ctx.dtypes[1])
         return grad_x, None, None, grad_down, grad_up, None
 
 

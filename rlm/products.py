@@ -18,6 +18,7 @@ from torch.nn import functional
 SMALL = 2**20  # multiplications below which oneDNN's call costs more than it gains
 LEAST = 2**16  # weights of a layer that is worth packing
 PACKED_FOR = 64  # rows that weights are packed for
+FEW_ROWS, MANY_ROWS = 8, 64  # rows are filled up to a multiple of these
 CPU_FACTS = Path("/proc/cpuinfo")
 
 
@@ -49,8 +50,17 @@ def packable(weight: torch.Tensor) -> bool:
 
 
 def onednn(x: torch.Tensor, weight: torch.Tensor, bias) -> torch.Tensor:
-    """Return x W^T + b by oneDNN; the weight as it is or packed."""
-    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+    """Return x W^T + b by oneDNN; the weight as it is or packed.
+
+    It makes a program for every number of rows, in 0.7 ms and 0.6 MB: so rows are filled up to
+    few such numbers.
+    """
+    rows = x.numel() // x.shape[-1]
+    flat = x.reshape(rows, -1)
+    if missing := -rows % (FEW_ROWS if rows <= PACKED_FOR else MANY_ROWS):
+        flat = functional.pad(flat, (0, 0, 0, missing))
+    out = torch.ops.mkldnn._linear_pointwise(flat, weight, bias, "none", [], "")
+    return out[:rows].view(*x.shape[:-1], -1)
 
 
 def linear(x: torch.Tensor, weight: torch.Tensor, bias=None) -> torch.Tensor:

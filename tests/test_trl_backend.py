@@ -125,13 +125,15 @@ def test_an_update_equals_ours_on_the_same_rollouts(tmp_path):
     from rlm.learner import ReferencePolicy
     from rlm.optimizer import Optimizer
     from rlm.rollouts import Batch
+    from rlm.token_budget import TokenBudget
 
     theirs, mine = policy(), policy()
     seen = trained(theirs, tmp_path, steps=2, rate=lambda step: 0.01 * step)
     optimizer = Optimizer(mine.model, max_grad_norm=1.0)
+    budget = TokenBudget(mine.model, len(mine.tokenizer), 64)
     settings = config.GRPOSettings(model=str(TINY), adapter="none", max_tokens=6)
     learn = partial(train_grpo.update, mine, optimizer, settings=settings,
-                    reference=ReferencePolicy(mine.model), token_budget=64)  # fmt: skip
+                    reference=ReferencePolicy(mine.model), budget=budget)  # fmt: skip
     for step, batch, advantages, row in seen:
         groups = [[_with_logprobs(r) for r in group] for group in batch.groups]
         optimizer.learning_rate = 0.01 * step
