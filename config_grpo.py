@@ -186,6 +186,9 @@ class GRPOSettings(Training):
         if sharding_asked() and not self.vllm_url:
             raise InputError("the launcher asks for a sharded base, from which only vLLM can "
                              "sample; give its server by --vllm-url")  # fmt: skip
+        if sharding_asked() and self.task == "orchestrator":
+            raise InputError("--task orchestrator: its agents run on the base, which the launcher "
+                             "asks to spread; use configs/accelerate/one_machine.yaml")  # fmt: skip
         if self.engine == "vllm" and not self.vllm_url and os.environ.get("WORLD_SIZE", "1") != "1":
             raise InputError(f"{self.given('engine')}: each process would start one; run a server "
                              "and give its --vllm-url")  # fmt: skip

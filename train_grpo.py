@@ -175,8 +175,9 @@ def update(policy, optimizer, batch, advantage, settings, reference, budget) -> 
     mine = parallel.share(kept, [batch.cost(b) for b in kept])
     packs = cache(partial(packed, policy, batch, advantage, settings, reference, mine))
     figures = Figures()
-    if kept and parallel.world().first and not settings.kl_weight:
-        figures.mean(kl=first_kl(policy, batch, kept[0], settings, reference))
+    if kept and not settings.kl_weight:
+        measured = first_kl(policy, batch, kept[0], settings, reference)  # the same in each process
+        figures.mean(kl=measured)
     for _ in range(settings.updates_per_batch):
         work = partial(backward, policy, optimizer, batch, settings, packs)
         learned = budget.attempt(work, undo=optimizer.clear)

@@ -43,8 +43,8 @@ def measure(
     start = time.perf_counter()
     groups = engine.generate(prompts, samples, sampling, seed=seed)
     mine, joined = parallel.world().mine, parallel.world().joined
-    options = {"keep_leaks": keep_leaks, "seed": seed}
-    own = outcomes(runner, mine(examples), mine(groups), limits, **options)
+    share = mine(examples), mine(groups)
+    own = outcomes(runner, *share, limits, keep_leaks=keep_leaks, seed=seed)
     found = joined(own, "the agents' answers")
     seconds = time.perf_counter() - start
     judged = [

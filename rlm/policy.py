@@ -118,11 +118,14 @@ def prove(policy: Policy, folder: Path, format_name: str, say) -> dict:
     the folder have to be the live ones, {"skipped": why} is returned, and `say` is told.
     """
     from rlm import proof
+    from rlm.sharding import sharded
 
     _check_tensors(policy.model, folder)
     network = policy.model.get_base_model()
     if getattr(network.config, "quantization_config", None):
         skipped = "the weights of the base are quantised"
+    elif sharded(policy.model):
+        skipped = "the base is spread over several processes"
     elif network.device.type != "cuda" and not _fits(network):
         skipped = "there is no memory for a second copy of the base"
     else:

@@ -6,7 +6,10 @@ the likeliest of all: what is not masked shows at once.
 
 import csv
 import json
+import os
 import shutil
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import httpx
@@ -218,3 +221,20 @@ def test_a_training_with_a_server(url, place, tmp_path):
     check_run(tmp_path)
     cards = httpx.get(f"{url}/v1/models").json()["data"]
     assert sum(card["parent"] is not None for card in cards) <= 1, "only the other tests' is left"
+
+
+def test_two_processes_share_a_server_and_spread_the_base(url, place, tmp_path):
+    base = place / "base"
+    policy(base).model.save_pretrained(tmp_path / "start")
+    words = ["--vllm-url", url, "--model", base, "--adapter", "start", "--output", "out"]
+    environment = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "ACCELERATE_USE_FSDP": "true"}
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "--",
+         str(ROOT / "train_grpo.py"), *map(str, (*words, *SMALL))],
+        cwd=tmp_path, env=os.environ | environment, capture_output=True, text=True, timeout=900,
+        check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    check_run(tmp_path)
+    manifest = json.loads((tmp_path / "out/manifest.json").read_text())
+    assert "spread" in manifest["proof"]["skipped"]
