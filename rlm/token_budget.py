@@ -29,7 +29,9 @@ def activation_bytes(model, vocab_size: int) -> float:
     device = next(model.parameters()).device
     ids = [i % vocab_size for i in range(64)]
     packed = pack([(ids, [ids[:33]] * 2)], device=device)
-    weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    # What rlm.sharding has spread is in no place of its own.
+    whole = [p for p in model.parameters() if not hasattr(p, "to_local")]
+    weights = {p.untyped_storage().data_ptr() for p in whole}
     kept: dict[int, int] = {}
 
     def count(tensor):
