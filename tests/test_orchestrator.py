@@ -105,8 +105,8 @@ def test_training_from_python_returns_the_log(tmp_path, monkeypatch):
 def shaken(begin):
     """Return `begin` with a LoRA whose B is not zero: without rewards it would stay so."""
 
-    def begin_shaken(settings, began):
-        stage = begin(settings, began)
+    def begin_shaken(settings, began, **more):
+        stage = begin(settings, began, **more)
         for name, weight in stage.policy.model.named_parameters():
             if "lora_B" in name:
                 weight.data += 0.001
