@@ -23,7 +23,6 @@ from serving import PATH, SUM, process, read_events, served, until
 VLLM = Path(os.environ.get("RLM_VLLM_BIN") or Path(sys.executable).with_name("vllm"))
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.ci,
     pytest.mark.skipif(
         not VLLM.is_file(),
         reason="vllm is not installed: none beside this Python, and RLM_VLLM_BIN names none",
