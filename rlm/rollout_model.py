@@ -95,17 +95,12 @@ class RolloutModel:
         base, adapters = layer.base_layer, _active(layer)
         if not adapters:
             return self._plain(base, name)
-        if packable(base.weight):
-            weight = base.weight
-            for key in adapters:
-                up, down = layer.lora_B[key].weight, layer.lora_A[key].weight
-                weight = torch.addmm(weight, up, down, alpha=layer.scaling[key])
-            return PackedLinear(weight, base.bias)
-        weight = self._copy(name, base.weight, base.weight)
+        packs = packable(base.weight)  # then what is merged is needed for a moment only
+        weight = base.weight.clone() if packs else self._copy(name, base.weight, base.weight)
         for key in adapters:
             up, down = layer.lora_B[key].weight, layer.lora_A[key].weight
             weight.addmm_(up, down, alpha=layer.scaling[key])
-        return DenseLinear(weight, base.bias)
+        return (PackedLinear if packs else DenseLinear)(weight, base.bias)
 
     def _plain(self, layer: nn.Linear, name: str) -> nn.Module:
         """Return a layer of the same weights, packed where that is faster: once, as they stay."""

@@ -55,6 +55,14 @@ def finished(process, code: int = 0) -> str:
     return said
 
 
+def by_one_and_by_two(path, *words):
+    """Return the folders of the same run by one process and by two."""
+    places = path / "one", path / "two"
+    for count, place in enumerate(places, 1):
+        finished(in_processes(count, place, *words))
+    return places
+
+
 def adapter(folder):
     return load_file(folder / "out/adapter_model.safetensors")
 
@@ -143,9 +151,7 @@ def test_figures_of_parts_are_those_of_the_whole(monkeypatch):
 @pytest.mark.slow
 @pytest.mark.ci
 def test_two_processes_learn_the_adapter_of_one(tmp_path):
-    for name, count in (("one", 1), ("two", 2)):
-        finished(in_processes(count, tmp_path / name, *GRPO))
-    one, two = tmp_path / "one", tmp_path / "two"
+    one, two = by_one_and_by_two(tmp_path, *GRPO)
     first = load_file(one / "runs/r/checkpoints/step-000002/tensors.safetensors")
     assert far(last(one), {name: first[name] for name in last(one)}) > 1e-4  # it learns something
     assert far(last(one), last(two)) <= 1e-5
@@ -164,17 +170,14 @@ def test_two_processes_learn_the_adapter_of_one(tmp_path):
 def test_shares_may_be_uneven_and_empty(tmp_path):
     # One question for two processes: one of them has nothing to sample nor to learn.
     few = ("--questions-per-step", 1, "--eval-samples", 1, "--probe", 1, "--updates-per-batch", 2)
-    for name, count in (("one", 1), ("two", 2)):
-        finished(in_processes(count, tmp_path / name, *GRPO, *few))
-    assert far(last(tmp_path / "one"), last(tmp_path / "two")) <= 1e-5
+    one, two = by_one_and_by_two(tmp_path, *GRPO, *few)
+    assert far(last(one), last(two)) <= 1e-5
 
 
 @pytest.mark.slow
 @pytest.mark.ci
 def test_two_processes_of_sft_learn_the_adapter_of_one(tmp_path):
-    for name, count in (("one", 1), ("two", 2)):
-        finished(in_processes(count, tmp_path / name, *SFT))
-    one, two = tmp_path / "one", tmp_path / "two"
+    one, two = by_one_and_by_two(tmp_path, *SFT)
     # AdamW divides by a gradient's own size: where that is rounding, a rate's share of it is
     # seen. At the tiny base's rate of 3e-3, one weight of 180,224 differs by 3e-5.
     assert max(float(x.abs().max()) for n, x in adapter(one).items() if "lora_B" in n) > 1e-4
