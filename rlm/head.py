@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 from rlm.products import linear, matmul
 
-LOGITS = 2**24  # logits held at once, 64 MB in float32
+LOGITS = 2**23  # logits held at once, 32 MB in float32
 
 
 class Head:
@@ -73,20 +73,22 @@ class FrozenHead(torch.autograd.Function):
     @staticmethod
     def forward(ctx, hidden, weight, bias, targets, rows, head: Head, entropies: list | None):
         logits, slope = head.scaled(linear(hidden, weight, bias))  # [chunk, size]
-        total = logits.logsumexp(-1)  # [chunk]
-        logprobs = pick(logits, rows, targets) - total.index_select(0, rows)
-        if entropies is None and not ctx.needs_input_grad[0]:
-            return logprobs
-        shares = (logits - total[:, None]).exp_()
+        highest = logits.amax(-1, keepdim=True)
+        logits.sub_(highest)  # in place, as all below: fresh memory costs more than the sums
+        chosen, learns = logits[rows, targets], ctx.needs_input_grad[0]
+        shares = logits.exp() if entropies is not None else logits.exp_()  # times `total`
+        total = shares.sum(-1)  # [chunk]
+        spread = total.log()
         if entropies is not None:
-            entropy = total - torch.linalg.vecdot(shares, logits)
+            entropy = spread - logits.mul_(shares).sum(-1) / total
             entropies.append(entropy.index_select(0, rows))
-        if ctx.needs_input_grad[0]:
-            factor = None if slope is None else pick(slope, rows, targets)
+        if learns:
+            factor = None if slope is None else slope[rows, targets]
             shares = shares if slope is None else shares.mul_(slope)
-            expected = matmul(shares.to(weight.dtype), weight[: head.size])  # [chunk, H]
-            ctx.save_for_backward(expected, weight, targets, rows, factor)
+            expected = matmul(shares.to(weight.dtype), weight[: head.size]) / total[:, None]
+            ctx.save_for_backward(expected.to(weight.dtype), weight, targets, rows, factor)
             ctx.temperature = head.temperature
+        logprobs = chosen - spread.index_select(0, rows)
         return logprobs
 
     @staticmethod

@@ -158,7 +158,7 @@ def token_logprobs(
 
     In float32, of softmax(logits / temperature) before any top-k or top-p; with gradient unless
     under torch.no_grad(). Entropies only with `statistics`.
-    chunk: rows of logits held at once, None for as many as 64 MB hold. vocab_size: tokens the
+    chunk: rows of logits held at once, None for as many as 32 MB hold. vocab_size: tokens the
     tokenizer knows; rows of the head from there on count as impossible, as in the engine, or
     ratios would not be 1.
     With gradient checkpointing in the model, forward and backward must both run inside
