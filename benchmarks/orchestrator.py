@@ -14,6 +14,7 @@ import itertools
 import json
 import os
 import platform
+import resource
 import subprocess
 import sys
 import time
@@ -30,19 +31,39 @@ def trained(seed: int, words: list[str]) -> dict:
     name = f"benchmark/orchestrator-{seed}"
     common = ["--config", RECIPE, "--seed", str(seed), "--run", name, *words]
     command = [sys.executable, str(ROOT / "train.py"), *common, "--output-dir", f"weights/{name}"]
-    began = time.perf_counter()
+    began, before = time.perf_counter(), children_seconds()
     subprocess.run(command, cwd=ROOT, check=True, env=os.environ | {"HF_HUB_OFFLINE": "1"})
     seconds = round(time.perf_counter() - began, 1)
+    processor_seconds = round(children_seconds() - before, 1)
     folder = ROOT / "runs" / name
     base, sft, grpo = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
-    with open(folder / "grpo" / "log.csv", encoding="utf-8", newline="") as file:
-        log = list(csv.DictReader(file))
+    log, times = (rows_of(folder / "grpo" / name) for name in ("log.csv", "times.csv"))
     kept = ("step", "reward_mean", "graph_valid_fraction", "leak_fraction", "validation_accuracy")
     return {
         "seed": seed, "base": base, "sft": sft, "grpo": grpo, "seconds": seconds,
-        "grpo_seconds": sum(float(r["generate_seconds"]) + float(r["learn_seconds"]) for r in log),
+        "processor_seconds": processor_seconds, "solved": solved(folder / "test-grpo.csv"),
+        "grpo_seconds": sum(float(r[k]) for r in times for k in r if k.endswith("_seconds")),
         "log": [{k: float(row[k]) for k in kept if row[k]} for row in log],
     }  # fmt: skip
+
+
+def rows_of(path: Path) -> list[dict]:
+    """Return the rows of a CSV file."""
+    with open(path, encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def children_seconds() -> float:
+    """Return the processor time of all processes that were started here and have ended."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+def solved(path: Path) -> dict:
+    """Return the first question of an evaluation that was answered right, with its graph."""
+    row = next(row for row in rows_of(path) if row["verdict"] == "right")
+    return {"question": row["prompt"], "graph": row["text"], "agents": row["reasoning"],
+            "answer": row["answer"], "gold": row["gold"]}  # fmt: skip
 
 
 def fixed(seed: int) -> dict:

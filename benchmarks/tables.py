@@ -6,28 +6,24 @@
 Every figure comes from benchmarks/results/; none is typed by hand.
 """
 
-import csv
 import json
 import re
 import sys
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = Path(__file__).parent / "results"
-sys.path.insert(0, str(ROOT))
+sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]
+
+from learning_curve import draw, keep_curves  # noqa: E402
+
 STAGES = {
     "base": "the base",
     "sft": "after SFT, mixed demonstrations",
     "grpo": "after GRPO",
     "control": "control: SFT, clean demonstrations",
-}
-
-# The colours are told apart by the colour-blind, the dashes (a seed each) in black and white.
-DASHES = ("-", "--", ":")
-LINES = {
-    "reward": ("#0072B2", "sampled answers that are right"),
-    "steps": ("#D55E00", "answers that work step by step"),
 }
 
 
@@ -184,6 +180,39 @@ def backends_table() -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
+def orchestrator_table() -> str:
+    """Return what each seed of the orchestrator reaches, beside its controls, and one answer."""
+    found = read_named("orchestrator")
+    pairs = list(zip(found["results"], found["fixed"], strict=True))
+    lines = [["", *(f"seed {run['seed']}" for run, _ in pairs)], ["---"] * (len(pairs) + 1)]
+    rows: dict[str, Callable[[dict, dict], str]] = {
+        "after SFT on random graphs": lambda run, _: interval(run["sft"]),
+        "after GRPO": lambda run, _: interval(run["grpo"]),
+        "the best graph that is the same for all": lambda _, fixed: (
+            f"{percent(fixed['best_accuracy'])} ({fixed['best']})"
+        ),
+        "the best graph of each question": lambda _, fixed: percent(fixed["best_of_each_question"]),
+        "control: the frozen model asked directly, by votes": lambda run, _: " / ".join(
+            percent(run["grpo"][f"direct{way}_accuracy"]) for way in ("", "_votes")
+        ),
+        "invalid graphs: greedy, sampled in the last 10 steps": lambda run, _: " / ".join(
+            (percent(1 - run["grpo"]["graph_valid_fraction"]), percent(invalid(run["log"][-10:])))
+        ),
+        "graphs that leak the answer": lambda run, _: percent(run["grpo"]["leak_fraction"]),
+        "processor seconds of all that": lambda run, _: f"{run['processor_seconds']:.0f}",
+    }
+    lines += [[title, *(cell(*pair) for pair in pairs)] for title, cell in rows.items()]
+    shown = found["results"][0]["solved"]
+    table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    words = "\n\n".join(shown[part] for part in ("question", "graph", "agents"))
+    title = "A question, the graph written for it, and its agents' words:"
+    return f"{table}\n\n{title}\n\n```\n{words}\n```"
+
+
+def invalid(log: list[dict]) -> float:
+    return 1 - sum(row["graph_valid_fraction"] for row in log) / len(log)
+
+
 def _ratio(spread: dict) -> str:
     return f"{spread['median']:.1f} ({spread['low']:.1f}–{spread['high']:.1f})"
 
@@ -191,48 +220,6 @@ def _ratio(spread: dict) -> str:
 def _order(path: Path) -> tuple:
     sizes = ("tiny", "small", "q05", "q7b")
     return path.stem.rsplit("_", 1)[1], sizes.index(path.stem.split("_")[3]), "bfloat" in path.stem
-
-
-def draw(path: Path) -> None:
-    """Draw accuracy and the share of worked answers over the GRPO steps, a line a seed."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(1, 2, figsize=(10, 3.6), sharey=True, constrained_layout=True)
-    for axis, part in zip(axes, ("addition", "word_problems"), strict=True):
-        runs = json.loads((RESULTS / f"curve_{part}.json").read_text())
-        for run, dash in zip(runs, DASHES, strict=False):
-            steps = [point["step"] for point in run["points"]]
-            for name, (color, label) in LINES.items():
-                shares = [100 * point[name] for point in run["points"]]
-                named = label if dash == DASHES[0] else None
-                axis.plot(steps, shares, dash, color=color, label=named)
-        axis.set(title=part.replace("_", " "), xlabel="GRPO step", ylim=(0, 101))
-        axis.grid(alpha=0.3)
-    axes[0].set_ylabel("share of a step's samples, %")
-    axes[0].legend(loc="lower right")
-    figure.savefig(path, metadata={"Software": None}, dpi=110)
-
-
-def keep_curves(part: str) -> None:
-    """Keep the columns of the runs' log.csv that the picture needs, where the runs are here."""
-    from rlm import files
-
-    logs = [(run["seed"], ROOT / run["log"]) for run in read(part)]
-    if not all(path.exists() for _, path in logs):
-        return
-    curves = []
-    for seed, path in logs:
-        with open(path, encoding="utf-8", newline="") as file:
-            points = [
-                {"step": int(row["step"]), "reward": float(row["reward_correctness"]),
-                 "steps": float(row["step_by_step_fraction"])}
-                for row in csv.DictReader(file) if row["reward_correctness"]
-            ]  # fmt: skip
-        curves.append({"seed": seed, "points": points})
-    files.write_json(RESULTS / f"curve_{part}.json", curves)
 
 
 def filled(readme: str) -> str:
@@ -246,6 +233,7 @@ def filled(readme: str) -> str:
         "robustness": robustness_table(),
         "serve": serve_table(),
         "backends": backends_table(),
+        "orchestrator": orchestrator_table(),
     }
     return fill(readme, tables)
 
@@ -273,7 +261,7 @@ def main() -> int:
     if "--check" in sys.argv[1:]:
         return int(filled(now) != now)
     for part in ("addition", "word_problems"):
-        keep_curves(part)
+        keep_curves(part, read(part))
     files.write_text(path, filled(now))
     draw(ROOT / "docs" / "learning_curve.png")
     return 0

@@ -207,16 +207,23 @@ def _refuse(name: str):
 def random_graph(rng: Random, roles: Sequence[str], limits: Limits) -> Graph:
     """Return a graph with prompts out of `roles`: number, prompts and edges are all chance.
 
-    Agents are named a, b, c, ... in the order they are listed, in which they need not run. The
-    edges are uniform over those that agree with a random order and have one final agent.
+    Agents are named a, b, c, ... and listed in an order in which they can run: each may read those
+    before it, so that nothing written later can make a cycle. The edges are uniform over those
+    that have one final agent.
     """
     count = rng.randint(limits.low, limits.high)
     ids = [chr(ord("a") + i) for i in range(count)]
     while True:
-        order = rng.sample(ids, count)
-        reads = {name: [m for m in order[:i] if rng.random() < 0.5] for i, name in enumerate(order)}
-        agents = [Agent(id=n, prompt=rng.choice(roles), reads=sorted(reads[n])) for n in ids]
-        graph = Graph(agents=agents)
+        graph = Graph(
+            agents=[
+                Agent(
+                    id=name,
+                    prompt=rng.choice(roles),
+                    reads=[other for other in ids[:i] if rng.random() < 0.5],
+                )
+                for i, name in enumerate(ids)
+            ]
+        )
         if check_graph(graph, limits) is None:
             return graph
 

@@ -12,6 +12,7 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 
 import grpo_vs_trl  # noqa: E402
 import scaling  # noqa: E402
+import tables  # noqa: E402
 from running import succeed  # noqa: E402
 from shapes import END_RATE, EOS, Shape, random_model, spread, word_prompts  # noqa: E402
 
@@ -64,6 +65,29 @@ def test_ratios_are_per_token_and_turn_by_turn():
 def test_a_slope_is_the_exponent_between_the_largest_two():
     points = [{"x": x, "step": {"median": y}} for x, y in ((1, 9.0), (4, 1.0), (16, 8.0))]
     assert scaling.slope(points, "step") == pytest.approx(1.5)  # 4 ** 1.5 == 8
+
+
+def test_the_table_of_the_orchestrator_has_its_controls_beside_it(monkeypatch):
+    def summary(share):
+        return {"accuracy": share, "accuracy_low": share - 0.1, "accuracy_high": share + 0.1,
+                "direct_accuracy": 0.05, "direct_votes_accuracy": 0.02, "leak_fraction": 0.0,
+                "graph_valid_fraction": 0.995}  # fmt: skip
+
+    solved = {"question": "How many?", "graph": "{}", "agents": "a, reads the question: Add.\n5"}
+    # Of the log the last ten steps count: 8 with all graphs valid, 2 with 0.9: 2 % are not.
+    log = [{"graph_valid_fraction": share} for share in (0.1, *[1.0] * 8, 0.9, 0.9)]
+    run = {"seed": 3, "sft": summary(0.125), "grpo": summary(0.5), "log": log, "solved": solved,
+           "processor_seconds": 99.6}  # fmt: skip
+    fixed = {"best": "Multiply. Subtract.", "best_accuracy": 0.25, "best_of_each_question": 0.9}
+    found = {"results": [run], "fixed": [fixed]}
+    monkeypatch.setattr(tables, "read_named", lambda name: {"orchestrator": found}[name])
+    table, words = tables.orchestrator_table().split("\n\n", 1)
+    cells = dict(line.strip("| ").rsplit(" | ", 1) for line in table.splitlines()[2:])
+    assert list(cells.values()) == [
+        "12.5 [2.5, 22.5]", "50.0 [40.0, 60.0]", "25.0 (Multiply. Subtract.)", "90.0", "5.0 / 2.0",
+        "0.5 / 2.0", "0.0", "100",
+    ]  # fmt: skip
+    assert "How many?\n\n{}\n\na, reads the question: Add.\n5" in words
 
 
 @pytest.mark.slow

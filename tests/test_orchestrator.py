@@ -13,6 +13,9 @@ pytestmark = pytest.mark.slow
 
 RECIPE = ["--config", ROOT / "configs/orchestrator.yaml"]
 SMALL = ["--eval-samples", 8, "--run", "o"]
+STORY = (
+    "Lisa collects 12 balls a day for 4 days. She buys 2 more balls. How many balls are there now?"
+)
 NAMES = ["id", "prompt", "output", "reads"]
 
 
@@ -71,7 +74,7 @@ def test_evaluate_shows_what_the_graphs_add(folder):
 
 
 def test_inference_shows_the_graph_and_the_agents_words(folder):
-    words = [*RECIPE, "--adapter", "weights/orchestrator/sft_lora", "Calculate 23 + 15 + 8"]
+    words = [*RECIPE, "--adapter", "weights/orchestrator/sft_lora", STORY]
     shown = succeed("inference.py", *words, cwd=folder).stdout
     assert shown.count("\nAgent ") == 2 and " reads " in shown and "\nAnswer\n" in shown
     assert '"agents"' in shown.partition("\nGraph\n")[2]
