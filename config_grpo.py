@@ -8,9 +8,10 @@ from pydantic import field_validator
 
 from config_shared import by_model
 from config_training import Training
+from rlm.addresses import VLLM_KEY, server_url
 from rlm.errors import InputError
 from rlm.parallel import sharding_asked
-from rlm.parsing import is_address, parse_rewards
+from rlm.parsing import parse_rewards
 from rlm.settings import nearest, option
 from rlm.trl_options import read_options
 
@@ -197,9 +198,9 @@ class GRPOSettings(Training):
                 raise InputError(f"{self.given('vllm_url')}: --engine own does not use it; leave "
                                  "one of them out")  # fmt: skip
             return
-        if self.vllm_url and not is_address(self.vllm_url):
-            raise InputError(f"{self.given('vllm_url')}: no address of a server; give it as in "
-                             "http://127.0.0.1:8000")  # fmt: skip
+        if self.vllm_url:
+            words = {"flag": "--vllm-url", "given": self.given("vllm_url"), "variable": VLLM_KEY}
+            server_url(self.vllm_url, **words)
         if self.quantize != "none":
             raise InputError(f"{self.given('quantize')}: vllm would sample from other weights than "
                              "the learner's; leave it out, or use --engine own")  # fmt: skip

@@ -5,14 +5,13 @@ import re
 from pydantic import field_validator, model_validator
 
 from config_shared import Shared
+from rlm.addresses import UPSTREAM_KEY, server_url
 from rlm.errors import InputError
 from rlm.folders import check_model
 from rlm.parsing import words_of
 from rlm.settings import flag_of, option
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
-HOST = r"[A-Za-z0-9]([\w.\-]*\w)?|\[[0-9A-Fa-f:.]+\]"
-URL = re.compile(rf"(https?://(?:{HOST})(?::(\d{{1,5}}))?(?:/[\w.~\-]+)*?)(?:/v1)?/?", re.ASCII)
 # Of the model in this process; with --upstream there is none.
 OF_THE_ENGINE = ("device", "dtype", "quantize", "cache_tokens", "cuda_graphs")
 
@@ -84,7 +83,8 @@ class ServeSettings(Shared):
     @property
     def upstream_urls(self) -> list[str]:
         """The servers' URLs without what every server has behind its own, /v1."""
-        return [match[1] for url in self.upstream if (match := URL.fullmatch(url))]
+        words = {"flag": "--upstream", "given": self.given("upstream"), "variable": UPSTREAM_KEY}
+        return [server_url(url, **words) for url in self.upstream]
 
     def check_places(self) -> None:
         if self.upstream:
@@ -105,14 +105,6 @@ class ServeSettings(Shared):
             raise InputError(f"{self.given('tunnel_domain')}: needs --tunnel")
 
     def _check_upstream(self) -> None:
-        for url in self.upstream:
-            match = URL.fullmatch(url)
-            if "@" in url:
-                raise InputError("--upstream: a URL with a user or a password; leave them out and "
-                                 "give the key as RLM_UPSTREAM_KEY")  # fmt: skip
-            if not match or int(match[3] or 1) not in range(1, 65536):
-                raise InputError(f"{self.given('upstream')}: {url!r} is no URL of a server; use "
-                                 "one such as http://127.0.0.1:8001")  # fmt: skip
         if len(set(self.upstream_urls)) < len(self.upstream):
             raise InputError(f"{self.given('upstream')}: a server stands there twice; keep one")
         if not self.upstream:

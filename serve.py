@@ -63,13 +63,14 @@ def own_engine(settings) -> tuple:
 
 def upstream(settings) -> tuple:
     """Return (worker, tokenizer, name): running `vllm serve`, looked at, and no model here."""
+    from rlm.addresses import UPSTREAM_KEY, read_key
     from rlm.chat import end_ids, token_ids
     from rlm.models import load_tokenizer
     from rlm.server.pool import Pool, look_at
     from rlm.server.upstream_worker import UpstreamWorker
-    from rlm.upstream import PROBE, read_key
+    from rlm.upstream import PROBE
 
-    key, urls = read_key(), settings.upstream_urls
+    key, urls = read_key(UPSTREAM_KEY), settings.upstream_urls
     tokenizer, generation_config = load_tokenizer(settings.model)
     probe = token_ids(tokenizer, PROBE)
     served, absent = asyncio.run(look_at(urls, key, settings.upstream_model, probe))

@@ -2,7 +2,6 @@
 
 import math
 import re
-from urllib.parse import urlsplit
 
 
 def words_of(value) -> list[str]:
@@ -33,16 +32,3 @@ def parse_rewards(value) -> dict:
     if not any(weights.values()) or not all(map(math.isfinite, weights.values())):
         raise ValueError("all weights are 0 or not finite; give one reward a weight of 1")
     return weights
-
-
-def is_address(text: str) -> bool:
-    """Whether a text is an http address of a server, a path or not.
-
-    >>> is_address("http://127.0.0.1:8000"), is_address("localhost:8000"), is_address("http://:1")
-    (True, False, False)
-    """
-    try:
-        parts = urlsplit(text)
-        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-    except ValueError:  # a port that is none
-        return False

@@ -12,16 +12,14 @@ that there are other servers.
 
 import asyncio
 import json
-import os
-import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import httpx
 
+from rlm.addresses import UPSTREAM_KEY
 from rlm.errors import InputError
 
-VARIABLE = "RLM_UPSTREAM_KEY"
 CONNECT_SECONDS = 3.0
 ANSWER_SECONDS = 10.0  # for an answer in one piece; tokens have the time of their request
 FIRST_SECONDS = 60.0  # for the first token of a server, which may compile something for it
@@ -55,15 +53,6 @@ class Served:
 
     model: str
     context_tokens: int
-
-
-def read_key() -> str | None:
-    """Return the key for the servers out of RLM_UPSTREAM_KEY, None if there is none."""
-    key = os.environ.get(VARIABLE, "").strip()
-    if key and not re.fullmatch(r"[!-~]+", key):
-        raise InputError(f"{VARIABLE}: has spaces or characters beyond ASCII, which no header can "
-                         "carry; give the --api-key of the vllm servers")  # fmt: skip
-    return key or None
 
 
 class Client:
@@ -142,7 +131,7 @@ class Client:
     async def _find(self, model: str | None) -> Served:
         response = await self._ask("GET", "/v1/models")
         if response.status_code in (401, 403):
-            raise Unfit(f"refuses the key; give the --api-key of the server as {VARIABLE}")
+            raise Unfit(f"refuses the key; give the --api-key of the server as {UPSTREAM_KEY}")
         try:
             cards = {card["id"]: card for card in _object(response)["data"]}
         except (TypeError, KeyError):

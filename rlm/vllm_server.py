@@ -10,17 +10,16 @@ the environment: RLM_VLLM_KEY here, --api-key there.
 """
 
 import asyncio
-import os
 import uuid
 from contextlib import suppress
 
 import httpx
 
+from rlm.addresses import VLLM_KEY, read_key, server_url
 from rlm.errors import InputError, RunError
 from rlm.parallel import world
 from rlm.vllm_engine import Completion, Request
 
-KEY = "RLM_VLLM_KEY"
 LIMITS = httpx.Limits(max_connections=256, max_keepalive_connections=256)
 # A completion waits in the server's queue until others have ended.
 TIMEOUT = httpx.Timeout(1800, connect=10)
@@ -38,8 +37,9 @@ class ServedVllm:
     """
 
     def __init__(self, url: str, *, context: int, rank: int):
-        self.name = url.rstrip("/")
-        key = os.environ.get(KEY)
+        given = f"--vllm-url {url}"
+        self.name = server_url(url, flag="--vllm-url", given=given, variable=VLLM_KEY)
+        key = read_key(VLLM_KEY)
         self._headers = {"Authorization": f"Bearer {key}"} if key else {}
         self._rank = rank
         self._prefix = f"rlm-{world().agree(uuid.uuid4().hex[:8], 'the name of the adapters')}"
@@ -111,7 +111,7 @@ class ServedVllm:
             ) from None
         if answer.status_code in (401, 403):
             raise InputError(f"--vllm-url {self.name}: it wants a key; put it into the environment "
-                             f"as {KEY}")  # fmt: skip
+                             f"as {VLLM_KEY}")  # fmt: skip
         try:
             cards = answer.raise_for_status().json()["data"]
             return next(card for card in cards if not card.get("parent"))

@@ -7,7 +7,8 @@ import pytest
 import config
 import config_grpo
 from config import GRPOSettings
-from rlm.parsing import is_address
+from rlm.addresses import server_url
+from rlm.errors import InputError
 from tests.running import ROOT, start
 
 TINY = ["--model", str(ROOT / "weights/tiny_base"), "--adapter", "none"]
@@ -35,7 +36,7 @@ def test_a_url_means_vllm(monkeypatch):
     ("argv", "says"),
     [
         (["--engine", "own", "--vllm-url", "http://a:1"], "--vllm-url http://a:1: --engine own"),
-        (["--vllm-url", "gpu:8000"], "--vllm-url gpu:8000: no address of a server"),
+        (["--vllm-url", "gpu:8000"], "--vllm-url gpu:8000: 'gpu:8000' is no URL of a server"),
         (["--engine", "vlm"], "--engine vlm: unknown; use own | vllm; did you mean vllm?"),
         (["--vllm-url", "http://a:1", "--temperature", "0.005"], "vllm takes 0.01 or more"),
         (["--vllm-url", "http://a:1", "--lora-r", "600"], "vllm takes adapters of rank 512"),
@@ -68,11 +69,21 @@ def test_another_server_may_go_on_with_a_run_another_engine_not():
      ("http://[::1]:80", True), ("http://a:70000", False), ("", False)],
 )  # fmt: skip
 def test_addresses(text, right):
-    assert is_address(text) is right
+    words = {"flag": "--vllm-url", "given": f"--vllm-url {text}", "variable": "RLM_VLLM_KEY"}
+    if right:
+        assert server_url(f"{text}/v1/", **words) == server_url(text, **words) == text
+    else:
+        with pytest.raises(InputError, match=r"--vllm-url.* no URL of a server"):
+            server_url(text, **words)
+
+
+def test_a_secret_in_an_address_is_not_repeated(capsys):
+    said = refused(capsys, "--vllm-url", "http://me:s3cret@a")
+    assert "--vllm-url: a URL with a user" in said and "s3cret" not in said
 
 
 def test_help_and_a_wrong_address_answer_before_torch(tmp_path):
     began = time.monotonic()
     done = start("train_grpo.py", *TINY, "--vllm-url", "nowhere", cwd=tmp_path)
-    assert done.returncode == 2 and "no address" in done.stderr
+    assert done.returncode == 2 and "no URL of a server" in done.stderr
     assert "torch" not in done.stderr and time.monotonic() - began < 60

@@ -9,12 +9,12 @@ from fake_vllm import BASE, TURN, FakeVLLM, by_engine, canned, check_api, probe_
 from serving import PATH, SUM, ask, joined, policy, read_events, served, until
 from upstreams import Asking, fronted
 
+from rlm.addresses import UPSTREAM_KEY, read_key
 from rlm.chat import make_prompt, token_ids
 from rlm.errors import InputError
 from rlm.seeds import derive
 from rlm.server import pool as pool_module
 from rlm.server.pool import look_at
-from rlm.upstream import read_key
 
 CHAT = "/v1/chat/completions"
 OWN = ("id", "created", "timing", "model")
@@ -176,11 +176,11 @@ def test_the_key_goes_up_and_nowhere_else(caplog):
 
 
 def test_a_key_that_no_header_can_carry_is_refused(monkeypatch):
-    assert read_key() is None
+    assert read_key(UPSTREAM_KEY) is None
     for wrong in ("two words", "schlüssel"):
         monkeypatch.setenv("RLM_UPSTREAM_KEY", wrong)
         with pytest.raises(InputError, match="RLM_UPSTREAM_KEY"):
-            read_key()
+            read_key(UPSTREAM_KEY)
 
 
 # --- how it ends -------------------------------------------------------------------------------
