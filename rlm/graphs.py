@@ -11,7 +11,7 @@ from functools import partial
 
 import torch
 
-from rlm.attention import Slots
+from rlm.slots import Slots
 
 logger = logging.getLogger("rlm")
 

@@ -2,8 +2,8 @@
 
 PEFT adds `scaling * B(A(x))` to the base's output by three passes over a tensor of the output's
 size, and as many backward. Here the products add up in place. The learner (`fused`) and the
-rollouts in bfloat16 and float16 (`LowRank`) make them by one function, so that they are the same
-policy: A and B are rounded to the input's format for it, and stay float32 as parameters.
+rollouts in bfloat16 and float16 (`LowRank`) round alike, so that they are the same policy: A and
+scaling * B are rounded to the input's format, and stay float32 as parameters.
 """
 
 from contextlib import contextmanager
@@ -15,13 +15,6 @@ from torch import nn
 from rlm.products import linear, matmul
 
 
-def add_low_rank(out, flat, down, up, scaling: float) -> torch.Tensor:
-    """Add scaling * (x A^T) B^T to `out` [T, out] in place; return x A^T [T, r]. flat [T, in]."""
-    inner = linear(flat, down)
-    out.addmm_(inner, up.t(), alpha=scaling)
-    return inner
-
-
 class LowRankLinear(torch.autograd.Function):
     """y = x W^T + b + scaling * (x A^T) B^T; gradients of x, A and B, none of W and b.
 
@@ -31,9 +24,9 @@ class LowRankLinear(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, weight, bias, down, up, scaling: float):
         flat = x.flatten(0, -2)  # [T, in]
-        down_cast, up_cast = down.to(x.dtype), up.to(x.dtype)
-        out = linear(flat, weight, bias)
-        inner = add_low_rank(out, flat, down_cast, up_cast, scaling)
+        down_cast, up_cast = down.to(x.dtype), (up * scaling).to(x.dtype)
+        inner = linear(flat, down_cast)  # [T, r]
+        out = linear(flat, weight, bias).addmm_(inner, up_cast.t())
         ctx.save_for_backward(flat, inner, weight, down_cast, up_cast)
         ctx.scaling, ctx.shape, ctx.dtypes = scaling, x.shape, (down.dtype, up.dtype)
         return out.view(*x.shape[:-1], -1)
@@ -42,7 +35,7 @@ class LowRankLinear(torch.autograd.Function):
     def backward(ctx, grad):
         flat, inner, weight, down, up = ctx.saved_tensors
         grad = grad.flatten(0, -2)  # [T, out]
-        grad_inner = matmul(grad, up).mul_(ctx.scaling)  # [T, r]
+        grad_inner = matmul(grad, up)  # [T, r]
         grad_x = grad_down = grad_up = None
         if ctx.needs_input_grad[0]:
             grad_x = matmul(grad, weight).addmm_(grad_inner, down).view(ctx.shape)
@@ -54,18 +47,19 @@ class LowRankLinear(torch.autograd.Function):
 
 
 class LowRank(nn.Module):
-    """y = x W^T + b + sum of scaling * (x A^T) B^T, for sampling only. base: makes x W^T + b."""
+    """y = x W^T + b + (x A^T) B^T, for sampling only. base: makes x W^T + b.
 
-    def __init__(self, base, pairs: list[tuple[torch.Tensor, torch.Tensor, float]]):
+    down (A) [r, in], up (B) [out, r], times its scaling; several LoRAs stand beside each other.
+    """
+
+    def __init__(self, base, down: torch.Tensor, up: torch.Tensor):
         super().__init__()
-        self.base, self.pairs = base, pairs
+        self.base, self.down, self.up = base, down, up
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         flat = x.flatten(0, -2)
-        out = self.base(flat)
-        for down, up, scaling in self.pairs:
-            add_low_rank(out, flat, down, up, scaling)
-        return out.view(*x.shape[:-1], -1)
+        inner = linear(flat, self.down)
+        return self.base(flat).addmm_(inner, self.up.t()).view(*x.shape[:-1], -1)
 
 
 def plain_lora(module: nn.Module) -> bool:

@@ -49,6 +49,11 @@ def packable(weight: torch.Tensor) -> bool:
     return weight.dtype == torch.float32 and fast()
 
 
+def lacking(rows: int) -> int:
+    """Return how many rows are missing to a number of rows that oneDNN is given."""
+    return -rows % (FEW_ROWS if rows <= PACKED_FOR else MANY_ROWS)
+
+
 def onednn(x: torch.Tensor, weight: torch.Tensor, bias) -> torch.Tensor:
     """Return x W^T + b by oneDNN; the weight as it is or packed.
 
@@ -57,7 +62,7 @@ def onednn(x: torch.Tensor, weight: torch.Tensor, bias) -> torch.Tensor:
     """
     rows = x.numel() // x.shape[-1]
     flat = x.reshape(rows, -1)
-    if missing := -rows % (FEW_ROWS if rows <= PACKED_FOR else MANY_ROWS):
+    if missing := lacking(rows):
         flat = functional.pad(flat, (0, 0, 0, missing))
     out = torch.ops.mkldnn._linear_pointwise(flat, weight, bias, "none", [], "")
     return out[:rows].view(*x.shape[:-1], -1)

@@ -9,7 +9,6 @@ from collections import deque
 
 import torch
 
-from rlm.attention import Prefix, Slots
 from rlm.errors import InputError
 from rlm.graphs import DecodeGraphs
 from rlm.memory import cache_tokens as fitting_tokens
@@ -17,6 +16,7 @@ from rlm.records import Prompt
 from rlm.rollout_model import RolloutModel, context_tokens, stop_ids
 from rlm.rows import Event, Group, Row, uniforms
 from rlm.sampling import Sampling, sample
+from rlm.slots import Prefix, Slots
 from rlm.textstream import TextStream
 
 ROUND = 64  # the cache grows by at least so many tokens
@@ -243,11 +243,13 @@ class RollingBatch:
             memory = self._model.addresses, self._slots.addresses()
             logits = self._graphs.run(self._decode, ids, positions, memory)
         else:
-            flat = torch.tensor([ids, positions], device=self._model.device)  # [2, N]
+            filler = [0] * self._model.lacking(len(ids))
+            flat = [ids + filler, positions + filler]
+            flat = torch.tensor(flat, device=self._model.device)  # [2, N]
             width = 1 + max(positions[: len(old)], default=0)
             self._slots.begin(flat[1, : len(old)], width, [len(prompt) for prompt in prompts])
             keep = torch.tensor(last, device=flat.device) if prompts else 0
-            logits = self._model.logits(flat, keep, self._slots)
+            logits = self._model.logits(flat, keep, self._slots)[: len(last)]
         for row in old:
             row.cached += 1
         return logits

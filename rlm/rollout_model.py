@@ -20,7 +20,7 @@ from rlm import attention
 from rlm.errors import InputError
 from rlm.low_rank import LowRank, plain_lora
 from rlm.memory import free_bytes
-from rlm.products import DenseLinear, PackedLinear, packable
+from rlm.products import DenseLinear, PackedLinear, lacking, packable
 
 AMPLE = 4  # times what packed weights take that has to be free
 
@@ -44,10 +44,15 @@ class RolloutModel:
         self.network = self._twin(self._source, "", configs)
         self.network.set_attn_implementation(attention.NAME)
         self.__dict__.pop("addresses", None)
+        self._fills = any(isinstance(m, PackedLinear) for m in self.network.modules())
 
     @property
     def device(self) -> torch.device:
         return self.network.get_input_embeddings().weight.device
+
+    def lacking(self, tokens: int) -> int:
+        """Return how many tokens of filler make a forward faster: one filling for all layers."""
+        return lacking(tokens) if self._fills else 0
 
     def logits(self, flat: torch.Tensor, keep, layout) -> torch.Tensor:
         """Return the logits [n, V] of the places `keep`, 0 for all. flat [2, N]: ids, positions."""
@@ -65,8 +70,8 @@ class RolloutModel:
     def addresses(self) -> tuple[int, ...]:
         """Return where the weights lie: what was captured for them holds as long as they stay."""
         weights = list(self.network.parameters())
-        pairs = [m.pairs for m in self.network.modules() if isinstance(m, LowRank)]
-        weights += [x for own in pairs for down, up, _ in own for x in (down, up)]
+        low = [m for m in self.network.modules() if isinstance(m, LowRank)]
+        weights += [x for module in low for x in (module.down, module.up)]
         return tuple(weight.data_ptr() for weight in weights)
 
     def _twin(self, module: nn.Module, name: str, configs: dict) -> nn.Module:
@@ -119,16 +124,12 @@ class RolloutModel:
     def _rounded(self, layer, name: str) -> nn.Module:
         """Return a layer of the same weights whose A and B are in the base's own format."""
         base, adapters = layer.base_layer, _active(layer)
-        product = self._plain(base, name)
         if not adapters:
-            return product
-        pairs = []
-        for key in adapters:
-            down, up = layer.lora_A[key].weight, layer.lora_B[key].weight
-            down = self._copy(f"{name}.{key}.A", down, base.weight)
-            up = self._copy(f"{name}.{key}.B", up, base.weight)
-            pairs.append((down, up, layer.scaling[key]))
-        return LowRank(product, pairs)
+            return self._plain(base, name)
+        down = torch.cat([layer.lora_A[key].weight for key in adapters])
+        up = torch.cat([layer.lora_B[key].weight * layer.scaling[key] for key in adapters], 1)
+        down, up = (self._copy(f"{name}.{x}", y, base.weight) for x, y in (("A", down), ("B", up)))
+        return LowRank(self._plain(base, name), down, up)
 
     def _copy(self, name: str, source: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
         """Return a copy of `source` in the format of `like`, at the same address every time."""

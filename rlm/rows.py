@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 
 import torch
 
-from rlm.attention import Prefix
 from rlm.records import Prompt, Rollout
 from rlm.sampling import Sampling
+from rlm.slots import Prefix
 from rlm.textstream import TextStream, decode
 
 DRAWN = 256  # random numbers that are drawn at a time

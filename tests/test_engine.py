@@ -238,7 +238,7 @@ def test_nothing_is_merged_in_bfloat16():
     base = model.get_base_model().model.layers[0].self_attn.q_proj.base_layer
     assert isinstance(layer, LowRank)
     assert layer.base.weight.data_ptr() == base.weight.data_ptr()
-    assert layer.pairs[0][0].dtype == torch.bfloat16
+    assert layer.down.dtype == torch.bfloat16
     ((rollout,),) = engine.generate([PROMPTS[0]], 1, Sampling(20), seed=0)
     exact = full_logprobs(model, PROMPTS[0], rollout.ids)
     # 8 bits of mantissa in logits of some 10: 0.1 covers them; without the LoRA it is over 1.

@@ -5,9 +5,10 @@ import torch
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
-from rlm.attention import PackedGroups, Prefix, Slots
+from rlm.attention import PackedGroups
 from rlm.grpo import EPSILON, SCALES, advantages, live
 from rlm.learner import micro_batches, pack, token_logprobs
+from rlm.slots import Prefix, Slots
 from tests.fuzzing import cases
 from tests.test_learner import separately
 from tests.tiny_models import tiny_lora, tiny_model

@@ -8,7 +8,8 @@ from torch.nn import functional
 
 from rlm import products
 from rlm.engine import Engine, Sampling
-from rlm.products import PackedLinear, linear, matmul, packable
+from rlm.low_rank import LowRank
+from rlm.products import DenseLinear, PackedLinear, linear, matmul, packable
 from rlm.records import Prompt
 from rlm.rollout_model import RolloutModel
 from tests.tiny_models import SIZE, byte_tokenizer, tiny_lora, tiny_model
@@ -138,3 +139,11 @@ def test_the_engine_says_the_same_with_and_without(dtype, monkeypatch):
             for a, b in zip(x, y, strict=True)]  # fmt: skip
     assert sum(same) >= (9 if dtype == torch.float32 else 5)
     assert len(byte_tokenizer()) == SIZE
+
+
+def test_a_low_rank_layer_by_hand():
+    # x W^T + b = [1 + 2, 3 + 10] = [3, 13]; x A^T = [2]; (x A^T) B^T = [4, 2].
+    weight, bias = torch.tensor([[1.0], [3.0]]), torch.nn.Parameter(torch.tensor([2.0, 10.0]))
+    layer = LowRank(DenseLinear(weight, bias), torch.tensor([[2.0]]), torch.tensor([[2.0], [1.0]]))
+    with torch.no_grad():
+        assert layer(torch.tensor([[1.0]])).tolist() == [[7.0, 15.0]]
