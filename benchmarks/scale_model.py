@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 HALF, SINGLE = 2, 4  # bytes of a bfloat16 or float16 number, and of a float32 one
 FOUR_BIT = 0.5 + 4 / 64  # NF4, a float32 factor per 64 weights (arXiv:2305.14314 section 3)
-LOGITS = 2**24  # logits of a chunk, rlm.head.LOGITS
+LOGITS = 2**23  # logits of a chunk, rlm.head.LOGITS
 MICRO_TOKENS = 32_768  # rlm.token_budget.MOST["cuda"]
 SHARE = 0.5  # of the free memory that a micro-batch or the cache may take, rlm.memory.SHARE
 ROWS = 256  # sequences that the engine runs at once, rlm.rolling.RollingBatch
@@ -164,16 +164,18 @@ def cache_bytes(m: Model, size: float = HALF) -> float:
     return 2 * m.layers * m.kv * size
 
 
-def activation_bytes(m: Model, size: float = HALF) -> float:
+def activation_bytes(m: Model, size: float = HALF, *, on_cpu: bool = False) -> float:
     """Return what a forward keeps for its backward, a token, without gradient checkpointing.
 
     Per layer: both residuals and both norms' outputs, q and the attention's output (6 hidden), k
     and v, and of the feed-forward part gate, up, the gate's activation and their product (4 mlp);
-    in half precision the norms keep their input in float32 besides.
+    in half precision the norms keep their input in float32 besides, and on a CPU the attention
+    keeps what it has in float32, its output in both.
     """
     kept = size * (6 * m.hidden + 2 * m.kv + 4 * m.mlp)
     norms = 2 * SINGLE * m.hidden if size < SINGLE else 0
-    return m.layers * (kept + norms)
+    wide = (SINGLE - size) * (2 * m.hidden + 2 * m.kv) + size * m.hidden if on_cpu else 0
+    return m.layers * (kept + norms + (wide if size < SINGLE else 0))
 
 
 def logits_bytes(m: Model) -> float:

@@ -37,6 +37,12 @@ MAX_TOKENS = {"tiny": 128, "small": 48}
 START_SECONDS = 180
 
 
+QUIET = {
+    "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false",
+    "VLLM_NO_USAGE_STATS": "1", "VLLM_CPU_KVCACHE_SPACE": "1",
+}  # fmt: skip
+
+
 @contextmanager
 def running(server: str, folder: Path, log):
     """Start a server. Yields (url, its process as psutil sees it)."""
@@ -47,7 +53,7 @@ def running(server: str, folder: Path, log):
     process = subprocess.Popen(
         commands(folder, port)[server],
         cwd=ROOT,
-        env=os.environ | threads | {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"},
+        env=os.environ | threads | QUIET,
         stdout=log,
         stderr=log,
     )

@@ -3,11 +3,9 @@
 python benchmarks/serve_peers.py FOLDER PORT    # the simplest of them: a lock around generate
 """
 
-import importlib.util
 import json
 import os
 import queue
-import shutil
 import sys
 import threading
 from pathlib import Path
@@ -15,6 +13,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 BIN = Path(sys.executable).parent
+VLLM = ROOT / ".venv-vllm" / "bin" / "python"  # of `make vllm`: it has an environment of its own
 PEER, BATCHING = "transformers serve", "transformers serve --continuous-batching"
 SERVERS = ("ours", "lock", PEER, BATCHING, "vllm serve")
 SAMPLED = dict(do_sample=True, temperature=0.7, top_k=0, top_p=1.0)
@@ -88,7 +87,9 @@ def commands(folder: Path, port: int) -> dict[str, list[str]]:
     peer = [str(BIN / "transformers"), "serve", str(folder), "--port", str(port), "--device", "cpu"]
     blocks = ["--cb-num-blocks", "1024", "--cb-block-size", "32", "--cb-max-batch-tokens", "512"]
     ours = [sys.executable, str(ROOT / "serve.py"), "--model", str(folder), "--adapter", "none"]
-    vllm = ["vllm", "serve", str(folder), "--port", str(port), "--dtype", "float32"]
+    # The module behind `vllm serve`: the command itself does not start in the build for a CPU.
+    vllm = [str(VLLM), "-m", "vllm.entrypoints.openai.api_server", "--model", str(folder)]
+    vllm += ["--port", str(port), "--dtype", "float32", "--max-num-seqs", "64"]
     return {
         "ours": [*ours, "--format", "think", "--port", str(port), "--device", "cpu"],
         "lock": [sys.executable, __file__, str(folder), str(port)],
@@ -106,8 +107,8 @@ def missing() -> dict[str, str]:
     if not is_serve_available():
         why = "its requirements are not installed: pip install transformers[serving]"
         found = dict.fromkeys((PEER, BATCHING), why)
-    if not importlib.util.find_spec("vllm") or not shutil.which("vllm"):
-        found["vllm serve"] = "not installed"
+    if not VLLM.exists():
+        found["vllm serve"] = "not installed: make vllm"
     return found
 
 
