@@ -26,8 +26,16 @@ SUM = "Calculate 23 + 15 + 8"
 PATH = "/phase1/reasoning"
 
 
-@functools.cache
+LOADING = threading.Lock()  # transformers does not load two models at once in two threads
+
+
 def policy():
+    with LOADING:
+        return _policy()
+
+
+@functools.cache
+def _policy():
     return open_policy(f"{ROOT}/weights/tiny_base", f"{ROOT}/weights/final_rlm_lora", device="cpu")
 
 

@@ -28,6 +28,7 @@ def merged(tmp_path_factory):
     return folder, prompts, [rollout for (rollout,) in groups]
 
 
+@pytest.mark.ci
 def test_it_answers_in_this_process(merged):
     from rlm.vllm_local import quiet
 

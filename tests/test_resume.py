@@ -152,8 +152,14 @@ def test_twenty_kills_at_random_moments_change_nothing(tmp_path, unbroken, what)
 
 
 @pytest.mark.slow
-@pytest.mark.ci
-@pytest.mark.parametrize("what, moment", [(GRPO, 2), (GRPO, 17), (SFT, 50)])
+@pytest.mark.parametrize(
+    "what, moment",
+    [
+        pytest.param(GRPO, 2, marks=pytest.mark.ci),
+        (GRPO, 17),
+        pytest.param(SFT, 50, marks=pytest.mark.ci),
+    ],
+)
 def test_a_kill_inside_a_write_changes_nothing(tmp_path, unbroken, what, moment):
     """The last one comes after the checkpoint of the last step, before the adapter is saved."""
     folder = tmp_path / "work"
@@ -165,7 +171,6 @@ def test_a_kill_inside_a_write_changes_nothing(tmp_path, unbroken, what, moment)
 
 
 @pytest.mark.slow
-@pytest.mark.ci
 def test_other_settings_are_refused_and_never_begins_anew(tmp_path):
     folder = tmp_path / "work"
     code, text = until(folder, GRPO, "step 1:", signal.SIGTERM)
@@ -180,7 +185,6 @@ def test_other_settings_are_refused_and_never_begins_anew(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.ci
 def test_a_disk_that_is_full_is_one_line_and_the_older_checkpoint_serves(tmp_path, unbroken):
     folder = tmp_path / "work"
     folder.mkdir()

@@ -159,8 +159,7 @@ def test_steps_can_be_ended_and_stay_so(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.ci
-@pytest.mark.parametrize("seconds", [20, 45])
+@pytest.mark.parametrize("seconds", [pytest.param(20, marks=pytest.mark.ci), 45])
 def test_a_budget_is_kept(tmp_path, monkeypatch, seconds):
     monkeypatch.chdir(tmp_path)
     began = time.monotonic()
