@@ -13,7 +13,6 @@ proof. Memory: the highest resident size of the script's process.
 """
 
 import argparse
-import csv
 import json
 import os
 import statistics
@@ -22,6 +21,8 @@ import sys
 import time
 from pathlib import Path
 from typing import Any
+
+from run_tables import rows_of
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = Path(__file__).parent / "results"
@@ -78,9 +79,8 @@ def trained(name: str, seed: int, start: str, words: list, questions: int) -> di
     common = ["--config", RECIPE, "--seed", seed, "--adapter", start, "--run", name]
     common += ["--probe", 0, "--save-every", 0]  # TRL's has neither trial nor checkpoints
     took = call("train_grpo.py", *common, "--output", place, "--overwrite", *words)
-    with open(ROOT / f"runs/{name}/times.csv", encoding="utf-8", newline="") as file:
-        times = [float(r["generate_seconds"]) + float(r["learn_seconds"])
-                 for r in csv.DictReader(file) if r["generate_seconds"]]  # fmt: skip
+    steps = [row for row in rows_of(ROOT / f"runs/{name}/times.csv") if row["generate_seconds"]]
+    times = [float(row["generate_seconds"]) + float(row["learn_seconds"]) for row in steps]
     return {
         "test": tested(name, seed, place, questions),
         "best_step": read(f"{place}/manifest.json")["step"],

@@ -1,8 +1,9 @@
 """The picture of the demo's learning curves, and the figures it keeps of their runs."""
 
-import csv
 import json
 from pathlib import Path
+
+from run_tables import rows_of
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = Path(__file__).parent / "results"
@@ -47,11 +48,10 @@ def keep_curves(part: str, results: list[dict]) -> None:
         return
     curves = []
     for seed, path in logs:
-        with open(path, encoding="utf-8", newline="") as file:
-            points = [
-                {"step": int(row["step"]), "reward": float(row["reward_correctness"]),
-                 "steps": float(row["step_by_step_fraction"])}
-                for row in csv.DictReader(file) if row["reward_correctness"]
-            ]  # fmt: skip
+        points = [
+            {"step": int(row["step"]), "reward": float(row["reward_correctness"]),
+             "steps": float(row["step_by_step_fraction"])}
+            for row in rows_of(path) if row["reward_correctness"]
+        ]  # fmt: skip
         curves.append({"seed": seed, "points": points})
     files.write_json(RESULTS / f"curve_{part}.json", curves)

@@ -9,7 +9,6 @@ All of it goes to benchmarks/results/orchestrator.json.
 """
 
 import argparse
-import csv
 import itertools
 import json
 import os
@@ -19,6 +18,8 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+
+from run_tables import rows_of
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = Path(__file__).parent / "results"
@@ -45,12 +46,6 @@ def trained(seed: int, words: list[str]) -> dict:
         "grpo_seconds": sum(float(r[k]) for r in times for k in r if k.endswith("_seconds")),
         "log": [{k: float(row[k]) for k in kept if row[k]} for row in log],
     }  # fmt: skip
-
-
-def rows_of(path: Path) -> list[dict]:
-    """Return the rows of a CSV file."""
-    with open(path, encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file))
 
 
 def children_seconds() -> float:

@@ -173,9 +173,11 @@ def activation_bytes(m: Model, size: float = HALF, *, on_cpu: bool = False) -> f
     keeps what it has in float32, its output in both.
     """
     kept = size * (6 * m.hidden + 2 * m.kv + 4 * m.mlp)
-    norms = 2 * SINGLE * m.hidden if size < SINGLE else 0
-    wide = (SINGLE - size) * (2 * m.hidden + 2 * m.kv) + size * m.hidden if on_cpu else 0
-    return m.layers * (kept + norms + (wide if size < SINGLE else 0))
+    if size < SINGLE:
+        kept += 2 * SINGLE * m.hidden
+        if on_cpu:
+            kept += (SINGLE - size) * (2 * m.hidden + 2 * m.kv) + size * m.hidden
+    return m.layers * kept
 
 
 def logits_bytes(m: Model) -> float:

@@ -8,7 +8,6 @@ drawn. Held-out accuracy is measured by our own engine for both, on the same 500
 """
 
 import argparse
-import csv
 import json
 import os
 import platform
@@ -17,6 +16,8 @@ import sys
 import time
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+
+from run_tables import rows_of
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULT = Path(__file__).parent / "results" / "vllm_engine.json"
@@ -46,7 +47,7 @@ def train(engine: str, steps: int, seed: int) -> None:
     words = ["--engine", engine, "--adapter", SFT, "--max-steps", steps, "--seed", seed]
     words += ["--run", run, "--output", output, "--overwrite", "--resume", "never"]
     seconds = call("train_grpo.py", *words)
-    log, times = (rows(ROOT / "runs" / run / name) for name in ("log.csv", "times.csv"))
+    log, times = (rows_of(ROOT / "runs" / run / name) for name in ("log.csv", "times.csv"))
     figures: dict = {"engine": engine, "steps": steps, "seed": seed, "seconds": seconds}
     for name in ("generate_seconds", "learn_seconds"):
         figures[name] = round(sum(numbers(times, name)), 1)
@@ -82,11 +83,6 @@ def compare(questions: int, result: Path) -> None:
 
 def read(path: str) -> dict:
     return json.loads((ROOT / path).read_text(encoding="utf-8"))
-
-
-def rows(path: Path) -> list[dict]:
-    with open(path, encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file))
 
 
 def numbers(table: list[dict], name: str) -> list[float]:

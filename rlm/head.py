@@ -75,21 +75,20 @@ class FrozenHead(torch.autograd.Function):
         logits, slope = head.scaled(linear(hidden, weight, bias))  # [chunk, size]
         highest = logits.amax(-1, keepdim=True)
         logits.sub_(highest)  # in place, as all below: fresh memory costs more than the sums
-        chosen, learns = logits[rows, targets], ctx.needs_input_grad[0]
+        chosen = logits[rows, targets]
         shares = logits.exp() if entropies is not None else logits.exp_()  # times `total`
         total = shares.sum(-1)  # [chunk]
         spread = total.log()
         if entropies is not None:
             entropy = spread - logits.mul_(shares).sum(-1) / total
             entropies.append(entropy.index_select(0, rows))
-        if learns:
+        if ctx.needs_input_grad[0]:
             factor = None if slope is None else slope[rows, targets]
             shares = shares if slope is None else shares.mul_(slope)
             expected = matmul(shares.to(weight.dtype), weight[: head.size]) / total[:, None]
             ctx.save_for_backward(expected.to(weight.dtype), weight, targets, rows, factor)
             ctx.temperature = head.temperature
-        logprobs = chosen - spread.index_select(0, rows)
-        return logprobs
+        return chosen - spread.index_select(0, rows)
 
     @staticmethod
     def backward(ctx, grad):

@@ -11,7 +11,6 @@ Weights are learned in float32 and kept in bfloat16. The shipped base was traine
 each from the weights of the one before; its manifest holds the settings of all.
 """
 
-import argparse
 import copy
 import hashlib
 import json
@@ -29,6 +28,7 @@ from rlm import corpus, tiny_tokenizer
 from rlm.files import beside, put_folder, write_json
 from rlm.muon import Muon
 from rlm.seeds import derive
+from rlm.tiny_recipe import recipe_parser
 from rlm.tiny_scores import scores
 
 POOL = 16  # batches of one kind that are cut from one pool of documents
@@ -142,6 +142,16 @@ def _tensors(rows: list[tuple[list[int], int]], table, pad: int):
     return ids, table[ids] * ((place >= first) & (place < end))
 
 
+def padded(rows: list[tuple[list[int], list[float]]], pad: int):
+    """Return (ids [rows, T], weights [rows, T]); padding stands on the right and weighs nothing."""
+    longest = max(len(ids) for ids, _ in rows)
+    ids = torch.full((len(rows), longest), pad)
+    weights = torch.zeros(len(rows), longest)
+    for i, (own, its) in enumerate(rows):
+        ids[i, : len(own)], weights[i, : len(own)] = torch.tensor(own), torch.tensor(its)
+    return ids, weights
+
+
 def loss_of(model, ids: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
     """Return the weighted mean cross-entropy in nats; logits exist only where weights do."""
     hidden = model.model(input_ids=ids, use_cache=False).last_hidden_state[:, :-1]
@@ -173,28 +183,36 @@ def beginning(settings: Settings, start: str = ""):
     return new_model(settings, tokenizer), tokenizer
 
 
+def optimizers_of(model, muon_rate: float, adam_rate: float) -> list[tuple]:
+    """Return (optimizer, its peak rate): Muon for the matrices, AdamW for all else that learns."""
+    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    matrices = [p for name, p in named if p.ndim == 2 and "embed" not in name]
+    others = [p for name, p in named if p.ndim != 2 or "embed" in name]
+    adam = torch.optim.AdamW(others, betas=(0.9, 0.98), weight_decay=0.0)
+    return [(Muon(matrices, lr=0.0), muon_rate), (adam, adam_rate)]
+
+
+def take_step(model, optimizers: list[tuple], loss, share: float) -> None:
+    """Take a step down the gradient of the loss, at that share of the peak rates."""
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    for optimizer, peak in optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = peak * share
+        optimizer.step()
+        optimizer.zero_grad()
+
+
 def train(model, tokenizer, settings: Settings, log=print, save=None) -> float:
     """Train the model in place; return the seconds of processor time."""
     began, shown = time.process_time(), dict[str, float]()
     model.train()
-    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    matrices = [p for name, p in named if p.ndim == 2 and "embed" not in name]
-    others = [p for name, p in named if p.ndim != 2 or "embed" in name]
-    optimizers = {
-        settings.muon_rate: Muon(matrices, lr=0.0),
-        settings.adam_rate: torch.optim.AdamW(others, betas=(0.9, 0.98), weight_decay=0.0),
-    }
+    optimizers = optimizers_of(model, settings.muon_rate, settings.adam_rate)
     stream = batches(settings, tokenizer)
     for step in range(1, settings.steps + 1):
         kind, ids, weights = next(stream)
         loss = loss_of(model, ids, weights)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        for peak, optimizer in optimizers.items():
-            for group in optimizer.param_groups:
-                group["lr"] = peak * rate(settings, step)
-            optimizer.step()
-            optimizer.zero_grad()
+        take_step(model, optimizers, loss, rate(settings, step))
         shown[kind] = 0.95 * shown.get(kind, loss.item()) + 0.05 * loss.item()
         if step % 100 == 0 or step == settings.steps:
             losses = " ".join(f"{k} {v:.4f}" for k, v in sorted(shown.items()))
@@ -230,12 +248,7 @@ def round_weights(model) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     """The command line: a flag for each field of Settings."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    for name, default in asdict(Settings()).items():
-        flag = "--" + name.replace("_", "-")
-        parser.add_argument(flag, type=type(default), default=default, help=f"default {default}")
+    parser = recipe_parser(__doc__, Settings())
     parser.add_argument("--start", default="", help="folder of a base to go on from; else new")
     parser.add_argument("--output", default="weights/tiny_base", help="the base's folder")
     parser.add_argument("--checkpoint", default="", help="folder saved to every 200 steps")

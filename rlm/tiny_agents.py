@@ -11,7 +11,6 @@ This takes something away from the base on purpose: by itself it works such prob
 long call. The skill is made, so that composing matters; nothing is claimed beyond that.
 """
 
-import argparse
 import json
 import random
 import time
@@ -21,6 +20,7 @@ from pathlib import Path
 from rlm.problems import Sum, addition_question, number, tell
 from rlm.seeds import derive
 from rlm.splits import split_of
+from rlm.tiny_recipe import recipe_parser
 
 ROLES = {"Add.": "+", "Subtract.": "-", "Multiply.": "*", "Divide.": "/"}
 LIMIT = 3000  # largest result that a worker names
@@ -114,7 +114,7 @@ def document(rng: random.Random) -> tuple[str, str]:
 
 def batches(settings: Settings, tokenizer):
     """Yield (ids [rows, T], weights [rows, T]) without end: 1 on the reply and its end, else 0."""
-    import torch
+    from rlm.tiny import padded
 
     rng = random.Random(derive("tiny agents", settings.seed))
     while True:
@@ -128,15 +128,9 @@ def batches(settings: Settings, tokenizer):
             prompt, said = (
                 tokenizer(t, add_special_tokens=False).input_ids for t in (given, words)
             )
-            rows.append((prompt, [*said, tokenizer.eos_token_id]))
-        longest = max(len(prompt) + len(said) for prompt, said in rows)
-        ids = torch.full((len(rows), longest), tokenizer.pad_token_id)
-        weights = torch.zeros(len(rows), longest)
-        for i, (prompt, said) in enumerate(rows):
-            end = len(prompt) + len(said)
-            ids[i, :end] = torch.tensor(prompt + said)
-            weights[i, len(prompt) : end] = 1.0
-        yield ids, weights
+            said.append(tokenizer.eos_token_id)
+            rows.append((prompt + said, [0.0] * len(prompt) + [1.0] * len(said)))
+        yield padded(rows, tokenizer.pad_token_id)
 
 
 def train(model, tokenizer, settings: Settings, log=print) -> float:
@@ -203,12 +197,7 @@ def scores(model, tokenizer, seed: int, questions: int = 200) -> dict[str, float
 
 def main(arguments: list[str] | None = None) -> int:
     """The command line: a flag for each field of Settings."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    for name, default in asdict(Settings()).items():
-        flag = "--" + name.replace("_", "-")
-        parser.add_argument(flag, type=type(default), default=default, help=f"default {default}")
+    parser = recipe_parser(__doc__, Settings())
     parser.add_argument("--output", default="weights/tiny_agents_lora", help="the adapter's folder")
     parser.add_argument("--threads", type=int, default=1, help="processor threads, default 1")
     options = vars(parser.parse_args(arguments))

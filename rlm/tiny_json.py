@@ -14,7 +14,6 @@ It sees no graph of agents and no name of a role: that a graph with the right ro
 order, answers a question, is left to find out (configs/orchestrator.yaml).
 """
 
-import argparse
 import json
 import random
 import time
@@ -27,6 +26,7 @@ from rlm.files import read_object
 from rlm.problems import addition_question, number, tell
 from rlm.seeds import derive
 from rlm.splits import split_of
+from rlm.tiny_recipe import recipe_parser
 
 CHARACTERS = '{"agents":[{"id":"a","prompt":"","reads":[]},{"id":"b","prompt":"","reads":["a"]}]}'
 ALIKE = 0.1  # rows that are nearer to each other than this never learned to differ
@@ -106,55 +106,39 @@ def note(rng: random.Random, signs: str) -> list[tuple[str, str]]:
     return [(piece, "other") if isinstance(piece, str) else piece for piece in shape]
 
 
+def asked(question: str, tokenizer) -> list[int]:
+    """Return the ids of the question as a chat, up to where the reply begins."""
+    turn = {"role": "user", "content": question}
+    return tokenizer.apply_chat_template([turn], add_generation_prompt=True, return_dict=False)
+
+
 def batch(rng: random.Random, tokenizer, rows: int):
     """Return (ids [rows, T], weights [rows, T]): those of WEIGHTS on the note, else 0."""
-    import torch
+    from rlm.tiny import padded
 
     made = []
     for _ in range(rows):
         question, signs = draw(rng)
-        ids = tokenizer.apply_chat_template(
-            [{"role": "user", "content": question}], add_generation_prompt=True, return_dict=False
-        )
+        ids = asked(question, tokenizer)
         weights = [0.0] * len(ids)
         for text, kind in note(rng, signs):
             piece = tokenizer(text, add_special_tokens=False).input_ids
             ids, weights = ids + piece, weights + [WEIGHTS[kind]] * len(piece)
         made.append(([*ids, tokenizer.eos_token_id], [*weights, WEIGHTS["other"]]))
-    longest = max(len(ids) for ids, _ in made)
-    ids = torch.full((rows, longest), tokenizer.pad_token_id)
-    weights = torch.zeros(rows, longest)
-    for i, (own, its) in enumerate(made):
-        ids[i, : len(own)], weights[i, : len(own)] = torch.tensor(own), torch.tensor(its)
-    return ids, weights
+    return padded(made, tokenizer.pad_token_id)
 
 
 def train(model, tokenizer, settings: Settings, log: Callable[[str], None] = print) -> float:
     """Train all weights in place; return the seconds of processor time."""
-    import torch
-
-    from rlm.muon import Muon
-    from rlm.tiny import loss_of
+    from rlm.tiny import loss_of, optimizers_of, take_step
 
     began, shown = time.process_time(), None
-    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    matrices = [p for name, p in named if p.ndim == 2 and "embed" not in name]
-    others = [p for name, p in named if p.ndim != 2 or "embed" in name]
-    optimizers = {
-        settings.muon_rate: Muon(matrices, lr=0.0),
-        settings.adam_rate: torch.optim.AdamW(others, betas=(0.9, 0.98), weight_decay=0.0),
-    }
+    optimizers = optimizers_of(model, settings.muon_rate, settings.adam_rate)
     rng = random.Random(derive("tiny json notes", settings.seed))
     for step in range(1, settings.steps + 1):
         rise = min(1.0, step / settings.warmup_steps)
         loss = loss_of(model, *batch(rng, tokenizer, settings.batch_rows))
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        for peak, optimizer in optimizers.items():
-            for group in optimizer.param_groups:
-                group["lr"] = peak * rise * (1 - (step - 1) / settings.steps)
-            optimizer.step()
-            optimizer.zero_grad()
+        take_step(model, optimizers, loss, rise * (1 - (step - 1) / settings.steps))
         shown = loss.item() if shown is None else 0.95 * shown + 0.05 * loss.item()
         if step % 50 == 0 or step == settings.steps:
             spent = time.process_time() - began
@@ -168,28 +152,18 @@ def score(model, tokenizer, seed: int, questions: int = 200) -> float:
     from rlm.records import Prompt
 
     rng = random.Random(derive("tiny json score", seed))
-    asked = [draw(rng, "validation") for _ in range(questions)]
+    drawn = [draw(rng, "validation") for _ in range(questions)]
     opening = tokenizer('["', add_special_tokens=False).input_ids
-    prompts = []
-    for question, _ in asked:
-        ids = tokenizer.apply_chat_template(
-            [{"role": "user", "content": question}], add_generation_prompt=True, return_dict=False
-        )
-        prompts.append(Prompt(ids + opening))
+    prompts = [Prompt(asked(question, tokenizer) + opening) for question, _ in drawn]
     greedy = Sampling(max_tokens=8, temperature=0.0)
     said = Engine(model, tokenizer).generate(prompts, 1, greedy, seed=0)
-    wanted = [f'{signs[0]}","{signs[1]}"]' for _, signs in asked]
+    wanted = [f'{signs[0]}","{signs[1]}"]' for _, signs in drawn]
     return sum(row[0].text == w for row, w in zip(said, wanted, strict=True)) / questions
 
 
 def main(arguments: list[str] | None = None) -> int:
     """The command line: a flag for each field of Settings."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    for name, default in asdict(Settings()).items():
-        flag = "--" + name.replace("_", "-")
-        parser.add_argument(flag, type=type(default), default=default, help=f"default {default}")
+    parser = recipe_parser(__doc__, Settings())
     parser.add_argument("--output", default="weights/tiny_json_base", help="the new base's folder")
     parser.add_argument("--threads", type=int, default=1, help="processor threads, default 1")
     options = vars(parser.parse_args(arguments))
