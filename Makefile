@@ -55,7 +55,7 @@ $(VLLM_STAMP): $(wildcard requirements*.txt)
 	@touch $(VLLM_STAMP)
 
 test-vllm: vllm
-	HF_HUB_OFFLINE=1 $(VLLM)/python -m pytest -q -m vllm tests/test_*vllm*.py
+	HF_HUB_OFFLINE=1 $(VLLM)/python -m pytest -q -m vllm tests/*/test_*vllm*.py
 
 audit: setup
 	$(BIN)/python .ci/audit.py

@@ -3,9 +3,10 @@
     settings = load(GRPOSettings)          # defaults < --config file < RLM_... < flags
 
 Wrong input ends the script with one line on stderr and exit code 2, before torch is imported.
-What the classes share is in config_shared.py, the other classes are in config_training.py (data,
-SFT), config_grpo.py, config_evaluation.py, config_orchestrator.py and config_serving.py; how the
-layers are read is in rlm/settings.py, rlm/flags.py and rlm/configfile.py. Recipes are in configs/.
+What the classes share is in settings/shared.py, the other classes are in settings/training.py
+(data, SFT), settings/grpo.py, settings/evaluation.py, settings/orchestrator.py and
+settings/serving.py; how the layers are read is in rlm/cli/layers.py, rlm/cli/flags.py and
+rlm/cli/config_file.py. Recipes are in configs/.
 """
 
 import math
@@ -15,15 +16,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-from config_evaluation import EvaluateSettings
-from config_grpo import GRPOSettings
-from config_orchestrator import Orchestrator
-from config_serving import ServeSettings
-from config_training import Common, SFTSettings, Training
-from rlm.configfile import read_file
+from rlm.cli.config_file import read_file
+from rlm.cli.flags import read_flags
+from rlm.cli.layers import build, option, read_environment
 from rlm.errors import InputError
-from rlm.flags import read_flags
-from rlm.settings import build, option, read_environment
+from settings.evaluation import EvaluateSettings
+from settings.grpo import GRPOSettings
+from settings.orchestrator import Orchestrator
+from settings.serving import ServeSettings
+from settings.training import Common, SFTSettings, Training
 
 
 class InferenceSettings(Orchestrator, Common):

@@ -4,8 +4,9 @@
     load_examples("gsm8k", "test", data="FOLDER")           # or from the hub without `data`
     load_examples("jsonl", "train", data="mine.jsonl")      # {"question": ..., "answer": ...}
 
-Add a task of your own in `load_examples`. How files are read is in rlm/sources.py, what a row
-means in rlm/corpora.py, the splits in rlm/splits.py, the chat template in rlm/chat.py.
+Add a task of your own in `load_examples`. How files are read is in rlm/data/sources.py, what a row
+means in rlm/data/rows.py, the splits in rlm/data/splits.py, the chat template in
+rlm/models/prompts.py.
 """
 
 import hashlib
@@ -16,12 +17,12 @@ from collections.abc import Callable, Iterable, Iterator
 from itertools import chain, zip_longest
 from typing import Any
 
-from rlm import corpora, openmath, problems, sources
-from rlm.chat import check_room, end_ids, make_prompt, sft_tokens
+from rlm.data import openmath, problems, rows, sources
+from rlm.data.splits import SPLITS, check_no_overlap, split_of, subset, without
 from rlm.errors import InputError
+from rlm.models.prompts import check_room, end_ids, make_prompt, sft_tokens
 from rlm.records import Example
 from rlm.seeds import derive
-from rlm.splits import SPLITS, check_no_overlap, split_of, subset, without
 
 __all__ = [
     "GENERATED", "SPLITS", "TASKS", "Batches", "check_no_overlap", "check_room", "end_ids",
@@ -77,9 +78,9 @@ def load_examples(
         found = openmath.collect(data, split, n=n, seed=seed, per_question=per_question)
     elif task == "gsm8k" and not data:
         hub = {s: sources.hub_rows("openai/gsm8k", s, config="main") for s in ("train", "test")}
-        found = _split_parts(hub, split, task, corpora.gsm8k_example)
+        found = _split_parts(hub, split, task, rows.gsm8k_example)
     else:
-        convert = corpora.gsm8k_example if task == "gsm8k" else corpora.own_example
+        convert = rows.gsm8k_example if task == "gsm8k" else rows.own_example
         found = _split_parts(_file_parts(data or ""), split, task, convert)
     if not found:
         raise InputError(

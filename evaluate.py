@@ -11,8 +11,8 @@
 
 Greedy by default. One CSV a model with a row per question, one JSON with its summary. The three
 other ways also write a card (.md) with what its figures mean, the figures (.json) and the answers
-that they are made of (.csv). What they compute is in rlm/comparison.py, rlm/robustness.py and
-rlm/symbolic.py.
+that they are made of (.csv). What they compute is in rlm/evaluation/comparison.py,
+rlm/evaluation/robustness.py and rlm/evaluation/symbolic.py.
 """
 
 import json
@@ -23,16 +23,16 @@ from typing import Any
 
 import config
 import data
-import tasks
 from rlm.errors import run
+from training import tasks
 
 logger = logging.getLogger("rlm")
 
 
 def main(argv: list[str] | None = None) -> int:
     settings = config.load(config.EvaluateSettings, argv)
-    from rlm.evaluation import table
-    from rlm.runs import start
+    from rlm.evaluation.measure import table
+    from rlm.run.folder import start
 
     start(*(model for _, model, _ in settings.candidates()), **settings.process())
     figures: Any
@@ -71,10 +71,10 @@ def evaluate_one(settings, examples, name: str, model: str, adapter: str | None,
 
 
 def measure_one(settings, examples, name: str, model: str, adapter: str | None, path=None):
-    """Return one model's `rlm.evaluation.Evaluation`; its rows and summary go to `path`."""
-    from rlm.engine import Engine
-    from rlm.evaluation import save
-    from rlm.policy import open_policy
+    """Return one model's `rlm.evaluation.measure.Evaluation`; its rows and summary go to `path`."""
+    from rlm.engine.engine import Engine
+    from rlm.evaluation.measure import save
+    from rlm.models.policy import open_policy
 
     policy = open_policy(model, adapter, **settings.loading())
     evaluation = tasks.task_of(settings, policy).measure(
@@ -96,8 +96,8 @@ def measure_one(settings, examples, name: str, model: str, adapter: str | None, 
 
 def compare(settings) -> tuple[str, dict]:
     """Compare the models on the same questions; return what is printed, and the figures."""
-    from rlm import comparison, comparison_card
-    from rlm.evaluation import table
+    from rlm.evaluation import comparison, comparison_card
+    from rlm.evaluation.measure import table
 
     examples = data.examples_for(settings, settings.split, settings.eval_samples)
     evaluations = measure_all(settings, examples)
@@ -115,9 +115,9 @@ def compare(settings) -> tuple[str, dict]:
 
 def robustness(settings) -> tuple[str, dict]:
     """Ask the models what the adapter was trained on, seen, changed and made harder."""
-    from rlm import robustness as how
-    from rlm.adapters import read_manifest
-    from rlm.robustness_card import robustness_card, robustness_table
+    from rlm.evaluation import robustness as how
+    from rlm.evaluation.robustness_card import robustness_card, robustness_table
+    from rlm.models.adapters import read_manifest
 
     manifests = {name: read_manifest(a) for name, _, a in settings.candidates() if a}
     known = {n: m for n, m in manifests.items() if m.get("task") == settings.task}
@@ -150,8 +150,8 @@ def robustness(settings) -> tuple[str, dict]:
 
 def symbolic(settings) -> tuple[str, dict]:
     """Ask the models several questions of each template in the user's files."""
-    from rlm import symbolic as how
-    from rlm.robustness_card import symbolic_card, symbolic_table
+    from rlm.evaluation import symbolic as how
+    from rlm.evaluation.robustness_card import symbolic_card, symbolic_table
 
     draws = how.read(settings.symbolic)
     evaluations = [measure_one(settings, draws.examples, *each) for each in settings.candidates()]

@@ -16,11 +16,12 @@ import sys
 
 import config
 import data
-import tasks
-from rlm import answers, formats
-from rlm.agents import read_graph
+from rlm.agents.graph import read_graph
+from rlm.answers import formats
+from rlm.answers.reading import is_correct, read_answer
 from rlm.errors import InputError, run
-from rlm.splitter import ANSWER, REASONING, Splitter
+from rlm.server.splitter import ANSWER, REASONING, Splitter
+from training import tasks
 
 DEMONSTRATION = ("Calculate 23 + 15 + 8", "Calculate 417 + 85 + 9", "Calculate 999 + 999 + 999")
 DIM, BOLD, PLAIN = "\033[2m", "\033[1m", "\033[0m"
@@ -30,8 +31,8 @@ class Reasoner:
     """A model with its adapter, format and limits: what a question needs to be answered."""
 
     def __init__(self, settings):
-        from rlm.engine import Engine, Sampling
-        from rlm.policy import open_policy
+        from rlm.engine.engine import Engine, Sampling
+        from rlm.models.policy import open_policy
 
         opened = open_policy(settings.model, settings.adapter, **settings.loading())
         self.opened, self.tokenizer = opened, opened.tokenizer
@@ -56,7 +57,7 @@ class Reasoner:
             take(splitter.feed(piece))
         take(splitter.finish())
         text = "".join(pieces)
-        answer = answers.read_answer(text, self.format.name)
+        answer = read_answer(text, self.format.name)
         return {
             "question": question,
             "reasoning": shown["reasoning"],
@@ -89,7 +90,7 @@ class Composer(Reasoner):
                 told.append((f"Agent {words.agent.id}{heard}: {words.agent.prompt}", words.output))
                 show(*told[-1])
         text = run.text if run else ""
-        answer = answers.read_answer(text, self.format.name)
+        answer = read_answer(text, self.format.name)
         show(ANSWER, answer.canonical or "none")
         return {
             "question": question,
@@ -159,7 +160,7 @@ def batch(reasoner: Reasoner, settings) -> None:
     right = 0
     for example in examples:
         result = reasoner.ask(example.question)
-        verdict = answers.is_correct(result["text"], example.gold, reasoner.format.name)
+        verdict = is_correct(result["text"], example.gold, reasoner.format.name)
         right += verdict
         result |= {"gold": example.gold, "right": verdict}
         if settings.json_output:
@@ -178,7 +179,7 @@ def main(argv: list[str] | None = None) -> int:
         question = sys.stdin.read().strip() or None
     if question is not None and not question.strip():
         raise InputError("the prompt is blank: give a question, e.g. 'Calculate 23 + 15 + 8'")
-    from rlm.runs import start
+    from rlm.run.folder import start
 
     start(settings.model, **settings.process())
     reasoner = (Composer if settings.task == "orchestrator" else Reasoner)(settings)

@@ -11,15 +11,16 @@ give it a weight in the settings (weight 0: it is logged and earns nothing). `ex
 question and the gold answer, `text` is the whole assistant turn, tags included. A reward may
 not raise: an exception stops the run and names the example.
 
-How an answer is read and compared stands in `rlm/answers.py`, the tags in `rlm/formats.py`.
+How an answer is read and compared stands in `rlm/answers/reading.py`, the tags in
+`rlm/answers/formats.py`.
 """
 
 import math
 import re
 from collections.abc import Callable, Mapping
 
-from rlm.answers import equal, is_correct, read_answer, read_value
-from rlm.formats import get_format, parse
+from rlm.answers.formats import get_format, parse
+from rlm.answers.reading import equal, is_correct, read_answer, read_value
 from rlm.records import Example, Rollout, Score
 
 Reward = Callable[[Example, str, str], float]
@@ -135,7 +136,7 @@ def score(
 ) -> Score:
     """What a rollout earned: each reward named in `weights`, and their weighted sum.
 
-    Score.reason says why no answer could be read (`rlm.answers.REASONS`), None if one was.
+    Score.reason says why no answer could be read (`rlm.answers.reading.REASONS`), None if one was.
     ValueError for an unknown reward. RuntimeError, naming the reward and the example, when a
     reward raises or returns something that is not a finite number.
     """

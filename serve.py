@@ -31,7 +31,7 @@ logger = logging.getLogger("rlm.server")
 
 def load(settings):
     """Return the service: an engine or other servers, checked, behind a queue."""
-    from rlm import formats
+    from rlm.answers import formats
     from rlm.server.service import Service
 
     worker, tokenizer, name = (upstream if settings.upstream else own_engine)(settings)
@@ -48,9 +48,9 @@ def load(settings):
 
 def own_engine(settings) -> tuple:
     """Return (worker, tokenizer, name): the model with its adapter, checked, in an engine."""
-    from rlm.engine import Engine
-    from rlm.models import check_finite
-    from rlm.policy import open_policy
+    from rlm.engine.engine import Engine
+    from rlm.models.loading import check_finite
+    from rlm.models.policy import open_policy
     from rlm.server.worker import Worker
 
     policy = open_policy(settings.model, settings.adapter, **settings.loading())
@@ -64,11 +64,11 @@ def own_engine(settings) -> tuple:
 def upstream(settings) -> tuple:
     """Return (worker, tokenizer, name): running `vllm serve`, looked at, and no model here."""
     from rlm.addresses import UPSTREAM_KEY, read_key
-    from rlm.chat import end_ids, token_ids
-    from rlm.models import load_tokenizer
+    from rlm.models.loading import load_tokenizer
+    from rlm.models.prompts import end_ids, token_ids
     from rlm.server.pool import Pool, look_at
+    from rlm.server.upstream import PROBE
     from rlm.server.upstream_worker import UpstreamWorker
-    from rlm.upstream import PROBE
 
     key, urls = read_key(UPSTREAM_KEY), settings.upstream_urls
     tokenizer, generation_config = load_tokenizer(settings.model)
@@ -108,7 +108,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def serve(settings, key: Key | None, sock) -> int:
     """Load the model and serve it on the socket; return the exit code."""
-    from rlm.runs import start
+    from rlm.run.folder import start
     from rlm.server.app import make_app
     from rlm.server.run import Server
 
@@ -157,7 +157,7 @@ def serve(settings, key: Key | None, sock) -> int:
 
 def make_tunnel(settings, port: int, service, key: Key | None):
     """Return the tunnel to this server, not started; what happens to it is told in one line."""
-    from rlm.tunnel import Tunnel
+    from rlm.tunnel.tunnel import Tunnel
 
     def on_up(url: str) -> None:
         service.metrics.tunnel_up.set(1)

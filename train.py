@@ -26,7 +26,7 @@ logger = logging.getLogger("rlm")
 def main(argv: list[str] | None = None) -> int:
     settings = config.load(config.TrainSettings, argv)
     rows = train(settings)
-    from rlm.evaluation import table
+    from rlm.evaluation.measure import table
 
     print(f"\n{table(rows)}\n")
     return 0
@@ -37,9 +37,10 @@ def train(settings) -> list[dict]:
 
     Stopped and started again, it goes on where it was.
     """
-    from rlm import files, report
-    from rlm.done import Done
-    from rlm.runs import start
+    from rlm import files
+    from rlm.report import report
+    from rlm.run.done import Done
+    from rlm.run.folder import start
 
     began = time.monotonic()
     start(settings.model, **settings.process())

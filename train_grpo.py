@@ -8,10 +8,11 @@
 
 Group Relative Policy Optimization (arXiv:2402.03300). One step:
 
-    sample      G answers to each of B questions, from the current policy     rlm/engine.py
-    reward      1 if the final number is right, else 0                        tasks.py, rewards.py
-    advantage   how much better an answer is than its own group               rlm/grpo.py
-    update      make the better answers' tokens likelier, the others' less so rlm/learner.py
+    sample      G answers to each of B questions, from the current policy     rlm/engine/engine.py
+    reward      1 if the final number is right, else 0                        training/tasks.py,
+    rewards.py advantage   how much better an answer is than its own group
+    rlm/learner/losses.py update      make the better answers' tokens likelier, the others' less so
+    rlm/learner/logprobs.py
 
 No value network, no reward model. A group whose answers are all right or all wrong has
 advantage 0 and teaches nothing. What differs from the paper by default: the loss is averaged
@@ -24,13 +25,12 @@ from functools import cache, partial
 
 import config
 import data
-import trl_training
-import tryout
-from grpo_parts import checked, due, first_kl, keep_best, learning_rate, packed, scale
 from rlm import parallel
 from rlm.errors import run
 from rlm.seeds import derive
-from stage import begin
+from training import trl, tryout
+from training.micro_batches import checked, due, first_kl, keep_best, learning_rate, packed, scale
+from training.stage import begin
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -46,19 +46,19 @@ def train(settings) -> dict:
 
     That is a dictionary a step: `train(config.GRPOSettings(max_steps=8))["log"]`.
     """
-    from rlm.runs import start
+    from rlm.run.folder import start
 
     began = time.monotonic()
     start(settings.model, **settings.process())
     if settings.backend == "trl":
-        return trl_training.train(settings, began)
-    from rlm.best import Best
-    from rlm.guard import Guard
-    from rlm.hacking import Watch
-    from rlm.learner import ReferencePolicy
-    from rlm.optimizer import Optimizer
-    from rlm.rollouts import records
-    from rlm.token_budget import TokenBudget
+        return trl.train(settings, began)
+    from rlm.answers.reward_hacking import Watch
+    from rlm.learner.logprobs import ReferencePolicy
+    from rlm.learner.optimizer import Optimizer
+    from rlm.learner.token_budget import TokenBudget
+    from rlm.rollouts.batch import records
+    from rlm.run.best import Best
+    from rlm.run.nonfinite import Guard
 
     # 1. Questions with known answers; the policy; the engine that samples from it.
     examples, validation = data.training_sets(settings)
@@ -105,8 +105,8 @@ def train(settings) -> dict:
 
 def take_step(stage, questions, optimizer, step: int, *, reference, budget):
     """Take one step of GRPO; return its batch, the advantages [B, G] and its figures."""
-    from rlm.grpo import advantages
-    from rlm.rollouts import describe
+    from rlm.learner.losses import advantages
+    from rlm.rollouts.batch import describe
 
     settings, policy, engine = stage.settings, stage.policy, stage.engine
     started = time.perf_counter()
@@ -128,8 +128,8 @@ def sample(engine, task, examples, settings, seed):
 
     Each process samples and scores its share of the questions, and gets the others' from them.
     """
-    from rlm.engine import Sampling
-    from rlm.rollouts import Batch
+    from rlm.engine.engine import Sampling
+    from rlm.rollouts.batch import Batch
 
     world = parallel.world()
     numbers = world.mine(range(len(examples)))
@@ -169,7 +169,7 @@ def update(policy, optimizer, batch, advantage, settings, reference, budget) -> 
     their share of the gradient is exactly 0. They still count in the loss's denominator.
     The others are shared out among the processes; before a step their gradients are added up.
     """
-    from rlm.figures import Figures
+    from rlm.learner.metrics import Figures
 
     kept = [b for b in range(len(batch.groups)) if settings.kl_weight or advantage[b].any()]
     mine = parallel.share(kept, [batch.cost(b) for b in kept])
@@ -187,11 +187,11 @@ def update(policy, optimizer, batch, advantage, settings, reference, budget) -> 
 
 
 def backward(policy, optimizer, batch, settings, packs, *, token_budget):
-    """Add the loss's gradients of all micro-batches; return their `rlm.figures.Figures`."""
-    from rlm import sharding
-    from rlm.figures import Figures
-    from rlm.grpo import importance_weights, kl_estimate, policy_loss
-    from rlm.learner import token_logprobs
+    """Add the loss's gradients of all micro-batches; return their `rlm.learner.metrics.Figures`."""
+    from rlm.learner import sharding
+    from rlm.learner.logprobs import token_logprobs
+    from rlm.learner.losses import importance_weights, kl_estimate, policy_loss
+    from rlm.learner.metrics import Figures
 
     policy.model.train()
     figures = Figures()

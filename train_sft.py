@@ -19,7 +19,7 @@ import config
 import data
 from rlm import parallel
 from rlm.errors import InputError, run
-from stage import begin
+from training.stage import begin
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -29,7 +29,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def train(settings) -> dict:
     """Train, evaluate, save the adapter; return the summary of the evaluation."""
-    from rlm.runs import start
+    from rlm.run.folder import start
 
     began = time.monotonic()
     start(settings.model, **settings.process())
@@ -86,14 +86,14 @@ def token_records(examples, task, settings) -> list[dict]:
 def fit(stage, records: list[dict], questions: int):
     """Run trl's SFTTrainer over the records; its figures go to the run's log.
 
-    questions: of the validation that follows. Returns the `rlm.guard.Guard` of its batches.
+    questions: of the validation that follows. Returns the `rlm.run.nonfinite.Guard` of its batches.
     """
     from datasets import Dataset, disable_progress_bars
     from transformers import PrinterCallback
 
-    from rlm.guard import Guard
-    from rlm.sft_trainer import Trainer
-    from rlm.steps import Progress
+    from rlm.run.nonfinite import Guard
+    from rlm.run.steps import Progress
+    from rlm.trl.sft import Trainer
 
     disable_progress_bars()
     settings, guard = stage.settings, Guard(stage.out.path)

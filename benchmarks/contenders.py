@@ -15,16 +15,16 @@ from shapes import Shape, clock, peak_memory, random_model, word_prompts, word_t
 import config
 import data
 import train_grpo
-from rlm.engine import Engine, Sampling
-from rlm.grpo import advantages
-from rlm.learner import ReferencePolicy
-from rlm.models import add_lora, load_base
-from rlm.optimizer import Optimizer
-from rlm.policy import Policy
-from rlm.problems import additions
+from rlm.data.problems import additions
+from rlm.engine.engine import Engine, Sampling
+from rlm.learner.logprobs import ReferencePolicy
+from rlm.learner.losses import advantages
+from rlm.learner.optimizer import Optimizer
+from rlm.learner.token_budget import TokenBudget
+from rlm.models.loading import add_lora, load_base
+from rlm.models.policy import Policy
 from rlm.records import Example, Prompt, Score
-from rlm.rollouts import Batch
-from rlm.token_budget import TokenBudget
+from rlm.rollouts.batch import Batch
 
 ROOT = Path(__file__).resolve().parent.parent
 QUESTIONS = 512

@@ -63,12 +63,13 @@ def solved(path: Path) -> dict:
 
 def fixed(seed: int) -> dict:
     """Return the accuracy of every graph of two roles, and of the best one of each question."""
+    import tasks
+
     import config
     import data
-    import tasks
-    from rlm.agent_evaluation import fixed_graphs
-    from rlm.agents import Agent, Graph
-    from rlm.policy import open_policy
+    from rlm.agents.evaluation import fixed_graphs
+    from rlm.agents.graph import Agent, Graph
+    from rlm.models.policy import open_policy
 
     arguments = ["--config", str(ROOT / RECIPE), "--models", "base", "--seed", str(seed)]
     settings = config.load(config.EvaluateSettings, arguments)

@@ -16,7 +16,7 @@ RESULTS = Path(__file__).parent / "results"
 SMALL = Model("small", 512, 8, 8, 2, 2048, 8192, tied=True)
 MIDDLE = Model("middle", 256, 4, 4, 2, 1024, 8192, tied=True)
 FITTED = "grpo_vs_trl_small_float32_cpu"  # the rates come from this file, and hold for all others
-CPU_TOKENS, CPU_LEAST, CPU_BYTES = 1024, 256, 2**29  # rlm.token_budget
+CPU_TOKENS, CPU_LEAST, CPU_BYTES = 1024, 256, 2**29  # rlm.learner.token_budget
 
 
 def measured(results: Path = RESULTS) -> list[dict]:

@@ -18,10 +18,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 HALF, SINGLE = 2, 4  # bytes of a bfloat16 or float16 number, and of a float32 one
 FOUR_BIT = 0.5 + 4 / 64  # NF4, a float32 factor per 64 weights (arXiv:2305.14314 section 3)
-LOGITS = 2**23  # logits of a chunk, rlm.head.LOGITS
-MICRO_TOKENS = 32_768  # rlm.token_budget.MOST["cuda"]
-SHARE = 0.5  # of the free memory that a micro-batch or the cache may take, rlm.memory.SHARE
-ROWS = 256  # sequences that the engine runs at once, rlm.rolling.RollingBatch
+LOGITS = 2**23  # logits of a chunk, rlm.learner.lm_head.LOGITS
+MICRO_TOKENS = 32_768  # rlm.learner.token_budget.MOST["cuda"]
+SHARE = 0.5  # of the free memory that a micro-batch or the cache may take, rlm.models.memory.SHARE
+ROWS = 256  # sequences that the engine runs at once, rlm.engine.batching.RollingBatch
 RESERVED = 1.5e9  # bytes: the CUDA context and what an allocator cannot use
 
 

@@ -42,14 +42,14 @@ def make_model(size: str, folder: Path) -> Path:
     from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
     from transformers.utils import logging
 
-    from rlm import models
+    from rlm.models import loading
 
     logging.disable_progress_bar()
     base = ROOT / "weights" / "tiny_base"
-    model, tokenizer = models.load_base(str(base), device="cpu", dtype="float32")
+    model, tokenizer = loading.load_base(str(base), device="cpu", dtype="float32")
     if size == "tiny":
         adapter = ROOT / "weights" / "final_rlm_lora"
-        model = models.load_adapter(model, adapter, trainable=False).merge_and_unload()
+        model = loading.load_adapter(model, adapter, trainable=False).merge_and_unload()
     else:
         import torch
 

@@ -158,10 +158,10 @@ def _processor() -> str:
 def rates(dtype, device) -> dict[str, float]:
     """Return the machine's measured matrix rate, GFLOP/s, and memory bandwidth, GB/s.
 
-    The rate is the best of a few products, by the library that `rlm.products` takes; beside it
+    The rate is the best of a few products, by the library that `rlm.models.matmul` takes; beside it
     that of torch's own choice. The bandwidth counts what is read.
     """
-    from rlm.products import matmul
+    from rlm.models.matmul import matmul
 
     size = 8192 if torch.device(device).type == "cuda" else 1536
     a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))

@@ -187,7 +187,7 @@ class SharedEngine:
         self.engine = engine
 
     def generate(self, prompts, samples: int, sampling, *, seed: int) -> list[list]:
-        """Return (B, G) rollouts, as `rlm.engine.Engine.generate`."""
+        """Return (B, G) rollouts, as `rlm.engine.engine.Engine.generate`."""
         numbers = world().mine(range(len(prompts)))
         mine = [prompts[b] for b in numbers]
         found = self.engine.generate(mine, samples, sampling, seed=seed, numbers=numbers)

@@ -14,7 +14,7 @@ class Example:
     """One question with its known answer.
 
     id: unique within a task, e.g. ``addition-train-17``.
-    gold: the final answer as text; `rlm.answers.read_gold` can read it (checked at load).
+    gold: the final answer as text; `rlm.answers.reading.read_gold` can read it (checked at load).
     solution: the reasoning that leads to it, without tags and without the final answer;
         None where the data has none (such examples serve GRPO and evaluation, not SFT).
     template: the name of the template that generated it, "" where there is none.
@@ -68,7 +68,7 @@ class Score:
     """What a rollout earned. total = sum of weight * part.
 
     parts: reward name -> its unweighted value.
-    reason: why no answer could be read (`rlm.answers.REASONS`), None if one was read.
+    reason: why no answer could be read (`rlm.answers.reading.REASONS`), None if one was read.
     facts: name -> a figure that earns nothing; its mean over all completions is logged.
     trace: what else rollouts.jsonl shall say of the completion, plain JSON values.
     """

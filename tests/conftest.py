@@ -3,7 +3,7 @@
 import pytest
 from hypothesis import settings
 
-from tests.running import QWEN
+from tests.support.running import QWEN
 
 settings.register_profile("long", max_examples=20 * settings.get_profile("default").max_examples)
 

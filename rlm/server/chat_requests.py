@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from rlm.formats import FORMATS
+from rlm.answers.formats import FORMATS
 from rlm.server.requests import MAX_SEED, Ask, Request, Samples, Stops, Temperature, Tokens, TopP
 
 CLOSERS = tuple(fmt.reasoning_close for fmt in FORMATS.values() if fmt.reasoning_close)

@@ -8,8 +8,8 @@ import asyncio
 import time
 from dataclasses import dataclass, field
 
+from rlm.engine.sampling import Sampling
 from rlm.records import Prompt, Rollout
-from rlm.sampling import Sampling
 from rlm.server.errors import ApiError
 
 # Why a sample ended, and what a client is told. The other causes are the server's words already.

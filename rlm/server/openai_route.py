@@ -16,8 +16,8 @@ from rlm.server.errors import ApiError, encode, failed
 from rlm.server.job import Job
 from rlm.server.replies import Read, read_samples, timing, usage
 from rlm.server.service import Service
+from rlm.server.splitter import REASONING
 from rlm.server.stream import KEEP_ALIVE, EventStream, data, finished
-from rlm.splitter import REASONING
 
 logger = logging.getLogger("rlm.server")
 

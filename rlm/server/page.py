@@ -7,7 +7,7 @@ from pathlib import Path
 
 from starlette.responses import Response
 
-PAGE = Path(__file__).resolve().parent.parent / "page.html"
+PAGE = Path(__file__).with_name("page.html")
 
 
 def page_response() -> Response:

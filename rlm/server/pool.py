@@ -12,7 +12,7 @@ from collections import deque
 from dataclasses import dataclass, field
 
 from rlm.errors import InputError
-from rlm.upstream import Client, Lost, Served, Unfit
+from rlm.server.upstream import Client, Lost, Served, Unfit
 
 logger = logging.getLogger("rlm.server")
 

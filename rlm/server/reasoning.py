@@ -24,8 +24,8 @@ from rlm.server.replies import (
 )
 from rlm.server.requests import ReasoningRequest
 from rlm.server.service import Service
+from rlm.server.splitter import REASONING
 from rlm.server.stream import KEEP_ALIVE, EventStream, event, finished
-from rlm.splitter import REASONING
 
 logger = logging.getLogger("rlm.server")
 

@@ -1,6 +1,6 @@
 """What comes back: a finished job -> its samples read, their votes, usage and timing.
 
-An answer is what `rlm.answers` reads, as an exact value; what cannot be read is no answer.
+An answer is what `rlm.answers.reading` reads, as an exact value; what cannot be read is no answer.
 """
 
 import bisect
@@ -11,11 +11,11 @@ from typing import Literal
 
 from pydantic import BaseModel
 
-from rlm.answers import Answer, read_answer
+from rlm.answers.reading import Answer, read_answer
+from rlm.evaluation.statistics import majority
+from rlm.models.text_stream import decode
 from rlm.server.job import OWN_ENDS, Job
-from rlm.splitter import ANSWER, REASONING, Splitter
-from rlm.statistics import majority
-from rlm.textstream import decode
+from rlm.server.splitter import ANSWER, REASONING, Splitter
 
 Finish = Literal["stop", "length", "stop_sequence", "timeout", "cancelled", "error"]
 

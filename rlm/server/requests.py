@@ -19,8 +19,8 @@ from pydantic import (
     model_validator,
 )
 
+from rlm.cli.layers import nearest
 from rlm.server.errors import ApiError, invalid
-from rlm.settings import nearest
 
 MAX_SEED = 2**63 - 1
 MAX_TOKENS = 131_072  # what a field may say; the server's and the model's limits come on top

@@ -12,17 +12,17 @@ from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
-from rlm.chat import chat_prompt, token_ids
+from rlm.answers.formats import Format
+from rlm.engine.sampling import Closing, Sampling
 from rlm.errors import InputError
-from rlm.formats import Format
-from rlm.sampling import Closing, Sampling
+from rlm.models.prompts import chat_prompt, token_ids
 from rlm.seeds import derive
 from rlm.server.admission import TIMEOUT, Admission
 from rlm.server.errors import ApiError, invalid, late
 from rlm.server.job import Job
 from rlm.server.metrics import Metrics
 from rlm.server.requests import Ask
-from rlm.splitter import Splitter
+from rlm.server.splitter import Splitter
 
 logger = logging.getLogger("rlm.server")
 

@@ -1,10 +1,10 @@
 """A worker whose tokens are made by other servers: one task a sample, in the event loop.
 
-The rows are those of the engine (rlm.rows), fed with the tokens that come in: so stop texts, the
-bound on the reasoning, texts and usage are the engine's own. A reasoning that has used up its
-tokens (`Sampling.closing`) takes two requests: the first is closed by us at that token, then
-prompt, what was written and the closer go up as the prompt of the second, with a seed of its own.
-A reasoning that ends by itself takes one, and is what it is without a bound.
+The rows are those of the engine (rlm.engine.requests), fed with the tokens that come in: so stop
+texts, the bound on the reasoning, texts and usage are the engine's own. A reasoning that has used
+up its tokens (`Sampling.closing`) takes two requests: the first is closed by us at that token, then
+prompt, what was written and the closer go up as the prompt of the second, with a seed of its own. A
+reasoning that ends by itself takes one, and is what it is without a bound.
 
 When a server is lost, a sample of which nobody has seen anything begins anew on another one:
 every sample of a plain reply, and of a stream those without a token. The others end with an error.
@@ -16,16 +16,16 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from rlm.engine.requests import Event, Group, Row
+from rlm.engine.sampling import Sampling
+from rlm.models.text_stream import TextStream
 from rlm.records import Rollout
-from rlm.rows import Event, Group, Row
-from rlm.sampling import Sampling
 from rlm.seeds import derive
 from rlm.server.admission import CANCELLED, TIMEOUT, Admission
 from rlm.server.errors import ApiError, failed, late
 from rlm.server.job import Job
 from rlm.server.pool import Pool, Upstream
-from rlm.textstream import TextStream
-from rlm.upstream import Lost, Refused
+from rlm.server.upstream import Lost, Refused
 
 logger = logging.getLogger("rlm.server")
 

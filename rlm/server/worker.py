@@ -10,9 +10,9 @@ import threading
 import time
 from collections.abc import Callable
 
+from rlm.engine.sampling import Sampling
 from rlm.errors import InputError
 from rlm.records import Prompt, Rollout
-from rlm.sampling import Sampling
 from rlm.server.admission import CANCELLED, TIMEOUT, Admission
 from rlm.server.errors import ApiError, failed, late
 from rlm.server.job import Job

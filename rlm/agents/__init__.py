@@ -1,0 +1,1 @@
+"""Graphs of agents: read, run on a frozen model, scored, evaluated."""

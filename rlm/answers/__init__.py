@@ -1,0 +1,1 @@
+"""What a completion states and whether it is right: formats, reading, exact values."""

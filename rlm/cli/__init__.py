@@ -1,0 +1,1 @@
+"""How settings are read: defaults, a file, the environment, flags. It knows none of our classes."""

@@ -1,0 +1,164 @@
+"""OpenMathInstruct-1: right solutions as plain reasoning, the program code taken out.
+
+Rows of nvidia/OpenMathInstruct-1 (arXiv:2402.10176): question, generated_solution,
+expected_answer, is_correct. A solution mixes prose with <llm-code> blocks and what they printed
+(<llm-code-output>) and states its answer in a \\boxed{}.
+"""
+
+import heapq
+import logging
+import re
+from collections import Counter
+from collections.abc import Iterator
+from itertools import chain
+
+from rlm.answers.reading import read_gold
+from rlm.data import sources
+from rlm.data.rows import field
+from rlm.data.splits import question_key, split_of
+from rlm.errors import InputError
+from rlm.records import Example
+from rlm.seeds import derive
+
+NAME = "nvidia/OpenMathInstruct-1"
+CODE = re.compile(r"<llm-code>.*?</llm-code>\s*", re.DOTALL)
+OUTPUT = re.compile(r"<llm-code-output>(.*?)</llm-code-output>", re.DOTALL)
+BROKEN_OUTPUT = re.compile(r"error|traceback|timeout|exception", re.I)
+# Prose that announces or explains the program, which is not there any more.
+ABOUT_CODE = re.compile(r"\b(code|python|sympy|program|script|librar|execut|function)", re.I)
+NAMES_ANSWER = re.compile(r"\banswer\b", re.I)
+NUMBER = re.compile(r"\d+(?:\.\d+)?")
+OUTPUT_CHARACTERS = 40  # what a program printed is kept up to this length
+PROSE_CHARACTERS = 40  # less than this is no reasoning
+MOST_BLOCKS = 100  # more are none; each that is not closed is looked for to the end of the text
+
+logger = logging.getLogger("rlm.data")
+
+
+def collect(
+    data: str | None, split: str, *, n: int | None, seed: int, per_question: int
+) -> list[Example]:
+    """Return the wanted number of usable solutions of each question of the split.
+
+    From files (`data`) all are looked at, and those without code come first. The hub's 5 million
+    rows stream by only until n are found: then it is the first usable ones that are taken.
+    """
+    if per_question < 1:
+        raise InputError(f"per_question {per_question}: use 1 or more solutions of each question")
+    rows: Iterator[sources.Row]
+    if data:
+        rows = chain.from_iterable(map(sources.read_rows, sources.find_files(data)))
+    else:
+        rows = sources.hub_rows(NAME, "train", streaming=True)
+    seen: Counter = Counter()
+    best: dict[str, list] = {}  # question -> heap of (-rank, example), the worst first
+    for where, row in rows:
+        seen[take(row, where, split, seed, per_question, best)] += 1
+        if n and seen["taken"] >= n and not data:
+            break
+    text = ", ".join(f"{number} {what}" for what, number in seen.most_common())
+    logger.info("openmath: %d rows read: %s", seen.total(), text or "none")
+    found = [e for heap in best.values() for _, e in sorted(heap, key=lambda x: -x[0])]
+    return [
+        Example(f"openmath-{split}-{number}", e.question, e.gold, e.solution)
+        for number, e in enumerate(found, 1)
+    ]
+
+
+def take(row: dict, where: str, split: str, seed: int, limit: int, best: dict) -> str:
+    """Put a row's solution into `best` if it is among the best of its question; say what was done.
+
+    InputError if a field is missing or no text.
+    """
+    if not isinstance(row.get("is_correct"), bool):
+        raise InputError(f"{where}: field 'is_correct' must be true or false, as openmath has it")
+    if not row["is_correct"]:
+        return "wrong"
+    question = field(row, "question", where)
+    if split_of(question) != split:
+        return "of another split"
+    text = field(row, "generated_solution", where)
+    gold = field(row, "expected_answer", where, number=True)
+    # Smaller is better: no code before code, then by hash.
+    rank = ("<llm-code>" in text) * 2**63 + derive(seed, text)
+    heap = best.setdefault(question_key(question), [])
+    if any(rank == -worst for worst, _ in heap):
+        return "repeated"
+    if len(heap) == limit and rank > -heap[0][0]:
+        return "more than wanted"
+    try:
+        read_gold(gold)
+    except ValueError:
+        return "with an answer that is no number"
+    solution = plain_reasoning(text)
+    if solution is None:
+        return "without reasoning beside the code"
+    entry = (-rank, Example("", question, gold, solution))
+    if len(heap) == limit:
+        heapq.heapreplace(heap, entry)
+        return "better than an earlier one"
+    heapq.heappush(heap, entry)
+    return "taken"
+
+
+def plain_reasoning(solution: str) -> str | None:
+    r"""Return a solution as plain reasoning; None if nothing of the kind is left.
+
+    Code goes, and the sentences about it; what it printed stays as "This gives 42." where that
+    is short; the box around the answer goes, and a last line that only states the answer.
+    None: code that failed or is not closed, or no step of reasoning beside the code.
+
+    >>> plain_reasoning(r"There are 3 boxes of 5 pens each, that is 3 * 5 = \boxed{15} pens.")
+    'There are 3 boxes of 5 pens each, that is 3 * 5 = 15 pens.'
+    >>> plain_reasoning("Let us use Python.\n<llm-code>\n1 + 2\n</llm-code>\n\\boxed{3}")
+    """
+    if solution.count("<llm-code") > MOST_BLOCKS:
+        return None
+    outputs = OUTPUT.findall(solution)
+    text = unbox(OUTPUT.sub(_output_sentence, CODE.sub("\n", solution)))
+    if text is None or "llm-code" in text or any(map(BROKEN_OUTPUT.search, outputs)):
+        return None
+    printed = {f"This gives {output.strip()}." for output in outputs}
+    has_code = "<llm-code>" in solution
+    lines, prose = [], []
+    for line in text.splitlines():
+        sentences = [s for s in re.split(r"(?<=[.!?:])\s+", line.strip()) if s]
+        if has_code:
+            sentences = [s for s in sentences if s in printed or not ABOUT_CODE.search(s)]
+        lines.append(" ".join(sentences))
+        prose += [s for s in sentences if s not in printed]
+    while lines and (not lines[-1] or _states_answer(lines[-1])):
+        lines.pop()
+    # Two numbers at least, answer sentences apart: else nothing is worked out.
+    numbers = {n for s in prose if not NAMES_ANSWER.search(s) for n in NUMBER.findall(s)}
+    if len(" ".join(prose)) < PROSE_CHARACTERS or len(numbers) < 2:
+        return None
+    return re.sub(r"\n{3,}", "\n\n", "\n".join(lines)).strip() or None
+
+
+def _output_sentence(match: re.Match) -> str:
+    output = match[1].strip()
+    short = output and len(output) <= OUTPUT_CHARACTERS and "\n" not in output
+    return f"This gives {output}.\n" if short else "\n"
+
+
+def _states_answer(line: str) -> bool:
+    """Whether a line says nothing but the answer: "The answer is 5.", "$5$"."""
+    bare = line.strip(" $.\\[]()")
+    return bool(NUMBER.fullmatch(bare)) or (bool(NAMES_ANSWER.search(line)) and "=" not in line)
+
+
+def unbox(text: str) -> str | None:
+    r"""Return the text with each \boxed{X} replaced by X; None if a box is not closed."""
+    box, out, at = "\\boxed{", [], 0
+    while (start := text.find(box, at)) >= 0:
+        out.append(text[at:start])
+        depth, at = 1, start + len(box)
+        inside = at
+        while at < len(text) and depth:
+            depth += {"{": 1, "}": -1}.get(text[at], 0)
+            at += 1
+        if depth:
+            return None
+        out.append(text[inside : at - 1])
+    return "".join(out) + text[at:]

@@ -1,0 +1,300 @@
+"""A rolling batch: requests wait in a queue, join the running rows, and leave when they end.
+
+A step is one forward: a token for each running row, and the prompts that join. A prompt is
+prefilled once for all its samples. Each request has its own random numbers, so it gets the
+same tokens whatever runs beside it (but for the rounding of matrix products).
+"""
+
+from collections import deque
+
+import torch
+
+from rlm.engine.cuda_graphs import DecodeGraphs
+from rlm.engine.inference_model import RolloutModel, context_tokens, stop_ids
+from rlm.engine.kv_cache import Prefix, Slots
+from rlm.engine.requests import Event, Group, Row, uniforms
+from rlm.engine.sampling import Sampling, sample
+from rlm.errors import InputError
+from rlm.models.memory import cache_tokens as fitting_tokens
+from rlm.models.text_stream import TextStream
+from rlm.records import Prompt
+
+ROUND = 64  # the cache grows by at least so many tokens
+
+
+class RollingBatch:
+    """The engine step by step; see rlm.engine.engine for what the arguments mean.
+
+    prefill_tokens: prompt tokens of one step; a longer prompt goes alone, in one piece.
+    admissions: requests that may join in one step, None for all that fit.
+    cuda_graphs: decode by rlm.engine.cuda_graphs where the model is on CUDA.
+    """
+
+    def __init__(
+        self,
+        model,
+        tokenizer,
+        *,
+        max_rows: int = 256,
+        cache_tokens: int | None = None,
+        prefill_tokens: int = 4096,
+        admissions: int | None = None,
+        cuda_graphs: bool = False,
+    ):
+        if max_rows < 1:
+            raise InputError(f"max_rows {max_rows}: at least 1 row is needed")
+        self.tokenizer = tokenizer
+        self.max_rows = max_rows
+        self.prefill_tokens, self.admissions = prefill_tokens, admissions or max_rows
+        self._model = RolloutModel(model)
+        network = self._model.network
+        self.cache_tokens = cache_tokens or fitting_tokens(network)
+        self.context_tokens = context_tokens(network)
+        self.stop_ids = stop_ids(network, tokenizer)
+        self._layers = network.config.get_text_config().num_hidden_layers
+        self._vocabulary = min(len(tokenizer), network.get_input_embeddings().num_embeddings)
+        self._slots = Slots()
+        graphs = cuda_graphs and self._model.device.type == "cuda"
+        self._graphs = DecodeGraphs(self._slots) if graphs else None
+        self._queue: deque[Group] = deque()
+        self._rows: list[Row] = []
+        self._kept: list[Event] = []
+        self._last_id = 0
+
+    @property
+    def idle(self) -> bool:
+        return not self._rows and not self._queue
+
+    @property
+    def running(self) -> list[int]:
+        """The ids of the requests that have a row."""
+        return [row.id for row in self._rows]
+
+    @property
+    def waiting(self) -> list[int]:
+        """The ids of the requests in the queue."""
+        return [row.id for group in self._queue for row in group.waiting]
+
+    def sync(self) -> None:
+        """Take over the model's weights as they are now; RuntimeError while requests run."""
+        if self._rows:
+            raise RuntimeError("sync() while requests are running: their cache would be stale")
+        for group in self._queue:
+            group.forget()
+        self._model.sync()
+
+    def submit(
+        self,
+        prompt: Prompt,
+        sampling: Sampling,
+        seeds: list[int],
+        *,
+        stream: bool = False,
+        watch: bool = False,
+    ) -> list[int]:
+        """Queue one request per seed, all with the same prompt; return their ids.
+
+        stream: its events carry text. watch: there is an event for each token (so with stream).
+        InputError for a prompt that is empty, too long, or not of this model.
+        """
+        self._check(prompt, sampling)
+        group = Group(prompt)
+        for seed in seeds:
+            self._last_id += 1
+            followed = stream or sampling.stop or sampling.closing
+            text = TextStream(self.tokenizer, sampling.stop) if followed else None
+            watched = stream or watch
+            group.waiting.append(Row(self._last_id, group, sampling, uniforms(seed), watched, text))
+        if group.waiting:
+            self._queue.append(group)
+        return [row.id for row in group.waiting]
+
+    @torch.inference_mode()
+    def step(self) -> list[Event]:
+        """Admit what fits, sample a token for each row, retire what has ended.
+
+        Return the events of watched requests and of those that ended, none if all is idle.
+        After an exception its rows are gone (as by `reset`); waiting requests stay.
+        """
+        try:
+            old = list(self._rows)
+            joined = self._admit()
+            if not self._rows:
+                return []
+            logits = self._forward(old, joined)  # [n, V]
+            numbers = [next(row.uniforms) for row in self._rows]
+            tokens, logprobs = sample(
+                logits,
+                torch.tensor(numbers, device=logits.device),
+                [row.sampling for row in self._rows],
+                self._vocabulary,
+                {index: row.forced[0] for index, row in enumerate(self._rows) if row.forced},
+            )
+            # One transfer from the device: an id below 2**24 is exact in float32.
+            tokens, logprobs = torch.stack([tokens.float(), logprobs]).tolist()
+            return self._record([int(token) for token in tokens], logprobs)
+        except BaseException:
+            self.reset()
+            raise
+
+    @torch.inference_mode()
+    def cancel(self, id: int) -> Event | None:
+        """End a request now; return its last event with what it has so far, None if unknown."""
+        for index, row in enumerate(self._rows):
+            if row.id == id:
+                self._retire([index])
+                return row.end("cancelled", self.tokenizer)
+        for group in self._queue:
+            for row in group.waiting:
+                if row.id == id:
+                    group.waiting.remove(row)
+                    if not group.waiting:
+                        self._queue.remove(group)
+                    return row.end("cancelled", self.tokenizer)
+        return None
+
+    def reset(self) -> None:
+        """Drop all running rows and the cache's memory; waiting requests stay.
+
+        With CUDA graphs the cache stays: they would have to be captured again for another one.
+        """
+        self._rows = []
+        if self._graphs is None:
+            self._slots.clear()
+
+    def _check(self, prompt: Prompt, sampling: Sampling) -> None:
+        tokens, most = len(prompt.ids), len(prompt.ids) + sampling.max_tokens
+        if not tokens:
+            raise InputError("the prompt is empty; it needs at least one token")
+        if not all(0 <= id < self._vocabulary for id in prompt.ids):
+            raise InputError(
+                f"the prompt has ids up to {max(prompt.ids)}, the model knows 0 to "
+                f"{self._vocabulary - 1}; use the model's own tokenizer"
+            )
+        for limit, name in ((self.context_tokens, "context"), (self.cache_tokens, "cache")):
+            if limit and most > limit:
+                room = limit - tokens
+                advice = f"use max_tokens {room} or less" if room > 0 else "shorten the prompt"
+                raise InputError(
+                    f"a prompt of {tokens} tokens and max_tokens {sampling.max_tokens} are more "
+                    f"than the {name} of {limit} tokens; {advice}"
+                )
+
+    def _admit(self) -> list[tuple[Group, int]]:
+        """Give rows to waiting requests, in order; return the groups and how many of each."""
+        joined: list[tuple[Group, int]] = []
+        budget, tokens = self.admissions, 0
+        most = max((row.most for row in self._rows), default=0)
+        while self._queue and budget:
+            group = self._queue[0]
+            if group.prefix is None:
+                tokens += len(group.prompt.ids)
+                if joined and tokens > self.prefill_tokens:
+                    break
+            most = max(most, group.waiting[0].most)
+            room = self.max_rows
+            if self.cache_tokens:
+                room = min(room, self.cache_tokens // most)
+            count = min(room - len(self._rows), len(group.waiting), budget)
+            if count <= 0:
+                break
+            joined.append((group, count))
+            budget -= count
+            for _ in range(count):
+                row = group.waiting.popleft()
+                row.cached = len(group.prompt.ids)
+                self._rows.append(row)
+            if not group.waiting:
+                self._queue.popleft()
+        return joined
+
+    def _forward(self, old: list[Row], joined: list[tuple[Group, int]]) -> torch.Tensor:
+        """Run the model once; return the logits [n, V] of all rows, the joined ones last."""
+        fresh = [group for group, _ in joined if group.prefix is None]
+        if old:
+            self._grow(len(old), 1 + max(row.cached for row in old), None)
+        if old or fresh:
+            logits = self._run(old, [group.prompt.ids for group in fresh])
+        if fresh:
+            prefixes = self._slots.prefixes(self._layers)
+            for group, prefix, row in zip(fresh, prefixes, logits[len(old) :], strict=True):
+                group.prefix, group.logits = prefix, row
+        parts, start = [logits[: len(old)]] if old else [], len(old)
+        for group, count in joined:
+            assert group.prefix is not None and group.logits is not None
+            self._grow(start + count, group.prefix.length + 1, group.prefix)
+            self._slots.store(start, count, group.prefix)
+            parts.append(group.logits.expand(count, -1))
+            start += count
+            if not group.waiting:
+                group.forget()
+        return torch.cat(parts) if joined else logits
+
+    def _run(self, old: list[Row], prompts: list[list[int]]) -> torch.Tensor:
+        """Return the logits behind the last token of each old row and of each prompt."""
+        ids = [row.ids[-1] for row in old]
+        positions = [row.cached for row in old]
+        last = list(range(len(old)))
+        for prompt in prompts:
+            ids += prompt
+            positions += range(len(prompt))
+            last.append(len(ids) - 1)
+        if self._graphs and not prompts and not self._graphs.broken:
+            memory = self._model.addresses, self._slots.addresses()
+            logits = self._graphs.run(self._decode, ids, positions, memory)
+        else:
+            filler = [0] * self._model.lacking(len(ids))
+            flat = [ids + filler, positions + filler]
+            flat = torch.tensor(flat, device=self._model.device)  # [2, N]
+            width = 1 + max(positions[: len(old)], default=0)
+            self._slots.begin(flat[1, : len(old)], width, [len(prompt) for prompt in prompts])
+            keep = torch.tensor(last, device=flat.device) if prompts else 0
+            logits = self._model.logits(flat, keep, self._slots)[: len(last)]
+        for row in old:
+            row.cached += 1
+        return logits
+
+    def _decode(self, flat: torch.Tensor, width: int) -> torch.Tensor:
+        """Return the logits [n, V] of a step without prompts; flat [2, n]: ids, positions."""
+        self._slots.begin(flat[1], width, [])
+        return self._model.logits(flat, 0, self._slots)
+
+    def _grow(self, rows: int, tokens: int, like: Prefix | None) -> None:
+        """Make room in the cache for so many rows and tokens, and some more if it must grow."""
+        has_rows, has_tokens = self._slots.capacity
+        if rows <= has_rows and tokens <= has_tokens:
+            return
+        most = max(row.most for row in self._rows)
+        if rows > has_rows:
+            has_rows = min(self.max_rows, len(self._rows) + len(self.waiting))
+        if tokens > has_tokens:
+            has_tokens = min(most, max(tokens + ROUND, has_tokens * 3 // 2))
+        if self.cache_tokens and has_rows * has_tokens > self.cache_tokens:
+            has_rows, has_tokens = min(self.max_rows, self.cache_tokens // most), most
+        self._slots.resize(has_rows, has_tokens, like)
+
+    def _record(self, tokens: list[int], logprobs: list[float]) -> list[Event]:
+        """Give each row its token; return the events and retire the rows that have ended."""
+        events, ended = [], []
+        for index, row in enumerate(self._rows):
+            event = row.take(tokens[index], logprobs[index], self.tokenizer, self.stop_ids)
+            if event is not None:
+                events.append(event)
+                if event.rollout is not None:
+                    ended.append(index)
+        if ended:
+            self._retire(ended)
+        return events
+
+    def _retire(self, indices: list[int]) -> None:
+        """Take rows out: the last ones move into the holes."""
+        gone = set(indices)
+        left = len(self._rows) - len(gone)
+        holes = [index for index in indices if index < left]
+        movers = [index for index in range(left, len(self._rows)) if index not in gone]
+        if holes:
+            width = max(self._rows[index].cached for index in movers)
+            self._slots.move(movers, holes, width)
+            for hole, mover in zip(holes, movers, strict=True):
+                self._rows[hole] = self._rows[mover]
+        del self._rows[left:]

@@ -1,0 +1,176 @@
+"""The engine's cache: a row for each running sequence, and the attention over it.
+
+A layout of `rlm.models.attention`: it travels through the model's forward as `layout=`. It does not
+know about sampling or requests.
+"""
+
+import torch
+import torch.nn.functional as F
+
+
+class Prefix:
+    """The cached keys and values of one prompt: per layer ([KV, P, D], [KV, P, D])."""
+
+    def __init__(self, layers: list[tuple[torch.Tensor, torch.Tensor]], length: int):
+        self.layers = layers
+        self.length = length
+
+
+class Slots:
+    """Layout of the engine: a cache with one row per running sequence, each of its own length.
+
+    The N flat tokens of a forward are the next token of rows 0..n-1, then whole prompts one
+    after the other, then filler that nobody reads. Keys and values of a layer are [rows, KV, T, D]
+    tensors; rows and T grow.
+    """
+
+    def __init__(self):
+        self.clear()
+
+    def clear(self) -> None:
+        """Drop the cache and give its memory back."""
+        self.keys: dict[int, torch.Tensor] = {}
+        self.values: dict[int, torch.Tensor] = {}
+        self.bias = torch.zeros(0, 1, 1, 0)  # [rows, 1, 1, T]: 0 where cached, -inf elsewhere
+        self._prompts: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+
+    def begin(self, positions: torch.Tensor, width: int, prompts: list[int]) -> None:
+        """Prepare one forward.
+
+        positions: [n] where each row's token is cached. width: the highest of them + 1.
+        prompts: the lengths of the prompts that follow.
+        """
+        self._rows = len(positions)
+        self._prompts = {}
+        if self._rows:
+            self._width = width
+            capacity = self.bias.shape[-1]
+            heads = next(iter(self.keys.values())).shape[1]
+            rows = torch.arange(self._rows, device=positions.device)
+            self.bias.view(-1).index_fill_(0, rows * capacity + positions, 0.0)
+            # Where the new keys go in the flattened [rows * KV * T], [n * KV].
+            row_heads = torch.arange(self._rows * heads, device=positions.device).view(-1, heads)
+            self._places = (row_heads * capacity + positions[:, None]).view(-1)
+        self._lengths = prompts
+        if prompts:
+            longest = max(prompts)
+            starts = range(0, longest * len(prompts), longest)
+            places = [s + i for s, p in zip(starts, prompts, strict=True) for i in range(p)]
+            self._padded = torch.tensor(places, device=positions.device)
+
+    def attend(self, layer, query, key, value, scaling):
+        """Return the attention output [1, N, H, D]: query [H, N, D], key and value [KV, N, D]."""
+        heads, tokens, depth = query.shape
+        n, end = self._rows, self._rows + sum(self._lengths)
+        parts = []
+        if n:
+            parts.append(self._decode(layer, query[:, :n], key[:, :n], value[:, :n], scaling))
+        if end > n:
+            new = slice(n, end)
+            parts.append(self._prefill(layer, query[:, new], key[:, new], value[:, new], scaling))
+        if tokens > end:
+            parts.append(query.new_zeros(tokens - end, heads, depth))
+        return torch.cat(parts)[None] if len(parts) > 1 else parts[0][None]
+
+    def _decode(self, layer, query, key, value, scaling):
+        n, width = self._rows, self._width
+        keys, values = self.keys[layer], self.values[layer]
+        for cached, new in ((keys, key), (values, value)):
+            flat = new.transpose(0, 1).reshape(-1, new.shape[2])  # [n * KV, D]
+            cached.view(-1, new.shape[2]).index_copy_(0, self._places, flat)
+        heads, kv = query.shape[0], key.shape[0]
+        # The query heads that share a key head stand as if they were positions: no repeated keys.
+        grouped = query.transpose(0, 1).reshape(n, kv, heads // kv, -1)
+        out = F.scaled_dot_product_attention(
+            grouped,
+            keys[:n, :, :width],
+            values[:n, :, :width],
+            attn_mask=self.bias[:n, :, :, :width],
+            scale=scaling,
+        )
+        return out.reshape(n, heads, -1)  # [n, H, D]
+
+    def _prefill(self, layer, query, key, value, scaling):
+        prompts, longest = len(self._lengths), max(self._lengths)
+
+        def pad(flat):  # [H, N, D] -> [prompts, H, P, D], zeros on the right
+            heads, _, depth = flat.shape
+            padded = flat.new_zeros(prompts * longest, heads, depth)
+            padded.index_copy_(0, self._padded, flat.transpose(0, 1))
+            return padded.view(prompts, longest, heads, depth).transpose(1, 2)
+
+        keys, values = pad(key), pad(value)
+        self._prompts[layer] = keys, values
+        out = F.scaled_dot_product_attention(
+            pad(query),
+            keys,
+            values,
+            is_causal=True,
+            scale=scaling,
+            enable_gqa=query.shape[0] != key.shape[0],
+        )
+        flat = out.transpose(1, 2).reshape(prompts * longest, query.shape[0], -1)
+        return flat.index_select(0, self._padded)  # [N, H, D]
+
+    def prefixes(self, layers: int) -> list[Prefix]:
+        """Return the prompts of the last forward. ValueError if not every layer came by here."""
+        if len(self._prompts) != layers:
+            raise ValueError(
+                f"only {len(self._prompts)} of the model's {layers} layers use an attention that "
+                "can be replaced; use a model whose layers are all plain attention"
+            )
+        taken = [self._prompts[layer] for layer in sorted(self._prompts)]
+        return [
+            Prefix([(keys[i, :, :length], values[i, :, :length]) for keys, values in taken], length)
+            for i, length in enumerate(self._lengths)
+        ]
+
+    def store(self, start: int, count: int, prefix: Prefix) -> None:
+        """Put the prompt's cache into rows start..start+count-1."""
+        rows = slice(start, start + count)
+        for layer, (keys, values) in enumerate(prefix.layers):
+            self.keys[layer][rows, :, : prefix.length] = keys
+            self.values[layer][rows, :, : prefix.length] = values
+        self.bias[rows, :, :, : prefix.length] = 0.0
+        self.bias[rows, :, :, prefix.length :] = float("-inf")
+
+    def addresses(self) -> tuple[int, ...]:
+        """Return where the cache lies."""
+        return tuple(x.data_ptr() for x in (self.bias, *self.keys.values(), *self.values.values()))
+
+    @property
+    def capacity(self) -> tuple[int, int]:
+        """Return (rows, tokens of a row) that there is room for."""
+        return self.bias.shape[0], self.bias.shape[-1]
+
+    def resize(self, rows: int, tokens: int, like: Prefix | None) -> None:
+        """Make room for `rows` rows of `tokens` tokens; what is cached in both sizes stays.
+
+        like: tells shapes and dtype for the first time.
+        """
+        has_rows, has_tokens = self.capacity
+        old_rows, old_tokens = min(rows, has_rows), min(tokens, has_tokens)
+        if not self.keys:
+            assert like is not None, "an empty cache cannot know its shape"
+            for layer, (key, value) in enumerate(like.layers):
+                self.keys[layer] = key.new_empty(0, key.shape[0], 0, key.shape[2])
+                self.values[layer] = value.new_empty(0, value.shape[0], 0, value.shape[2])
+            self.bias = self.bias.to(like.layers[0][0])
+        # Zeros, since what no row has written yet is multiplied by 0, and 0 * NaN is NaN.
+        for store in (self.keys, self.values):
+            for layer, old in store.items():
+                new = old.new_zeros(rows, old.shape[1], tokens, old.shape[3])
+                new[:old_rows, :, :old_tokens] = old[:old_rows, :, :old_tokens]
+                store[layer] = new
+        bias = self.bias.new_full((rows, 1, 1, tokens), float("-inf"))
+        bias[:old_rows, :, :, :old_tokens] = self.bias[:old_rows, :, :, :old_tokens]
+        self.bias = bias
+
+    def move(self, sources: list[int], targets: list[int], width: int) -> None:
+        """Copy the first `width` cached tokens of each source row over its target row."""
+        device = self.bias.device
+        source, target = (torch.tensor(rows, device=device) for rows in (sources, targets))
+        for store in (self.keys, self.values):
+            for cached in store.values():
+                cached[target, :, :width] = cached[source, :, :width]
+        self.bias[target] = self.bias[source]

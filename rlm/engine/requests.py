@@ -1,0 +1,121 @@
+"""One request of the engine: what was asked, what it has so far, and how it ends."""
+
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import torch
+
+from rlm.engine.kv_cache import Prefix
+from rlm.engine.sampling import Sampling
+from rlm.models.text_stream import TextStream, decode
+from rlm.records import Prompt, Rollout
+
+DRAWN = 256  # random numbers that are drawn at a time
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """What one step did to one request.
+
+    token: the sampled token, None where there is none (the end of a cancelled request).
+    text: the piece of text that is now certain, for a request submitted with stream=True.
+    rollout: the result if the request has ended, else None.
+    cause: why it ended: "stop" (end token), "stop_text", "length" or "cancelled"; else None.
+    """
+
+    id: int
+    token: int | None
+    text: str = ""
+    rollout: Rollout | None = None
+    cause: str | None = None
+
+
+@dataclass(eq=False, slots=True)
+class Group:
+    """Requests that share a prompt; its cache is kept until the last of them runs."""
+
+    prompt: Prompt
+    waiting: deque = field(default_factory=deque)
+    prefix: Prefix | None = None
+    logits: torch.Tensor | None = None  # [V] behind the prompt's last token
+
+    def forget(self) -> None:
+        """Drop the cached prompt."""
+        self.prefix = self.logits = None
+
+
+@dataclass(eq=False, slots=True)
+class Row:
+    """One request.
+
+    uniforms: its random numbers. watched: has an event for every token. text: where the text
+    is followed, for a stream or for stop texts. cached: its tokens in the cache. forced: tokens
+    that come next, whatever is sampled. closed: there is no reasoning (any more) to bound.
+    """
+
+    id: int
+    group: Group
+    sampling: Sampling
+    uniforms: Iterator[float]
+    watched: bool
+    text: TextStream | None
+    cached: int = 0
+    ids: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    forced: deque = field(default_factory=deque)
+    closed: bool = False
+
+    @property
+    def most(self) -> int:
+        """Return how many tokens it may have at most, the prompt's included."""
+        return len(self.group.prompt.ids) + self.sampling.max_tokens
+
+    def take(self, token: int, logprob: float, tokenizer, stop_ids: frozenset[int]) -> Event | None:
+        """Add a sampled token; return an event if it ends the request or if it is watched."""
+        if self.forced:
+            self.forced.popleft()
+        self.ids.append(token)
+        self.logprobs.append(logprob)
+        if token in stop_ids:
+            return self.end("stop", tokenizer, token)
+        piece = self.text.push(token) if self.text else ""
+        if self.text and self.text.stopped:
+            return self.end("stop_text", tokenizer, token, piece)
+        if len(self.ids) >= self.sampling.max_tokens:
+            return self.end("length", tokenizer, token, piece)
+        if self.sampling.closing and not self.closed:
+            self._bound_reasoning()
+        return Event(self.id, token, piece) if self.watched else None
+
+    def _bound_reasoning(self) -> None:
+        """Put the closer next in line once the reasoning has had its tokens."""
+        closing = self.sampling.closing
+        assert closing is not None and self.text is not None  # submit() follows its text
+        text = (self.group.prompt.prefill + self.text.text).lstrip()
+        opened = text.startswith(closing.opener)
+        if closing.closer in text or not (opened or closing.opener.startswith(text)):
+            self.closed = True
+        elif opened and len(self.ids) >= closing.after:
+            self.forced.extend(closing.ids)
+            self.closed = True
+
+    def end(self, cause: str, tokenizer, token: int | None = None, piece: str = "") -> Event:
+        """Return the last event, with the rollout as far as it came."""
+        if self.text:
+            piece += self.text.finish()
+            text = self.text.text
+            if self.text.stopped:  # it stood in what was held back
+                cause = "stop_text"
+        else:
+            text = decode(tokenizer, self.ids[:-1] if cause == "stop" else self.ids)
+        finish = "stop" if cause == "stop_text" else cause
+        rollout = Rollout(self.ids, self.logprobs, self.group.prompt.prefill + text, finish)
+        return Event(self.id, token, piece, rollout, cause)
+
+
+def uniforms(seed: int) -> Iterator[float]:
+    """Yield the random numbers of a request, float32 in [0, 1), the same on every device."""
+    generator = torch.Generator().manual_seed(seed)
+    while True:
+        yield from torch.rand(DRAWN, generator=generator).tolist()

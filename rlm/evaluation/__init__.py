@@ -1,0 +1,1 @@
+"""Measuring and comparing models, and the statistics of it."""

@@ -1,0 +1,188 @@
+"""Models compared on the same questions: what changed, how surely, and of what kind the change is.
+
+Pure figures out of the rows of `rlm.evaluation.measure`; it asks no model. A question's answer is
+right, wrong (it was read and is not the gold one) or unreadable. So every gain is one of two kinds:
+
+    format gain      unreadable before, right now
+    reasoning gain   read before and wrong, right now
+
+Losses are counted alike, and the four parts add up to the difference exactly. A format gain can
+hold some reasoning: `number_was_right` says how many of them already ended on the right number.
+The strict reading takes the answer where the format has it; the lenient one takes the last number
+of the text, whatever its format.
+"""
+
+import re
+from collections import Counter
+from itertools import pairwise
+
+from rlm.answers.reading import REASONS
+from rlm.data.splits import question_key
+from rlm.evaluation.measure import Evaluation
+from rlm.evaluation.statistics import bootstrap, mcnemar, wilson
+from rlm.records import Example
+from rlm.seeds import derive
+
+RESAMPLES = 10_000
+
+
+def compare(
+    evaluations: list[Evaluation],
+    examples: list[Example],
+    *,
+    seed: int = 0,
+    resamples: int = RESAMPLES,
+) -> dict:
+    """Return the figures of models that answered the same questions.
+
+    models: each model's own figures. differences: of each to the first and to the one before.
+    by_steps, by_digits: right answers by the known solution's steps (0: not known) and by the
+    digits of the largest number in question or answer. ValueError unless every evaluation has a
+    row of every example, in order, and there are two or more.
+    """
+    ids = [example.id for example in examples]
+    if len(evaluations) < 2 or any([row["id"] for row in e.rows] != ids for e in evaluations):
+        raise ValueError("a comparison needs two or more evaluations of the same examples")
+    first, *others = evaluations
+    pairs = [(first, other) for other in others]
+    pairs += list(pairwise(others))
+    digits = [largest_number(example) for example in examples]
+    return {
+        "questions": len(examples),
+        "resamples": resamples,
+        "models": [one_model(evaluation) for evaluation in evaluations],
+        "differences": [
+            difference(before, after, seed=seed, resamples=resamples) for before, after in pairs
+        ],
+        "by_steps": strata(evaluations, [example.steps for example in examples]),
+        "by_digits": strata(evaluations, digits),
+    }
+
+
+def share(count: int, total: int) -> dict:
+    """Return a count with its share of the total and the share's 95 % Wilson interval."""
+    low, high = wilson(count, total)
+    return {"count": count, "share": count / total, "low": low, "high": high}
+
+
+def one_model(evaluation: Evaluation) -> dict:
+    """Return a model's right answers by both readings, and why the others were not read.
+
+    unreadable: all of them; reasons: each reason's, they add up to it. truncated: completions
+    cut off at the maximum of tokens, read or not. Every share is of all questions.
+    """
+    rows, total = evaluation.rows, len(evaluation.rows)
+    reasons = Counter(row["reason"] for row in rows if row["verdict"] == "unreadable")
+    return {
+        "model": evaluation.name,
+        "strict": share(sum(strict(row) for row in rows), total),
+        "lenient": share(sum(lenient(row) for row in rows), total),
+        "wrong": share(sum(row["verdict"] == "wrong" for row in rows), total),
+        "unreadable": share(sum(row["verdict"] == "unreadable" for row in rows), total),
+        "truncated": share(sum(row["finish"] == "length" for row in rows), total),
+        "reasons": {name: share(reasons[name], total) for name in REASONS if reasons[name]},
+    }
+
+
+def strict(row: dict) -> bool:
+    """Return whether the answer that stands where the format has it is right."""
+    return row["verdict"] == "right"
+
+
+def lenient(row: dict) -> bool:
+    """Return whether the last number of the text is right, wherever it stands."""
+    return bool(row["last_number"])
+
+
+def difference(before: Evaluation, after: Evaluation, *, seed: int, resamples: int) -> dict:
+    """Return what changed from one model to another, by both readings, and the parts of it."""
+    pairs = list(zip(before.rows, after.rows, strict=True))
+    name = ("bootstrap", seed, before.name, after.name)
+    return {
+        "before": before.name,
+        "after": after.name,
+        "strict": paired([(strict(a), strict(b)) for a, b in pairs],
+                         seed=derive(*name, "strict"), resamples=resamples),
+        "lenient": paired([(lenient(a), lenient(b)) for a, b in pairs],
+                          seed=derive(*name, "lenient"), resamples=resamples),
+        "parts": parts(pairs),
+    }  # fmt: skip
+
+
+def paired(outcomes: list[tuple[bool, bool]], *, seed: int, resamples: int) -> dict:
+    """Return the difference of two shares of right answers to the same questions.
+
+    outcomes: (right before, right after) of each question. low, high: the 95 % percentile
+    interval of `resamples` paired bootstrap samples. p: McNemar's exact test, two-sided.
+    """
+    gained = sum(after and not before for before, after in outcomes)
+    lost = sum(before and not after for before, after in outcomes)
+    changes = [int(after) - int(before) for before, after in outcomes]
+    low, high = bootstrap(changes, resamples, seed)
+    return {
+        "gained": gained,
+        "lost": lost,
+        "difference": (gained - lost) / len(outcomes),
+        "low": low,
+        "high": high,
+        "p": mcnemar(gained, lost),
+    }
+
+
+def parts(pairs: list[tuple[dict, dict]]) -> dict:
+    """Return the questions behind a difference, by kind; the counts add up to it:
+
+    right now - right before = format_gain + reasoning_gain - format_loss - reasoning_loss.
+    number_was_right: of format_gain, those whose last number was right before.
+    """
+    kinds = Counter((before["verdict"], after["verdict"]) for before, after in pairs)
+    format_gains = [b for b, a in pairs if (b["verdict"], a["verdict"]) == ("unreadable", "right")]
+    return {
+        "format_gain": kinds["unreadable", "right"],
+        "reasoning_gain": kinds["wrong", "right"],
+        "format_loss": kinds["right", "unreadable"],
+        "reasoning_loss": kinds["right", "wrong"],
+        "number_was_right": sum(map(lenient, format_gains)),
+    }
+
+
+def largest_number(example: Example) -> int:
+    """Return the digits before the point of the largest number in question or answer; 0: none.
+
+    >>> largest_number(Example("1", "Calculate 1,230 + 5", "1235"))
+    4
+    """
+    found = re.findall(r"\d+", re.sub(r"\.\d+", "", question_key(example.question)))
+    found += re.findall(r"\d+", example.gold.replace(",", "").partition(".")[0])
+    return max((len(number.lstrip("0")) or 1 for number in found), default=0)
+
+
+def strata(evaluations: list[Evaluation], labels: list[int]) -> list[dict]:
+    """Return for each label its questions and, by model, the right answers of both readings."""
+    found = []
+    for label in sorted(set(labels)):
+        places = [i for i, each in enumerate(labels) if each == label]
+        right = {
+            e.name: {
+                "strict": share(sum(strict(e.rows[i]) for i in places), len(places)),
+                "lenient": share(sum(lenient(e.rows[i]) for i in places), len(places)),
+            }
+            for e in evaluations
+        }
+        found.append({"label": label, "questions": len(places), "models": right})
+    return found
+
+
+def items(evaluations: list[Evaluation], examples: list[Example]) -> list[dict]:
+    """Return a row per question with every model's verdict: all that the figures are made of."""
+    rows = []
+    for i, example in enumerate(examples):
+        row = {"id": example.id, "template": example.template, "steps": example.steps}
+        row |= {"digits": largest_number(example), "prompt": example.question}
+        row["gold"] = example.gold
+        for e in evaluations:
+            for name in ("answer", "verdict", "reason", "finish"):
+                row[f"{e.name}: {name}"] = e.rows[i][name]
+            row[f"{e.name}: last number right"] = int(lenient(e.rows[i]))
+        rows.append(row)
+    return rows

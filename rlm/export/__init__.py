@@ -1,0 +1,1 @@
+"""What leaves a run: adapters saved with a proof, merged models, model cards."""

@@ -1,0 +1,130 @@
+"""The model card of an exported model: what it is, how to load and serve it, where it ends.
+
+Everything in it comes from the manifest; what the manifest does not know is not written.
+"""
+
+from pathlib import Path
+
+import yaml
+
+from rlm.answers.formats import FORMATS, get_format
+from rlm.export import proof
+
+QUESTION = "Calculate 23 + 15 + 8"
+SCORES = {
+    "questions": "held-out questions",
+    "accuracy": "right answers, of all questions",
+    "format_rate": "answers in exactly the format, of all",
+    "cut_off": "answers cut off at the maximum of tokens, of all",
+    "mean_tokens": "tokens of an answer, mean",
+}
+
+
+def write(manifest: dict, name: str, *, local: bool) -> str:
+    """Return the README.md of a folder called `name`, with its front matter.
+
+    local: the base is a folder, not a model on the hub; it is named without the way to it.
+    """
+    export, base = manifest["export"], manifest["base"]
+    merged = export["kind"] == "merged"
+    head = {
+        "library_name": "transformers" if merged else "peft",
+        "pipeline_tag": "text-generation",
+        "tags": ["reasoning", "grpo" if "step" in manifest else "sft", "lora"],
+    } | ({} if local else {"base_model": base})
+    base = Path(base).name if local else base
+    form = FORMATS.get(str(manifest.get("format"))) or get_format("think")
+    parts = [
+        "---\n" + yaml.safe_dump(head, sort_keys=False) + "---",
+        f"# {name}",
+        _what(export, base, merged),
+        _form(form, "format" in manifest),
+        "## Load it\n\n```python\n" + _code(name, base, form.instruction, merged) + "\n```",
+        "## Serve it\n\n```\n" + _serve(name, base, export, merged) + "\n```",
+        _scores(manifest.get("scores", {}).get("validation", {})),
+        _settings(manifest),
+        _limits(manifest),
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def summary(manifest: dict) -> str:
+    """Return what the export says of itself at the end of its one line."""
+    export = manifest["export"]
+    return f" ({export['dtype']}), {proof.told(export['proof'])}" if "proof" in export else ""
+
+
+def _what(export: dict, base: str, merged: bool) -> str:
+    if not merged:
+        return f"A LoRA adapter of `{base}` that writes its reasoning before its answer."
+    kind = {"bfloat16": "rounded to bfloat16", "float32": "in float32"}[export["dtype"]]
+    return (
+        f"`{base}` with a LoRA merged into its weights, {kind}; it writes its reasoning before "
+        f"its answer.\n\nLoaded afresh from this folder and computed in float32, it was compared "
+        f"with the base and its adapter: {proof.told(export['proof'])}."
+    )
+
+
+def _form(form, known: bool) -> str:
+    if not known:
+        return ""
+    return f"## Format\n\nIt was trained with this system message:\n\n```\n{form.instruction}\n```"
+
+
+def _code(name: str, base: str, instruction: str, merged: bool) -> str:
+    first = name if merged else base
+    lines = [
+        "from transformers import AutoModelForCausalLM, AutoTokenizer",
+        f"tokenizer = AutoTokenizer.from_pretrained({first!r})",
+        f'model = AutoModelForCausalLM.from_pretrained({first!r}, dtype="auto")',
+    ]
+    if not merged:
+        lines.insert(0, "from peft import PeftModel")
+        lines.append(f"model = PeftModel.from_pretrained(model, {name!r})")
+    return "\n".join([
+        *lines,
+        f'chat = [{{"role": "system", "content": {instruction!r}}}, '
+        f'{{"role": "user", "content": {QUESTION!r}}}]',
+        "prompt = tokenizer.apply_chat_template(chat, add_generation_prompt=True, "
+        'return_dict=True, return_tensors="pt")',
+        "print(tokenizer.decode(model.generate(**prompt, max_new_tokens=256, do_sample=False)[0]))",
+    ])  # fmt: skip
+
+
+def _serve(name: str, base: str, export: dict, merged: bool) -> str:
+    if merged:
+        return f"vllm serve {name}"
+    rank = export["lora"].get("r", 16)
+    most = next((size for size in (8, 16, 32, 64, 128, 256, 320, 512) if size >= rank), rank)
+    return f"vllm serve {base} --enable-lora --lora-modules reasoning={name} --max-lora-rank {most}"
+
+
+def _scores(scores: dict) -> str:
+    rows = [(text, scores[key]) for key, text in SCORES.items() if key in scores]
+    if not rows:
+        return ""
+    told = [f"| {text} | {value:.4g} |" for text, value in rows]
+    low, high = scores.get("accuracy_low"), scores.get("accuracy_high")
+    span = f"\n\n95 % interval of the accuracy: {low:.3f} to {high:.3f}." if low is not None else ""
+    return "## Scores\n\nGreedy, on the validation split.\n\n| | |\n| --- | --- |\n" + (
+        "\n".join(told) + span
+    )
+
+
+def _settings(manifest: dict) -> str:
+    facts = {k: manifest[k] for k in ("task", "stage", "step", "data") if k in manifest}
+    shown = facts | manifest.get("settings", {}) | {"versions": manifest.get("versions")}
+    shown = {key: value for key, value in shown.items() if value is not None}
+    text = yaml.safe_dump(shown, sort_keys=False, allow_unicode=True)
+    return f"## Settings\n\n```yaml\n{text}```" if shown else ""
+
+
+def _limits(manifest: dict) -> str:
+    task = f"It was trained on the task `{manifest['task']}`" if manifest.get("task") else ""
+    lines = [
+        f"- {task}; on other questions it can be worse than its base." if task else "",
+        "- Reasoning that reads well can be wrong, and so can the answer behind it.",
+        "- Without the system message above, an answer may not have the format.",
+        "- The licence is that of its base.",
+    ]
+    return "## Limits\n\n" + "\n".join(line for line in lines if line)

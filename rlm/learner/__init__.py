@@ -1,0 +1,1 @@
+"""Gradients: log-probabilities of completions, the losses, the optimiser, memory."""

@@ -1,0 +1,101 @@
+"""From hidden states to log-probabilities of tokens, a chunk of the vocabulary's logits at a time.
+
+The gradient needs no second look at the logits: that of log p(y) with respect to the hidden
+state is W_y - sum_v p_v W_v, whatever the loss. So the sum is made in the forward, while the
+chunk's logits are there, and the backward is cheap: two matrix products in place of three.
+"""
+
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from rlm.models.matmul import linear, matmul
+
+LOGITS = 2**23  # logits held at once, 32 MB in float32
+
+
+class Head:
+    """The output head of a transformers model, as `rlm.learner.logprobs` uses it.
+
+    temperature: divides the logits. size: tokens the tokenizer knows; rows of the head from
+    there on count as impossible.
+    """
+
+    def __init__(self, base, temperature: float, size: int | None):
+        self.layer, self.temperature = base.get_output_embeddings(), temperature
+        self.size = size or self.layer.weight.shape[0]
+        self.cap = getattr(base.config.get_text_config(), "final_logit_softcapping", None)
+        self.frozen = type(self.layer) is nn.Linear and not any(
+            p.requires_grad for p in self.layer.parameters()
+        )
+
+    @property
+    def chunk(self) -> int:
+        """Rows whose logits are held at once, unless the caller knows better."""
+        return max(16, min(512, LOGITS // self.size))
+
+    def logprobs(self, hidden, targets, rows, entropies: list | None):
+        """Return [n] log-probabilities of targets [n], each predicted by hidden[rows] [n].
+
+        entropies: gets their entropies [n], detached.
+        """
+        if self.frozen:
+            weight, bias = self.layer.weight, self.layer.bias
+            return FrozenHead.apply(hidden, weight, bias, targets, rows, self, entropies)
+        again = {"use_reentrant": False, "preserve_rng_state": False}
+        return checkpoint(self._from_logits, hidden, targets, rows, entropies, **again)
+
+    def scaled(self, logits):
+        """Return (logits [chunk, size] in float32 as they are sampled from, d capped / d raw)."""
+        logits, slope = logits[:, : self.size].float(), None
+        if self.cap:
+            logits = self.cap * torch.tanh(logits / self.cap)
+            slope = 1 - (logits / self.cap) ** 2
+        return logits if self.temperature == 1 else logits / self.temperature, slope
+
+    def _from_logits(self, hidden, targets, rows, entropies: list | None):
+        """The same for a head that learns; runs again in the backward."""
+        every = self.scaled(self.layer(hidden))[0].log_softmax(-1)
+        if entropies is not None and not entropies:  # the second time it is not empty any more
+            with torch.no_grad():
+                entropies.append(-(every.exp() * every).sum(-1).index_select(0, rows))
+        return pick(every, rows, targets)
+
+
+def pick(table, rows, columns):
+    """Return table[rows, columns]; the backward of that expression is slow on a CPU."""
+    return table.flatten().gather(0, rows * table.shape[1] + columns)
+
+
+class FrozenHead(torch.autograd.Function):
+    """Log-probabilities with the gradient of the hidden states only."""
+
+    @staticmethod
+    def forward(ctx, hidden, weight, bias, targets, rows, head: Head, entropies: list | None):
+        logits, slope = head.scaled(linear(hidden, weight, bias))  # [chunk, size]
+        highest = logits.amax(-1, keepdim=True)
+        logits.sub_(highest)  # in place, as all below: fresh memory costs more than the sums
+        chosen = logits[rows, targets]
+        shares = logits.exp() if entropies is not None else logits.exp_()  # times `total`
+        total = shares.sum(-1)  # [chunk]
+        spread = total.log()
+        if entropies is not None:
+            entropy = spread - logits.mul_(shares).sum(-1) / total
+            entropies.append(entropy.index_select(0, rows))
+        if ctx.needs_input_grad[0]:
+            factor = None if slope is None else slope[rows, targets]
+            shares = shares if slope is None else shares.mul_(slope)
+            expected = matmul(shares.to(weight.dtype), weight[: head.size]) / total[:, None]
+            ctx.save_for_backward(expected.to(weight.dtype), weight, targets, rows, factor)
+            ctx.temperature = head.temperature
+        return chosen - spread.index_select(0, rows)
+
+    @staticmethod
+    def backward(ctx, grad):
+        expected, weight, targets, rows, factor = ctx.saved_tensors
+        grad = grad / ctx.temperature  # [n]
+        own = weight.index_select(0, targets).float()  # [n, H]
+        own *= (grad if factor is None else grad * factor)[:, None]
+        by_row = grad.new_zeros(len(expected)).index_add_(0, rows, grad)
+        result = (-by_row[:, None] * expected.float()).index_add_(0, rows, own)
+        return result.to(expected.dtype), None, None, None, None, None, None

@@ -1,0 +1,260 @@
+"""Log-probabilities of sampled completions, with gradients, in bounded memory.
+
+Groups are packed: each prompt stands once in a flat row, its completions after it, no padding
+(`rlm.models.attention.PackedGroups`). Logits exist at completion positions only, a chunk at a time
+(`rlm.learner.lm_head`), so memory does not grow with tokens * vocabulary.
+
+It does not know about rewards or losses. Any transformers causal LM, with or without PEFT.
+"""
+
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+
+from rlm.engine.inference_model import check
+from rlm.learner.lm_head import Head
+from rlm.models import attention
+from rlm.models.lora_linear import fused
+
+Group = tuple[list[int], list[list[int]]]  # a prompt's ids, its completions' ids
+
+
+@dataclass(frozen=True)
+class Packed:
+    """Groups as one flat row of T tokens, with the N completion tokens to be predicted.
+
+    ids, positions: [T], the prompts, then every completion but its last token.
+    targets: [N] the completion tokens; order: groups, then samples, then tokens.
+    sequence: [N] each target's completion, counted from 0; lengths: tokens of each completion.
+    rows: [U] the distinct places of the row that predict something: the last one of a prompt
+        predicts the first token of all its completions.
+    by_row: [N] the targets in the order of the rows that predict them; row_of: [N], beside it,
+        indices into `rows`, ascending, kept on the CPU.
+    """
+
+    ids: torch.Tensor
+    positions: torch.Tensor
+    targets: torch.Tensor
+    sequence: torch.Tensor
+    lengths: tuple[int, ...]
+    rows: torch.Tensor
+    by_row: torch.Tensor
+    row_of: torch.Tensor
+    layout: attention.PackedGroups
+
+    def spread(self, values: torch.Tensor) -> torch.Tensor:
+        """Return [N] from one value per completion, e.g. its advantage."""
+        return values.to(self.targets.device)[self.sequence]
+
+
+def pack(groups: list[Group], *, device="cpu") -> Packed:
+    """Return the groups as one flat row. ValueError for an empty prompt or completion.
+
+    A completion's last token is a target but no input: nothing follows from it.
+    """
+    for index, (prompt, completions) in enumerate(groups):
+        if not prompt or not completions or not all(completions):
+            raise ValueError(
+                f"group {index}: {len(prompt)} prompt tokens, completions of "
+                f"{[len(c) for c in completions]} tokens; each needs at least 1"
+            )
+    prompts = [prompt for prompt, _ in groups]
+    ids = [token for prompt in prompts for token in prompt]
+    positions = [place for prompt in prompts for place in range(len(prompt))]
+    ends = torch.tensor([len(prompt) for prompt in prompts]).cumsum(0).sub(1).tolist()
+    lengths = [len(completion) for _, completions in groups for completion in completions]
+    owners = [index for index, (_, completions) in enumerate(groups) for _ in completions]
+    targets = [token for _, completions in groups for c in completions for token in c]
+    starts = torch.tensor([0, *lengths]).cumsum(0).tolist()
+    # The longest completions stand first: the attention pads those of like length together.
+    sources = [0] * len(targets)
+    inputs = []
+    for row in sorted(range(len(lengths)), key=lambda row: -lengths[row]):
+        owner, more = owners[row], lengths[row] - 1
+        first, length = starts[row], len(prompts[owner])
+        sources[first : first + more + 1] = [ends[owner], *range(len(ids), len(ids) + more)]
+        ids += targets[first : first + more]
+        positions += range(length, length + more)
+        inputs += [(owner, more)] if more else []
+    rows, row_of = torch.tensor(sources).unique(return_inverse=True)
+    row_of, by_row = row_of.sort(stable=True)
+    place = {"device": device, "dtype": torch.long}
+    return Packed(
+        ids=torch.tensor(ids, **place),
+        positions=torch.tensor(positions, **place),
+        targets=torch.tensor(targets, **place),
+        sequence=torch.arange(len(lengths)).repeat_interleave(torch.tensor(lengths)).to(device),
+        lengths=tuple(lengths),
+        rows=rows.to(device),
+        by_row=by_row.to(device),
+        row_of=row_of,
+        layout=attention.PackedGroups([len(p) for p in prompts], inputs, device),
+    )
+
+
+def micro_batches(groups: list[Group], token_budget: int) -> list[list[tuple[int, slice]]]:
+    """Return parts that each pack into at most `token_budget` tokens.
+
+    A part's pieces are (index of a group, slice of its completions). A group larger than the
+    budget is cut, its prompt standing in each piece; only what has a single completion may be
+    larger. Pieces of like length share a part, since attention pads inside it. ValueError for a
+    budget below 1.
+
+    >>> micro_batches([([1] * 6, [[1] * 5]), ([1], [[1, 1]]), ([1] * 4, [[1]])], 6)
+    [[(2, slice(0, 1, None)), (1, slice(0, 1, None))], [(0, slice(0, 1, None))]]
+    >>> micro_batches([([1] * 4, [[1] * 3] * 5)], 8)  # 4 + 2 * 2 tokens
+    [[(0, slice(4, 5, None))], [(0, slice(0, 2, None))], [(0, slice(2, 4, None))]]
+    """
+    if token_budget < 1:
+        raise ValueError(f"token budget {token_budget}: must be at least 1 token")
+    # Longest completion, tokens, index of the group, its completions.
+    pieces: list[tuple[int, int, int, slice]] = []
+    for index, (prompt, completions) in enumerate(groups):
+        for cut in _pieces(len(prompt), list(map(len, completions)), token_budget):
+            lengths = [len(c) for c in completions[cut]]
+            tokens = len(prompt) + sum(lengths) - len(lengths)
+            pieces.append((max(lengths), tokens, index, cut))
+    parts: list[list[tuple[int, slice]]] = []
+    room = 0
+    for _, tokens, index, cut in sorted(pieces, key=lambda piece: piece[:2]):
+        if not parts or tokens > room:
+            parts.append([])
+            room = token_budget
+        parts[-1].append((index, cut))
+        room -= tokens
+    return parts
+
+
+def _pieces(prompt: int, lengths: list[int], budget: int) -> list[slice]:
+    """Return the fewest slices of the completions that fit into the budget with their prompt."""
+    cuts, start, used = [], 0, prompt
+    for place, length in enumerate(lengths):
+        if place > start and used + length - 1 > budget:
+            cuts.append(slice(start, place))
+            start, used = place, prompt
+        used += length - 1
+    return [*cuts, slice(start, len(lengths))]
+
+
+@contextmanager
+def use(model):
+    """Run `model` with the layout attention and fused LoRA layers inside the block."""
+    with attention.use(model), fused(model):
+        yield model
+
+
+def token_logprobs(
+    model,
+    packed: Packed,
+    *,
+    temperature: float = 1.0,
+    chunk: int | None = None,
+    statistics: bool = False,
+    vocab_size: int | None = None,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Return (log-probabilities [N] of `packed.targets`, entropies [N] detached or None), nats.
+
+    In float32, of softmax(logits / temperature) before any top-k or top-p; with gradient unless
+    under torch.no_grad(). Entropies only with `statistics`.
+    chunk: rows of logits held at once, None for as many as 32 MB hold. vocab_size: tokens the
+    tokenizer knows; rows of the head from there on count as impossible, as in the engine, or
+    ratios would not be 1.
+    With gradient checkpointing in the model, forward and backward must both run inside
+    `rlm.learner.logprobs.use(model)`: the backward runs the attention again. ValueError otherwise.
+    """
+    if temperature <= 0:
+        raise ValueError(f"temperature {temperature}: must be above 0 (greedy has no gradient)")
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    _check(base)
+    with use(base):
+        hidden = base.get_decoder()(
+            input_ids=packed.ids[None],
+            position_ids=packed.positions[None],
+            use_cache=False,
+            layout=packed.layout,
+        ).last_hidden_state[0]
+    hidden = hidden.index_select(0, packed.rows)  # [U, H]
+    head = Head(base, temperature, vocab_size)
+    chunk = chunk or head.chunk
+    starts = list(range(0, len(packed.rows), chunk))
+    cuts = torch.searchsorted(packed.row_of, torch.tensor([*starts, len(packed.rows)])).tolist()
+    row_of, targets = packed.row_of.to(hidden.device), packed.targets[packed.by_row]
+    logprobs, entropies = [], []
+    for start, (first, last) in zip(starts, pairwise(cuts), strict=True):
+        part = hidden[start : start + chunk], targets[first:last], row_of[first:last] - start
+        keep: list[torch.Tensor] | None = [] if statistics else None
+        logprobs.append(head.logprobs(*part, keep))
+        entropies += keep or []
+    order = packed.by_row.argsort()
+    logprobs = torch.cat(logprobs).index_select(0, order)
+    return logprobs, torch.cat(entropies).index_select(0, order) if statistics else None
+
+
+class ReferencePolicy:
+    """The policy as it is when this is made, kept as the reference for a KL term.
+
+    Not a second model: a frozen copy of the trainable tensors, or, while LoRA's B are all zero,
+    not even that: then the adapter is turned off, which is the same policy and faster.
+    """
+
+    def __init__(self, model):
+        trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
+        plain = bool(trained) and all("lora_A" in n or "lora_B" in n for n in trained)
+        zero = not any(bool(p.any()) for n, p in model.named_parameters() if "lora_B" in n)
+        self.model = model
+        self.adapter_off = plain and zero
+        self.frozen = [] if self.adapter_off else [(p, p.data.clone()) for p in trained.values()]
+
+    @contextmanager
+    def active(self):
+        """Inside the block the model is the reference, without dropout; after it, bit-equal.
+
+        No backward of an earlier forward may run inside.
+        """
+        modes = [(module, module.training) for module in self.model.modules() if module.training]
+        now = [parameter.data for parameter, _ in self.frozen]
+        try:
+            self.model.eval()
+            for parameter, copy in self.frozen:
+                parameter.data = copy
+            with self.model.disable_adapter() if self.adapter_off else nullcontext():
+                yield self.model
+        finally:
+            for (parameter, _), data in zip(self.frozen, now, strict=True):
+                parameter.data = data
+            for module, mode in modes:
+                module.training = mode
+
+    def state(self) -> dict:
+        """Return the reference's own tensors, for a checkpoint."""
+        return {"adapter_off": self.adapter_off, "frozen": [copy for _, copy in self.frozen]}
+
+    def restore(self, state: dict) -> None:
+        """Go on from what `state` returned, whatever the model's weights were meanwhile."""
+        weights = [p for p in self.model.parameters() if p.requires_grad]
+        self.adapter_off, copies = state["adapter_off"], state["frozen"]
+        pairs = zip(weights, copies, strict=True) if copies else []
+        self.frozen = [(p, copy.to(p.device)) for p, copy in pairs]
+
+    def logprobs(self, packed: Packed, **options) -> torch.Tensor:
+        """Return the reference's [N] log-probabilities; options as of `token_logprobs`."""
+        with self.active(), torch.no_grad():
+            return token_logprobs(self.model, packed, **options)[0]
+
+
+def _check(base) -> None:
+    """ValueError for a model whose log-probabilities this module would get wrong."""
+    check(base)
+    text = base.config.get_text_config()
+    scales = ("logit_scale", "output_multiplier", "lm_head_multiplier", "logits_scaling")
+    scaled = [name for name in scales if getattr(text, name, None) not in (None, 1, 1.0)]
+    if scaled:
+        raise ValueError(f"{text.model_type}: {scaled[0]} is not supported; use another model")
+    again = getattr(base, "is_gradient_checkpointing", False) and base.training
+    if again and torch.is_grad_enabled() and base.config._attn_implementation != attention.NAME:
+        raise ValueError(
+            "the model has gradient checkpointing on: run forward and backward inside "
+            "`with rlm.learner.logprobs.use(model):`, or turn it off"
+        )

@@ -1,0 +1,234 @@
+"""LoRA adapters on the disk: which base they belong to, load, save.
+
+An adapter is a PEFT folder (safetensors only) with a manifest.json beside the weights: base,
+base_fingerprint, format, task, settings, scores, versions. It belongs to one base and is
+refused on every other one. How it was trained is not known here; others use it by
+rlm.models.loading.
+"""
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+
+from rlm import files
+from rlm.errors import InputError
+from rlm.models.folders import ROOT
+
+WEIGHTS = "adapter_model.safetensors"
+CONFIG = "adapter_config.json"
+MANIFEST = "manifest.json"
+
+FINGERPRINT = "_rlm_fingerprint"  # of a model that knows its own: one whose weights are spread
+
+# What tells one architecture from another, whatever the names in front of it.
+SHAPE = (
+    "model_type",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "vocab_size",
+    "tie_word_embeddings",
+)
+
+
+class ModelError(InputError):
+    """A model or an adapter that cannot be used: what was given, what is allowed, what to do."""
+
+
+def load_adapter(model, path: str | Path, *, trainable: bool):
+    """Return a PeftModel: `model` with the adapter of the folder `path`, as "default".
+
+    ModelError if the folder is no adapter, or if the adapter is one of another base: by the
+    manifest's fingerprint, or, made elsewhere, by the base's name in its own configuration.
+    """
+    from peft import PeftModel
+    from safetensors import SafetensorError
+
+    path = _adapter_folder(path)
+    manifest = read_manifest(path)
+    if not _belongs(manifest, model):
+        raise ModelError(
+            f"{path}: an adapter of {manifest['base']}, but the model given is {_name(model)}; "
+            f"use --model {manifest['base']}, or train an adapter of your own"
+        )
+    try:
+        loaded = PeftModel.from_pretrained(model, str(path), is_trainable=trainable)
+    except (RuntimeError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        raise ModelError(failed(path, f"does not fit {_name(model)}", error)) from error
+    return loaded if trainable else loaded.eval()
+
+
+def save_adapter(model, path: str | Path, manifest: dict, *, overwrite: bool = False) -> Path:
+    """Write the adapter "default" of `model` and its manifest as the folder `path`; return it.
+
+    base, base_fingerprint and versions are filled in. All is written beside `path`, flushed to
+    the disk and renamed into place. ModelError where `check_overwrite` says no.
+    """
+    path = Path(path)
+    manifest = _complete(manifest, model)
+    check_overwrite(path, manifest, overwrite=overwrite)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    new = files.beside(path, "new")
+    shutil.rmtree(new, ignore_errors=True)
+    try:
+        model.save_pretrained(
+            str(new),
+            selected_adapters=["default"],
+            # PEFT's "auto" would ask the hub for the base's vocabulary.
+            save_embedding_layers=False,
+        )
+        (new / "README.md").unlink(missing_ok=True)  # an empty model card
+        config = json.loads((new / CONFIG).read_text(encoding="utf-8"))
+        config["base_model_name_or_path"] = manifest["base"]
+        if isinstance(config.get("target_modules"), list):  # a set, in another order every time
+            config["target_modules"].sort()
+        files.write_json(new / CONFIG, config)
+        files.write_json(new / MANIFEST, manifest)
+        files.put_folder(new, path)
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
+    return path
+
+
+def check_overwrite(path: str | Path, manifest: dict, *, overwrite: bool = False) -> None:
+    """ModelError if `path` holds what an adapter with this manifest may not replace.
+
+    That is an adapter of another base, one of a better validation score in the same task, or a
+    folder that is no adapter. `overwrite` allows the first two. Worth a call before training.
+    """
+    path = Path(path)
+    if not path.exists() or (path.is_dir() and not any(path.iterdir())):
+        return
+    if not path.is_dir() or not (path / CONFIG).is_file():
+        raise ModelError(f"{path}: exists and is no adapter; give another folder by --output")
+    if overwrite:
+        return
+    there = read_manifest(path)
+    if not _same_base(there, manifest):
+        raise ModelError(
+            f"{path}: holds an adapter of {there['base']}, the new one is of "
+            f"{manifest.get('base')}; use --overwrite to replace it, or --output for another folder"
+        )
+    before, now = _score(there), _score(manifest)
+    if before is None or now is None or there.get("task") != manifest.get("task"):
+        return
+    if before > now:
+        raise ModelError(
+            f"{path}: holds an adapter of validation score {before:.4f}, the new one has "
+            f"{now:.4f}; use --overwrite to replace it, or --output for another folder"
+        )
+
+
+def read_manifest(path: str | Path) -> dict:
+    """Return the manifest of an adapter's folder; {"base": its base's name} if it has none.
+
+    base is None where the adapter does not name it. ModelError if `path` is no adapter.
+    """
+    path = Path(path)
+    if not (path / CONFIG).is_file():
+        raise ModelError(f"{path}: no adapter ({CONFIG} is missing); give a PEFT adapter's folder")
+    source = path / (MANIFEST if (path / MANIFEST).is_file() else CONFIG)
+    try:
+        found = json.loads(source.read_text(encoding="utf-8"))
+        if source.name == MANIFEST:
+            return {"base": None} | found
+        return {"base": found.get("base_model_name_or_path")}
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise ModelError(f"{source}: cannot be read ({error}); train the adapter again") from error
+
+
+def fingerprint(model) -> str:
+    """Return "<architecture>-<weights>", two hashes that tell a base model from others.
+
+    The second covers the signs of up to 64 spread weights of every tensor: signs are the same
+    in float32, bfloat16 and float16. It is empty where weights are quantised. A LoRA on the
+    model changes nothing.
+    """
+    import torch
+
+    network = model.get_base_model() if hasattr(model, "get_base_model") else model
+    if known := getattr(network, FINGERPRINT, None):
+        return known
+    shape = {key: getattr(network.config, key, None) for key in SHAPE}
+    architecture = hashlib.sha256(json.dumps(shape, sort_keys=True).encode()).hexdigest()[:16]
+    digest = hashlib.sha256()
+    for name, weight in network.named_parameters():
+        if "lora_" in name or "modules_to_save" in name:
+            continue
+        if not weight.is_floating_point():
+            return f"{architecture}-"
+        flat = weight.detach().reshape(-1)
+        signs = torch.signbit(flat[:: max(1, flat.numel() // 64)][:64])
+        digest.update(signs.to("cpu", torch.uint8).numpy().tobytes())
+    return f"{architecture}-{digest.hexdigest()[:16]}"
+
+
+# What belongs to what.
+
+
+def _adapter_folder(path: str | Path) -> Path:
+    path = Path(path)
+    if not path.is_dir():
+        raise ModelError(f"{path}: no such folder; train the adapter first or give another one")
+    if (path / CONFIG).is_file() and not (path / WEIGHTS).is_file():
+        # PEFT would fall back on a pickle, which can run code, and then on the hub.
+        raise ModelError(f"{path}: no {WEIGHTS}, the only form that is read; train it again")
+    return path
+
+
+def _name(model) -> str:
+    network = model.get_base_model() if hasattr(model, "get_base_model") else model
+    return network.config._name_or_path or type(network).__name__
+
+
+def _portable(name: str) -> str:
+    """Return a folder inside the repository relative to it; every other name as it is."""
+    folder = Path(name).expanduser()
+    if not folder.is_dir():
+        return name
+    resolved = folder.resolve()
+    return resolved.relative_to(ROOT).as_posix() if resolved.is_relative_to(ROOT) else name
+
+
+def _belongs(manifest: dict, model) -> bool:
+    mark = manifest.get("base_fingerprint")
+    mine = {"base": _portable(_name(model)), "base_fingerprint": fingerprint(model) if mark else ""}
+    return manifest["base"] is None or _same_base(manifest, mine)
+
+
+def _same_base(one: dict, other: dict) -> bool:
+    """Compare by fingerprint where both have one, otherwise by the last part of the name."""
+    first, second = (m.get("base_fingerprint") or "" for m in (one, other))
+    if first and second:
+        parts = zip(first.split("-"), second.split("-"), strict=True)
+        return all(a == b or not (a and b) for a, b in parts)
+    names = [str(m.get("base") or "").rstrip("/").split("/")[-1].lower() for m in (one, other)]
+    return names[0] == names[1]
+
+
+def _score(manifest: dict) -> float | None:
+    """Return scores.validation: a number, or the accuracy in a summary."""
+    scores = manifest.get("scores")
+    score = scores.get("validation") if isinstance(scores, dict) else None
+    score = score.get("accuracy") if isinstance(score, dict) else score
+    return float(score) if isinstance(score, int | float) else None
+
+
+def _complete(manifest: dict, model) -> dict:
+    from importlib.metadata import version
+
+    versions = {name: version(name) for name in ("torch", "transformers", "peft")}
+    filled = {"versions": versions} | manifest
+    filled["base"] = _portable(str(manifest.get("base") or _name(model)))
+    filled["base_fingerprint"] = fingerprint(model)
+    return filled
+
+
+def failed(name, what: str, error: Exception) -> str:
+    """Return one line out of a library's error."""
+    lines = [line for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    return f"{name}: {what} ({' '.join(lines[:2]).strip()[:300]})"

@@ -1,0 +1,125 @@
+"""What lies in a model's or an adapter's folder, without torch: for settings and their checks."""
+
+import os
+from pathlib import Path
+
+from rlm.errors import InputError
+from rlm.files import read_object
+
+ROOT = Path(__file__).resolve().parents[2]  # its weights are found from anywhere
+
+
+# os.path answers False for a name that no file can have (too long, a NUL, an unknown ~user),
+# where pathlib raises.
+
+
+def is_adapter(path: str) -> bool:
+    return os.path.isfile(os.path.join(path, "adapter_config.json"))
+
+
+def adapter_base(path: str) -> str | None:
+    """The base model that a PEFT adapter names; None where there is no readable adapter."""
+    return _entry(Path(path) / "adapter_config.json", "base_model_name_or_path")
+
+
+def adapter_format(path: str) -> str | None:
+    """The format that an adapter was trained on, by its manifest; None where it has none."""
+    return _entry(Path(path) / "manifest.json", "format")
+
+
+def adapter_settings(path: str) -> dict:
+    """The settings that an adapter was trained with, by its manifest; empty where it has none."""
+    found = read_object(Path(path) / "manifest.json").get("settings")
+    return found if isinstance(found, dict) else {}
+
+
+def _entry(path: Path, name: str) -> str | None:
+    value = read_object(path).get(name)
+    return value if isinstance(value, str) else None
+
+
+def folder_of(name: str) -> Path | None:
+    """The folder that a model's name means, here or in the repository; None for a hub id."""
+    places = (os.path.expanduser(name), ROOT / name)
+    return next((Path(place) for place in places if os.path.isdir(place)), None)
+
+
+def same_model(one: str, other: str) -> bool:
+    """Whether two names mean one model: equal, or the same folder."""
+    first, second = folder_of(one), folder_of(other)
+    return one == other or bool(first and second and first.samefile(second))
+
+
+def looks_like_path(name: str) -> bool:
+    """Whether a model's name can only be a folder: a hub id is `name` or `owner/name`."""
+    first = name.replace("\\", "/").split("/")[0]
+    local = name.startswith(("/", ".", "~")) or name.count("/") > 1
+    return local or first == "weights" or os.path.isdir(first)
+
+
+def check_model(name: str, given: str, *, weights: bool = True) -> None:
+    """InputError if a folder holds no model; a hub id is left to whoever loads it.
+
+    weights: whether they are needed, or the tokenizer alone.
+    """
+    folder = folder_of(name)
+    if folder and not weights:
+        if not any(folder.glob("tokenizer*.json")):
+            raise InputError(f"{given}: the folder has no tokenizer; give a model's folder")
+    elif folder:
+        if not (folder / "config.json").is_file():
+            raise InputError(f"{given}: the folder has no config.json; give a model's folder")
+        if not any(folder.glob("*.safetensors")):
+            # A .bin is a pickle, which can run code when it is read.
+            pickled = any(folder.glob("*.bin"))
+            raise InputError(
+                f"{given}: the folder has no weights (*.safetensors"
+                f"{'; its .bin is a pickle and is not read' if pickled else ''}); "
+                "save or download them there"
+            )
+    elif os.path.exists(name):
+        raise InputError(f"{given}: a file; give a model's folder or a name on the hub")
+    elif looks_like_path(name):
+        raise InputError(f"{given}: no folder {name}; give a model's folder or a name on the hub")
+
+
+def check_adapter(path: str, given: str, model: str | None = None) -> None:
+    """InputError unless `path` holds an adapter with weights, of `model` when that is given."""
+    folder = Path(path)
+    if not os.path.isdir(path):
+        raise InputError(f"{given}: no folder {path}; train it first or give another adapter")
+    if not is_adapter(path):
+        raise InputError(f"{given}: the folder has no adapter_config.json; give a PEFT adapter")
+    if not (folder / "adapter_model.safetensors").is_file():
+        raise InputError(f"{given}: the folder has no adapter_model.safetensors; train it again")
+    base = adapter_base(path)
+    if model is not None and base and not same_model(base, model):
+        raise InputError(f"{given}: an adapter of {base}, not of {model}; use --model {base}")
+
+
+def resolve(given: dict, names: dict[str, str], adapter: str, auto: str | None) -> dict:
+    """The given values with `model` and `adapter` as places: names looked up, bases found.
+
+    names: the file's `models:`. adapter: the default of the script, "auto" or "none". auto: the
+    folder that "auto" means; it is taken if it holds an adapter, of the model if one is given.
+    A model that is an adapter's folder is taken as that adapter on its own base. Without a model
+    the adapter's base is it.
+    """
+    found = dict(given)
+    model: str | None = found.pop("model", None)
+    adapter = found.pop("adapter", None) or adapter
+    model, adapter = names.get(model, model) if model else None, names.get(adapter, adapter)
+    if model and is_adapter(model):
+        if adapter not in ("auto", "none"):
+            raise ValueError(
+                f"--model {model} is an adapter, so --adapter {adapter} is one too many"
+            )
+        adapter, model = model, None
+    if adapter == "auto":
+        adapter = "none"
+        base = adapter_base(auto) if auto else None
+        if auto and base and (model is None or same_model(base, model)):
+            adapter = auto
+    found["adapter"] = None if adapter == "none" else adapter
+    model = model or (adapter_base(adapter) if adapter != "none" else None)
+    return found | ({"model": model} if model else {})

@@ -1,0 +1,156 @@
+"""A question -> the model's prompt, a demonstration -> its tokens: through the chat template.
+
+Knows tokenizers and formats; no task and no model. Prompt and assistant turn are tokenised
+apart, so a prompt has the same ids in SFT as when the model answers it.
+"""
+
+from collections.abc import Sequence
+
+from rlm.answers import formats, reading
+from rlm.errors import InputError
+from rlm.records import Example, Prompt
+
+FALLBACK = "{instruction}\n\n{turns}"  # for a tokenizer without a template
+MARK = "0451"  # stands for an assistant's turn, to see what the template puts after it
+
+
+def make_prompt(question: str, tokenizer, format_name: str) -> Prompt:
+    """Return the prompt: the format's instruction as system turn, the question as user turn."""
+    return chat_prompt([{"role": "user", "content": question}], tokenizer, format_name)
+
+
+def chat_prompt(messages: Sequence[dict], tokenizer, format_name: str) -> Prompt:
+    """Return the prompt of a conversation, {"role", "content"} each, the last one of the user.
+
+    Its system turns are the instruction; without one it is the format's. A template that refuses
+    a system turn gets the instruction in front of the first turn; a tokenizer without a template
+    gets FALLBACK. A reasoning opener that the template writes itself stays in `ids` and is the
+    prefill, if it is this format's; another format's is cut off, or the turn would begin with
+    two openers.
+    """
+    fmt = formats.get_format(format_name)
+    told = [turn["content"] for turn in messages if turn["role"] == "system"]
+    instruction = "\n\n".join(told) or fmt.instruction
+    turns = [turn for turn in messages if turn["role"] != "system"]
+    if not tokenizer.chat_template:
+        text = FALLBACK.format(instruction=instruction, turns="".join(map(_plain, turns)))
+        return Prompt(_with_beginning(tokenizer, text))
+    text = chat_text(tokenizer, instruction, turns)
+    prefill = formats.opened_by(text, fmt)
+    if not prefill:
+        for other in formats.FORMATS.values():
+            text = text.removesuffix(formats.opened_by(text, other))
+    return Prompt(token_ids(tokenizer, text), prefill)
+
+
+def _plain(turn: dict) -> str:
+    """Return a turn as FALLBACK has it."""
+    text = turn["content"]
+    return f"Question: {text}\nAnswer:\n" if turn["role"] == "user" else f"{text}\n\n"
+
+
+def chat_text(tokenizer, instruction: str, turns: list[dict]) -> str:
+    """Return the text of the prompt, up to where the assistant's turn begins."""
+    from jinja2 import TemplateError
+
+    system = {"role": "system", "content": instruction}
+    joined = turns[0] | {"content": f"{instruction}\n\n{turns[0]['content']}"}
+    for messages in ([system, *turns], [joined, *turns[1:]]):
+        try:
+            return tokenizer.apply_chat_template(
+                messages, tokenize=False, add_generation_prompt=True
+            )
+        except TemplateError as error:
+            refusal = " ".join(str(error).split())
+    raise InputError(
+        f"the tokenizer's chat template cannot render a question ({refusal}); "
+        "use a model with a template for chats, or delete chat_template from its tokenizer"
+    )
+
+
+def sft_tokens(example: Example, tokenizer, format_name: str, *, generation_config=None) -> dict:
+    """Return the tokens of a demonstration: prompt_ids, completion_ids, end_ids.
+
+    completion_ids: the assistant's turn without what the prompt has already opened, and the end
+        token, which is to be trained like every other one.
+    end_ids: all ids that end a turn (`end_ids`). InputError if the example has no solution, or
+    if its turn would not be read as the gold answer (a solution with tags of the format in it).
+    """
+    if example.solution is None:
+        raise InputError(f"{example.id}: has no solution; SFT needs one, GRPO does not")
+    fmt = formats.get_format(format_name)
+    turn = formats.render(fmt, example.solution.strip(), example.gold)
+    readable = reading.is_correct(turn, example.gold, format_name)
+    if not (readable and formats.parse(turn, fmt).strict):
+        raise InputError(
+            f"{example.id}: written in format {format_name}, its answer {example.gold!r} cannot "
+            "be read back; take tags and answer marks out of its solution"
+        )
+    prompt = make_prompt(example.question, tokenizer, format_name)
+    ends = end_ids(tokenizer, generation_config)
+    completion = [*token_ids(tokenizer, _after(prompt.prefill, turn, fmt)), ends[0]]
+    assert completion[-1] in ends and completion[-1] is not None
+    return {"prompt_ids": prompt.ids, "completion_ids": completion, "end_ids": ends}
+
+
+def _after(prefill: str, turn: str, fmt: formats.Format) -> str:
+    """Return the turn without the opener that the prompt ends with, and its newlines."""
+    if not prefill:
+        return turn
+    rest = turn.removeprefix(fmt.reasoning_open)
+    return rest if prefill == fmt.reasoning_open else rest.lstrip("\n")
+
+
+def end_ids(tokenizer, generation_config=None) -> list[int]:
+    """Return the ids that end an assistant's turn; the first is the one to train.
+
+    That is what the chat template itself puts after a turn, if the model also stops there when
+    it generates (the tokenizer's eos, or in the generation config); else the eos token. With a
+    base model like Qwen2.5-0.5B these differ: its template writes <|im_end|>, its eos is
+    <|endoftext|>, and a model trained on the first alone would never stop.
+    """
+    stops = getattr(generation_config, "eos_token_id", None)
+    stops = stops if isinstance(stops, list | tuple) else [stops]
+    known = [i for i in dict.fromkeys([tokenizer.eos_token_id, *stops]) if i is not None]
+    if not known:
+        raise InputError("the tokenizer has no eos token: a model could never end its turn")
+    first = next((i for i in _after_turn(tokenizer) if i in known), known[0])
+    return [first, *(i for i in known if i != first)]
+
+
+def _after_turn(tokenizer) -> list[int]:
+    """Return the token ids that the chat template puts after an assistant's turn."""
+    from jinja2 import TemplateError
+
+    if not tokenizer.chat_template:
+        return []
+    turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": MARK}]
+    try:
+        text = tokenizer.apply_chat_template(turns, tokenize=False)
+    except TemplateError:
+        return []
+    return token_ids(tokenizer, text.rpartition(MARK)[2])
+
+
+def token_ids(tokenizer, text: str) -> list[int]:
+    """Return the ids of a text whose special tokens are written out, none added."""
+    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def _with_beginning(tokenizer, text: str) -> list[int]:
+    """Return the ids of a plain text with the tokenizer's own beginning, but no end token."""
+    ids = list(tokenizer(text)["input_ids"])
+    while ids and ids[-1] == tokenizer.eos_token_id:
+        ids.pop()
+    return ids
+
+
+def check_room(prompt: Prompt, max_tokens: int, context_tokens: int) -> None:
+    """InputError with the numbers if prompt and completion do not fit the model's context."""
+    if len(prompt.ids) + max_tokens > context_tokens:
+        room = context_tokens - len(prompt.ids)
+        advice = f"use --max-tokens {room} or less" if room > 0 else "shorten the question"
+        raise InputError(
+            f"a prompt of {len(prompt.ids)} tokens and --max-tokens {max_tokens} are more than "
+            f"the model's context of {context_tokens} tokens; {advice}"
+        )

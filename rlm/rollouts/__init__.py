@@ -1,0 +1,1 @@
+"""A step's scored completions, and which engine samples them: ours, vLLM here or elsewhere."""

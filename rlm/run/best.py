@@ -1,0 +1,65 @@
+"""The best adapter of a run so far: by validation accuracy, not the last one."""
+
+import logging
+import time
+from typing import Any
+
+import torch
+
+from rlm.evaluation.measure import Evaluation
+from rlm.evaluation.statistics import standard_error
+
+logger = logging.getLogger("rlm")
+
+
+class Best:
+    """Measures the model when asked and keeps its trainable tensors whenever it got better.
+
+    measure: returns an `rlm.evaluation.measure.Evaluation` of the model as it is now.
+    """
+
+    def __init__(self, model, measure):
+        self.model, self.measure = model, measure
+        self.evaluation: Any = None
+        self.step, self._tensors = 0, list[torch.Tensor]()
+        self.seconds = 0.0  # what the latest measurement took
+
+    def offer(self, step: int) -> float:
+        """Return the accuracy of the model now, after `step` steps; a tie keeps the earlier one."""
+        began = time.perf_counter()
+        evaluation = self.measure()
+        self.seconds = time.perf_counter() - began
+        accuracy = evaluation.summary["accuracy"]
+        if self.evaluation is None or accuracy > self.evaluation.summary["accuracy"]:
+            self.evaluation, self.step = evaluation, step
+            self._tensors = [p.detach().clone() for p in self._trained()]
+        return accuracy
+
+    def put_back(self) -> None:
+        """Put the best tensors back into the model, bit for bit."""
+        with torch.no_grad():
+            for parameter, kept in zip(self._trained(), self._tensors, strict=True):
+                parameter.copy_(kept)
+
+    def state(self) -> dict:
+        """Return what is known of the best, for a checkpoint."""
+        found = self.evaluation
+        known = {"name": found.name, "rows": found.rows, "summary": found.summary}
+        return {"step": self.step, "evaluation": known, "tensors": self._tensors}
+
+    def restore(self, state: dict) -> None:
+        """Go on from what `state` returned."""
+        self.step, self.evaluation = state["step"], Evaluation(**state["evaluation"])
+        trained = self._trained()
+        self._tensors = [t.to(p.device) for t, p in zip(state["tensors"], trained, strict=True)]
+
+    def fell(self, accuracy: float) -> bool:
+        """Return whether an accuracy lies more than twice its standard error below the best."""
+        best = self.evaluation.summary["accuracy"]
+        bound = best - 2 * standard_error(accuracy, self.evaluation.summary["questions"])
+        if accuracy < bound:
+            logger.warning("validation %.3f: fell from %.3f by over two errors", accuracy, best)
+        return accuracy < bound
+
+    def _trained(self) -> list[torch.Tensor]:
+        return [p for p in self.model.parameters() if p.requires_grad]

@@ -1,0 +1,1 @@
+"""TRL's trainers with our files: SFT, and GRPO for comparison."""

@@ -1,0 +1,1 @@
+"""The public address of a server: ngrok, watched and started again."""

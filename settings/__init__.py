@@ -1,0 +1,1 @@
+"""The settings of every script, a file a script; config.py at the root is the door."""

@@ -1,0 +1,215 @@
+"""The settings of train_grpo.py. config.py is the door: it loads them."""
+
+import os
+from importlib.util import find_spec
+from typing import Any, Literal
+
+from pydantic import field_validator
+
+from rlm.addresses import VLLM_KEY, server_url
+from rlm.cli.layers import nearest, option
+from rlm.cli.parsing import parse_rewards
+from rlm.errors import InputError
+from rlm.parallel import sharding_asked
+from rlm.trl.options import read_options
+from settings.shared import by_model
+from settings.training import Training
+
+# What --backend trl cannot do: setting -> the values it may have nevertheless, and why.
+TRL_CANNOT: dict[str, tuple[tuple, str]] = {
+    "replace_dead_groups": ((0,), "it samples the questions of a step once"),
+    "budget": ((None,), "its number of steps is fixed from the start"),
+    "save_every": ((0,), "it keeps no checkpoints"),
+    "resume": (("auto", "never"), "it keeps no checkpoints"),
+    "probe": ((0,), "what is tried are our own sampling and learning"),
+    "check_only": ((False,), "what is tried are our own sampling and learning"),
+    "quantize": (("none",), "it would turn the LoRA to bfloat16"),
+    "engine": (("own",), "it samples by transformers"),
+    "vllm_url": ((None,), "it samples by transformers"),
+    "importance_cap": ((0.0,), "it samples by transformers"),
+    "canary_tolerance": ((0.0,), "it samples by transformers"),
+}
+
+
+class GRPOSettings(Training):
+    """Stage 2: GRPO, samples answers and reinforces those that earn more than their group."""
+
+    script = "grpo"
+    auto_adapter = "sft_lora"
+    adapter: str | None = option(
+        "auto",
+        "adapter to start from: a folder, a name out of `models:`, auto (weights/sft_lora if it is "
+        "there), or none: straight from the base",
+    )
+    output: str = option(
+        lambda v: f"{v['weights']}/final_rlm_lora",
+        "folder of the best adapter",
+        flags=["--output-dir"],
+        shown="weights/final_rlm_lora",
+    )
+    num_samples: int = option(
+        2000, "training questions; 0: all", ge=0, env=["TRAIN_SAMPLES"], section="GRPO"
+    )
+    max_steps: int = option(
+        lambda given: 32 if given.get("budget") is None else 10**6,
+        "steps, each with new samples",
+        shown="32; with --budget as many as fit",
+        ge=1,
+    )
+    questions_per_step: int = option(16, "questions B of a step", ge=1, flags=["--batch-size"])
+    group_size: int = option(
+        8,
+        "samples G of each question",
+        ge=2,
+        why="a group needs at least 2 samples to have a mean to beat",
+    )
+    temperature: float = option(1.0, "of the sampling; below 1 is sharper", gt=0, le=10)
+    learning_rate: float = by_model(1e-3, 2e-5, "peak learning rate", gt=0, le=1)
+    lr_schedule: Literal["constant", "linear"] = option("constant", "linear: falls to 0 at the end")
+    warmup_steps: int = option(0, "first steps with rising learning rate", ge=0)
+    max_grad_norm: float = option(1.0, "gradients are cut to this norm", gt=0)
+    updates_per_batch: int = option(1, "optimiser steps on the same samples", ge=1, le=64)
+    token_budget: int = option(
+        0, "tokens of a micro-batch: memory, not the result; 0: by what is free", ge=0
+    )
+
+    vllm_url: str | None = option(
+        None,
+        "address of a `vllm serve --enable-lora` that samples; implies --engine vllm",
+        section="Engine",
+    )
+    engine: Literal["own", "vllm"] = option(
+        lambda v: "vllm" if v.get("vllm_url") else "own",
+        "what samples; vllm: see requirements-vllm.txt",
+        shown="own; with --vllm-url vllm",
+    )
+    importance_cap: float = option(
+        lambda v: 2.0 if v.get("engine") == "vllm" else 0.0,
+        "most that a token's weight between engine and learner may be; 0: no such weights",
+        ge=0,
+        shown="2.0 for vllm, else 0",
+    )
+    canary_tolerance: float = option(
+        0.0,
+        "nats by which vllm's log-probabilities of a fixed text may differ from the learner's; 0: "
+        "by the number format",
+        ge=0,
+    )
+
+    loss: Literal["grpo", "dapo", "bnpo", "dr_grpo", "cispo", "gspo"] = option(
+        "dapo", "which loss; dapo counts every token alike", section="Loss and reward"
+    )
+    clip_low: float = option(0.2, "ratio to the old policy is cut below 1 - this", gt=0, le=1)
+    clip_high: float = option(0.28, "ratio to the old policy is cut above 1 + this", gt=0)
+    kl_weight: float = option(0.0, "weight of the KL to the start; 0: none", ge=0)
+    advantage_scale: Literal["group", "batch", "none"] = option(
+        "group", "advantages are divided by this standard deviation"
+    )
+    rewards: dict[str, float] = option(
+        {"correctness": 1.0}, "NAME=WEIGHT,NAME=WEIGHT out of rewards.py", shown="correctness=1"
+    )
+    truncated: Literal["keep", "mask"] = option("keep", "cut-off completions in the loss")
+    replace_dead_groups: int = option(
+        0, "tries to replace a group of equal rewards by a new question", ge=0, le=100
+    )
+    eval_every: int = option(
+        8, "steps between validations; 0: only at the end", ge=0, section="Validation"
+    )
+    early_stop: bool = option(
+        False, "end when a validation falls by more than two standard errors below the best"
+    )
+    probe: int = option(8, "questions tried before training; 0: none", ge=0)
+    check_only: bool = option(
+        False, "try the settings out, forecast the run and end: exit code 0 for GO, 3 for NO-GO"
+    )
+
+    backend: Literal["own", "trl"] = option(
+        "own",
+        "which loop samples and learns; trl: TRL's GRPOTrainer, without checkpoints and trials",
+        section="Backend",
+    )
+    trl_options: dict[str, Any] = option(
+        {}, "with --backend trl: more fields of its GRPOConfig, as JSON", shown="none"
+    )
+
+    @field_validator("trl_options", mode="before")
+    @classmethod
+    def _options(cls, value):
+        return read_options(value)
+
+    @field_validator("rewards", mode="before")
+    @classmethod
+    def _weights(cls, value):
+        return parse_rewards(value)
+
+    def may_be_longer(self) -> bool:
+        return super().may_be_longer() or self.lr_schedule == "constant"
+
+    def check_values(self) -> None:
+        super().check_values()
+        if 0 < self.token_budget < 64:
+            raise InputError(f"{self.given('token_budget')}: too few tokens; use 64 or more, or 0 "
+                             "for what the free memory holds")  # fmt: skip
+        from rewards import REWARDS
+
+        for name in set(self.rewards) - set(REWARDS):
+            hint = nearest(name, REWARDS)
+            raise InputError(f"{self.given('rewards')}: no reward {name}{hint}; use "
+                             f"{', '.join(REWARDS)}, or write it in rewards.py")  # fmt: skip
+        self._check_backend()
+        self._check_engine()
+
+    def _check_backend(self) -> None:
+        """InputError for what the backend would leave undone."""
+        if self.backend == "own":
+            if self.trl_options:
+                raise InputError(f"{self.given('trl_options')}: only with --backend trl")
+            return
+        for name, (fine, why) in TRL_CANNOT.items():
+            if name in self.model_fields_set and getattr(self, name) not in fine:
+                raise InputError(f"{self.given(name)}: not with --backend trl, {why}; leave it "
+                                 "out, or use --backend own")  # fmt: skip
+        if os.environ.get("WORLD_SIZE", "1") != "1":
+            raise InputError("--backend trl: trains in one process; start it without torchrun, or "
+                             "use --backend own")  # fmt: skip
+        loss = self.trl_options.get("loss_type")
+        unused = ["loss"] if loss else []
+        unused += ["clip_low", "clip_high"] if loss in ("sapo", "vespo") else []
+        for name in self.model_fields_set.intersection(unused):
+            raise InputError(f"{self.given(name)}: does nothing with loss_type {loss} of "
+                             "--trl-options; leave one of them out")  # fmt: skip
+        if self.loss == "gspo" and "importance_sampling_level" in self.trl_options:
+            raise InputError(f"{self.given('loss')}: has its importance_sampling_level; leave it "
+                             "out of --trl-options")  # fmt: skip
+
+    def _check_engine(self) -> None:
+        """InputError for settings that vLLM cannot do, or if it is not there."""
+        if sharding_asked() and not self.vllm_url:
+            raise InputError("the launcher asks for a sharded base, from which only vLLM can "
+                             "sample; give its server by --vllm-url")  # fmt: skip
+        if sharding_asked() and self.task == "orchestrator":
+            raise InputError("--task orchestrator: its agents run on the base, which the launcher "
+                             "asks to spread; use configs/accelerate/one_machine.yaml")  # fmt: skip
+        if self.engine == "vllm" and not self.vllm_url and os.environ.get("WORLD_SIZE", "1") != "1":
+            raise InputError(f"{self.given('engine')}: each process would start one; run a server "
+                             "and give its --vllm-url")  # fmt: skip
+        if self.engine == "own":
+            if self.vllm_url:
+                raise InputError(f"{self.given('vllm_url')}: --engine own does not use it; leave "
+                                 "one of them out")  # fmt: skip
+            return
+        if self.vllm_url:
+            words = {"flag": "--vllm-url", "given": self.given("vllm_url"), "variable": VLLM_KEY}
+            server_url(self.vllm_url, **words)
+        if self.quantize != "none":
+            raise InputError(f"{self.given('quantize')}: vllm would sample from other weights than "
+                             "the learner's; leave it out, or use --engine own")  # fmt: skip
+        if self.temperature < 0.01:
+            raise InputError(f"{self.given('temperature')}: vllm takes 0.01 or more; use that, or "
+                             "--engine own")  # fmt: skip
+        if self.lora_r > 512:
+            raise InputError(f"{self.given('lora_r')}: vllm takes adapters of rank 512 or less; "
+                             "use that, or --engine own")  # fmt: skip
+        if not self.vllm_url and find_spec("vllm") is None:
+            raise InputError(f"{self.given('engine')}: vllm is not installed; see "
+                             "requirements-vllm.txt, or use a server by --vllm-url")  # fmt: skip

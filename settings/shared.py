@@ -1,0 +1,117 @@
+"""What the settings of all scripts share: the model, its adapter, where and how it runs."""
+
+from typing import ClassVar, Literal
+
+from pydantic import field_validator, model_validator
+
+from rlm.cli.layers import Settings, option
+from rlm.cli.parsing import words_of
+from rlm.models.folders import (
+    adapter_base,
+    adapter_format,
+    check_adapter,
+    check_model,
+    is_adapter,
+    resolve,
+    same_model,
+)
+
+TINY_BASE = "weights/tiny_base"
+
+
+def by_model(tiny, other, text, **more):
+    """An option with one default for the tiny base and one for real models."""
+    shown = f"{tiny} for {TINY_BASE}, else {other}"
+    return option(
+        lambda given: tiny if same_model(given["model"], TINY_BASE) else other,
+        text,
+        shown=shown,
+        **more,
+    )
+
+
+class Shared(Settings):
+    """What every script takes that loads a model."""
+
+    script: ClassVar[str] = ""
+    auto_adapter: ClassVar[str | None] = None  # what `--adapter auto` means, inside `weights`
+
+    config: str | None = option(
+        None, "YAML or JSON file with `common:`, a section per script, `models:`", section="Common"
+    )
+    named_models: dict[str, str] = option({}, "names for adapters and models", flag=False)
+    model: str = option(
+        TINY_BASE,
+        "base model: a folder or a name on the hub; an adapter here stands on its own base",
+        flags=["--base-model"],
+        shown=f"the adapter's base, else {TINY_BASE}",
+    )
+    adapter: str | None = option("auto", "")
+    weights: str = option("weights", "folder that the adapters go to", env=["OUTPUT_DIR"])
+    device: Literal["auto", "cuda", "mps", "cpu"] = option(
+        "auto", "where it runs; auto: the first there is of cuda, mps, cpu"
+    )
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = option(
+        "auto", "number format of the base model; auto: float32 but on CUDA"
+    )
+    quantize: Literal["none", "4bit"] = option(
+        "none", "4bit: the base's weights in 4 bits (bitsandbytes, CUDA); saves memory, not time"
+    )
+    threads: int = option(0, "CPU threads; 0: torch's choice", ge=0, le=1024)
+    cache_tokens: int = option(
+        0, "bound on the tokens in the cache while sampling; 0: half of the free memory", ge=0
+    )
+    cuda_graphs: bool = option(False, "on CUDA: sample by CUDA graphs, faster for small models")
+    log_level: Literal["debug", "info", "warning", "error"] = option("info", "what is printed")
+    quiet: bool = option(False, "print warnings, errors and the result, no lines and no bar")
+    format: Literal["think", "xml", "solution"] = option(
+        "think", "tags around reasoning and answer", shown="the adapter's, else think"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _places(cls, given: dict) -> dict:
+        places = {x: given[x] for x in ("model", "adapter") if given.get(x) is not None}
+        if not {type(place) for place in places.values()} <= {str, int, float}:
+            return given  # not even nearly a text: pydantic says so
+        given = given | {name: str(place) for name, place in places.items()}
+        names = given.get("named_models") or {}
+        auto = cls.auto_adapter and f"{given.get('weights', 'weights')}/{cls.auto_adapter}"
+        compared = [names.get(name, name) for name in words_of(given.get("models"))]
+        bases = [adapter_base(place) for place in compared if is_adapter(place)]
+        default = "none" if compared else cls.model_fields["adapter"].default
+        given = ({"model": bases[0]} if bases and bases[0] else {}) | given
+        found = resolve(given, names, default, auto)
+        formats = [adapter_format(place) for place in [found["adapter"], *compared] if place]
+        known = [name for name in formats if name]
+        return ({"format": known[0]} if known else {}) | found
+
+    @field_validator("log_level", mode="before")
+    @classmethod
+    def _lower(cls, value):
+        return str(value).lower()
+
+    def loading(self) -> dict:
+        """How the base model is loaded, for `rlm.models.policy.open_policy`."""
+        return {"device": self.device, "dtype": self.dtype, "quantize": self.quantize}
+
+    def engine_options(self) -> dict:
+        """How completions are sampled, for `rlm.engine.engine.Engine`."""
+        return {"cache_tokens": self.cache_tokens or None, "cuda_graphs": self.cuda_graphs}
+
+    def process(self) -> dict:
+        """What is global to the process, for `rlm.run.folder.start`."""
+        level = "warning" if self.quiet and self.log_level != "error" else self.log_level
+        return {"log_level": level, "threads": self.threads}
+
+    def check(self) -> None:
+        self.check_values()
+        self.check_places()
+
+    def check_values(self) -> None:
+        """All checks but those of folders that an earlier stage makes."""
+
+    def check_places(self) -> None:
+        check_model(self.model, self.given("model"))
+        if self.adapter:
+            check_adapter(self.adapter, self.given("adapter"), self.model)

@@ -1,0 +1,226 @@
+"""The settings of data and output, those of both training stages, and those of train_sft.py.
+
+config.py is the door: it adds the other scripts' classes and loads all of them.
+"""
+
+import os
+import re
+from pathlib import Path
+from typing import Literal
+
+from pydantic import field_validator, model_validator
+
+from rlm.cli.layers import nearest, option
+from rlm.cli.parsing import parse_range, words_of
+from rlm.errors import InputError
+from rlm.run.time_budget import seconds_of
+from rlm.run.trackers import NAMES as TRACKERS
+from rlm.run.trackers import check as check_tracker
+from settings.orchestrator import Orchestrator
+from settings.shared import Shared, by_model
+
+GENERATED = ("addition", "word_problems", "mixed")
+
+# Settings that a stopped run may go on without: they change no step.
+PASSING = {
+    "config", "named_models", "weights", "output", "overwrite", "run", "log_level", "device",
+    "threads", "cache_tokens", "cuda_graphs", "token_budget", "wandb_project", "wandb",
+    "save_every", "resume", "budget", "probe", "check_only", "tracker", "quiet",
+    "collective_timeout",
+    "vllm_url", "canary_tolerance",
+}  # fmt: skip
+
+
+class Common(Shared):
+    run: str = option("", "what is logged goes to runs/NAME", shown="the script's name")
+    seed: int = option(0, "seed of data, sampling and new weights", ge=0, le=2**32 - 1)
+
+    task: Literal[
+        "addition", "word_problems", "mixed", "gsm8k", "openmath", "jsonl", "orchestrator"
+    ] = option(
+        "addition",
+        "where the questions come from; mixed: both of the first; orchestrator: those of "
+        "--questions, and the model writes graphs of agents that answer them",
+        section="Data",
+    )
+    data: str | None = option(
+        None, "file or folder of the task's data; needed for jsonl, else the hub", shown="the hub"
+    )
+    digits: tuple[int, int] = option(
+        (1, 3), "digits of the numbers in task addition, 1 to 9: 3 or 1-3", shown="1-3"
+    )
+    terse_fraction: float = option(
+        0.0, "share of generated demonstrations that skip the working", ge=0, le=1
+    )
+    problem_steps: tuple[int, int] = option(
+        (2, 4), "steps of a word problem, 2 to 4: 3 or 2-4", shown="2-4"
+    )
+    per_question: int = option(1, "solutions of a question in openmath", ge=1, le=1000)
+    max_tokens: int = by_model(
+        160, 512, "longest completion that is sampled, tokens", ge=1, le=131072, section="Sampling"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _run(cls, given: dict) -> dict:
+        return {"run": cls.script} | given
+
+    @field_validator("digits", mode="before")
+    @classmethod
+    def _digits(cls, value):
+        return parse_range(value, 1, 9)
+
+    @field_validator("problem_steps", mode="before")
+    @classmethod
+    def _steps(cls, value):
+        return parse_range(value, 2, 4)
+
+    @property
+    def run_dir(self) -> Path:
+        """The folder of this run: settings.json, log.csv, ..."""
+        return Path("runs") / self.run
+
+    @property
+    def source(self) -> str:
+        """The task whose questions are asked."""
+        return self.task
+
+    def task_options(self) -> dict:
+        """What the generator of the questions takes, for `data.load_examples`."""
+        terse = {"terse_fraction": self.terse_fraction}
+        options: dict[str, dict] = {
+            "addition": {"digits": self.digits} | terse,
+            "word_problems": {"steps": self.problem_steps} | terse,
+            "mixed": {"digits": self.digits, "steps": self.problem_steps} | terse,
+            "openmath": {"per_question": self.per_question},
+        }
+        return options.get(self.source, {})
+
+    def process(self) -> dict:
+        return super().process() | {"seed": self.seed}
+
+    def check_values(self) -> None:
+        if not re.fullmatch(r"[\w.+-]+(/[\w.+-]+)*", self.run) or ".." in self.run:
+            raise InputError(f"{self.given('run')}: a name of letters, digits, - _ . is needed")
+        if self.source in GENERATED and self.data:
+            raise InputError(f"{self.given('data')}: task {self.source} makes its own questions; "
+                                "leave --data out or choose --task jsonl")  # fmt: skip
+        if self.source == "jsonl" and not self.data:
+            raise InputError("--task jsonl: needs the file; give it with --data FILE.jsonl")
+        if self.data and not os.path.exists(os.path.expanduser(self.data)):
+            raise InputError(f"{self.given('data')}: no such file or folder; check the path")
+        for name in ("num_samples", "eval_samples"):
+            if self.source in GENERATED and getattr(self, name, 1) == 0:
+                raise InputError(f"{self.given(name)}: task {self.source} has no end; use a number")
+
+
+class Training(Orchestrator, Common):
+    lora_r: int = option(16, "rank of a new LoRA", ge=1, le=1024, section="LoRA")
+    lora_alpha: float = option(32, "scale of a new LoRA: alpha / r times its output", gt=0)
+    overwrite: bool = option(False, "replace an adapter that is there", section="Output")
+    eval_samples: int = option(
+        200, "validation questions of an evaluation; 0: all", ge=0, env=["EVAL_SAMPLES"]
+    )
+    save_every: int = option(
+        10, "steps between checkpoints; 0: only when it is stopped", ge=0, section="Stop and go on"
+    )
+    resume: str = option(
+        "auto", "auto: go on where runs/NAME was stopped; never: begin anew; or a checkpoint"
+    )
+    budget: str | None = option(
+        None, "time for all of it, as 90m or 1h30m: the steps are chosen to fit", shown="no limit"
+    )
+
+    collective_timeout: float = option(
+        1800.0,
+        "seconds that a process waits for the others, where torchrun started several",
+        gt=0,
+        le=86400,
+        section="Several processes",
+    )
+
+    @field_validator("budget", mode="before")
+    @classmethod
+    def _time(cls, value):
+        if value is not None:
+            seconds_of(value)
+        return None if value is None else str(value)
+
+    def seconds(self) -> float | None:
+        """The budget in seconds, None for no limit."""
+        return None if self.budget is None else seconds_of(self.budget)
+
+    def process(self) -> dict:
+        return super().process() | {"timeout": self.collective_timeout}
+
+    def lasting(self) -> dict:
+        """What must be the same when a stopped run goes on; the rest may be given anew."""
+        free = PASSING | ({"max_steps"} if self.may_be_longer() else set())
+        return {name: value for name, value in self.dump().items() if name not in free}
+
+    def may_be_longer(self) -> bool:
+        """Whether the first steps are the same however many follow."""
+        return self.budget is not None
+
+    tracker: list[str] = option(
+        [],
+        "log to these too: wandb, trackio, tensorboard; offline, files in the run's folder",
+        section="Logging",
+        shown="log.csv alone",
+    )
+    wandb_project: str | None = option(
+        None, "project of the trackers; short for --tracker wandb with it"
+    )
+    wandb: bool = option(True, "--no-wandb: not logged there, whatever else is given")
+
+    @field_validator("tracker", mode="before")
+    @classmethod
+    def _trackers(cls, value):
+        for name in words_of(value):
+            if name not in TRACKERS:
+                hint = nearest(name, TRACKERS)
+                raise InputError(f"no tracker {name}; use {' | '.join(TRACKERS)}{hint}")
+        return list(dict.fromkeys(words_of(value)))
+
+    def trackers(self) -> list[str]:
+        """What is logged to beside log.csv."""
+        names = ["wandb"] if self.wandb_project and "wandb" not in self.tracker else []
+        return [name for name in self.tracker + names if name != "wandb" or self.wandb]
+
+    def logging(self) -> dict:
+        """Where figures go, for `rlm.run.folder.Run`."""
+        return {"trackers": self.trackers(), "project": self.wandb_project}
+
+    def check_values(self) -> None:
+        super().check_values()
+        for name in self.trackers():
+            by_project = name not in self.tracker
+            check_tracker([name], self.given("wandb_project" if by_project else "tracker"))
+
+
+class SFTSettings(Training):
+    """Stage 1: teaches the format of visible reasoning from demonstrations."""
+
+    script = "sft"
+    stage: Literal["prep", "full"] = option(
+        "full", "prep: a short first stage of its own", section="Supervised fine-tuning"
+    )
+    adapter: str | None = option(
+        "none",
+        "adapter to go on training: a folder, a name out of `models:`, or none for a new one",
+        flags=["--base-adapter"],
+    )
+    output: str = option(
+        lambda v: f"{v['weights']}/{'sft_prep_lora' if v.get('stage') == 'prep' else 'sft_lora'}",
+        "folder of the trained adapter",
+        flags=["--output-dir"],
+        shown="weights/sft_lora, prep: weights/sft_prep_lora",
+    )
+    num_samples: int = option(1000, "demonstrations; 0: all", ge=0, env=["TRAIN_SAMPLES"])
+    epochs: float = option(3.0, "passes over the demonstrations", gt=0, le=1000)
+    max_steps: int = option(0, "optimiser steps; 0: the epochs decide", ge=0)
+    batch_size: int = option(8, "demonstrations an optimiser step", ge=1)
+    learning_rate: float = by_model(3e-3, 2e-4, "peak learning rate", gt=0, le=1)
+    warmup_fraction: float = option(0.05, "share of the steps with rising rate", ge=0, lt=1)
+    max_length: int = option(1024, "longest demonstration, tokens", ge=16)
+    packing: bool = option(False, "several demonstrations in a row of max-length tokens")

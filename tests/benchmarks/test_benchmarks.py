@@ -1,0 +1,106 @@
+"""The speed benchmarks: their sums by hand, and each of them once with tiny numbers."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "benchmarks"))
+
+import grpo_vs_trl  # noqa: E402
+import scaling  # noqa: E402
+import tables  # noqa: E402
+from shapes import END_RATE, EOS, Shape, random_model, spread, word_prompts  # noqa: E402
+
+from tests.support.running import succeed  # noqa: E402
+
+SMALL = Shape(32, 2, 4, 2, 64, 300, prompts=2, group=2, max_tokens=40, prompt_tokens=(3, 9))
+
+
+def test_the_weights_are_counted_as_the_model_has_them():
+    model = random_model(SMALL)
+    linear = [m for m in model.model.modules() if isinstance(m, torch.nn.Linear)]
+    assert SMALL.body_weights == sum(m.weight.numel() for m in linear)
+    assert SMALL.head_weights == model.lm_head.weight.numel()
+
+
+def test_completions_end_after_half_of_the_maximum_on_average():
+    # The mean of a geometric law that is cut off at m: (1 - (1 - p)^m) / p.
+    for m in (40, 128, 256):
+        p = END_RATE / m
+        assert (1 - (1 - p) ** m) / p == pytest.approx(m / 2, rel=0.02)
+    model = random_model(SMALL)
+    ids = torch.randint(5, 300, (64, 12), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        share = model(ids).logits[:, -1].softmax(-1)[:, EOS].mean()
+    assert float(share) == pytest.approx(END_RATE / 40, rel=0.1)
+
+
+def test_prompts_have_the_lengths_of_the_shape():
+    lengths = [len(text.split()) for text in word_prompts(SMALL, 50, seed=0)]
+    assert min(lengths) == 3 and max(lengths) == 9
+    assert word_prompts(SMALL, 3, seed=0) != word_prompts(SMALL, 3, seed=1)
+
+
+def test_the_floor_by_hand():
+    work = grpo_vs_trl.Work("x", Shape(2, 1, 1, 1, 4, 10), torch.float32, "cpu")
+    # Linear layers: 4 * 2 * 2 + 3 * 2 * 4 = 40 weights, the head 20. 10 prompt tokens, 5 sampled.
+    rates = {"matrix_gflops": 1e-9, "memory_gbs": 1e-9}  # one operation, one byte a second
+    found = grpo_vs_trl.floor(work, rates, {"prompt": 10, "completion": 5, "longest": 3})
+    assert found["learn"] == 2 * (80 * 15 + 40 * 5)
+    assert found["rollout"] == max(80 * 15 + 40 * 5, 60 * 4 * 3)
+
+
+def test_ratios_are_per_token_and_turn_by_turn():
+    turns = {
+        "ours": [{"step": 1.0, "tokens": 10}, {"step": 2.0, "tokens": 10}],
+        "default": [{"step": 8.0, "tokens": 20}, {"step": 8.0, "tokens": 10}],
+    }
+    assert grpo_vs_trl.ratios(turns, "default", "step") == [4.0, 4.0]
+    assert spread([3.0, 1.0, 2.0]) == {"median": 2.0, "low": 1.0, "high": 3.0}
+
+
+def test_a_slope_is_the_exponent_between_the_largest_two():
+    points = [{"x": x, "step": {"median": y}} for x, y in ((1, 9.0), (4, 1.0), (16, 8.0))]
+    assert scaling.slope(points, "step") == pytest.approx(1.5)  # 4 ** 1.5 == 8
+
+
+def test_the_table_of_the_orchestrator_has_its_controls_beside_it(monkeypatch):
+    def summary(share):
+        return {"accuracy": share, "accuracy_low": share - 0.1, "accuracy_high": share + 0.1,
+                "direct_accuracy": 0.05, "direct_votes_accuracy": 0.02, "leak_fraction": 0.0,
+                "graph_valid_fraction": 0.995}  # fmt: skip
+
+    solved = {"question": "How many?", "graph": "{}", "agents": "a, reads the question: Add.\n5"}
+    # Of the log the last ten steps count: 8 with all graphs valid, 2 with 0.9: 2 % are not.
+    log = [{"graph_valid_fraction": share} for share in (0.1, *[1.0] * 8, 0.9, 0.9)]
+    run = {"seed": 3, "sft": summary(0.125), "grpo": summary(0.5), "log": log, "solved": solved,
+           "processor_seconds": 99.6}  # fmt: skip
+    fixed = {"best": "Multiply. Subtract.", "best_accuracy": 0.25, "best_of_each_question": 0.9}
+    found = {"results": [run], "fixed": [fixed]}
+    monkeypatch.setattr(tables, "read_named", lambda name: {"orchestrator": found}[name])
+    table, words = tables.orchestrator_table().split("\n\n", 1)
+    cells = dict(line.strip("| ").rsplit(" | ", 1) for line in table.splitlines()[2:])
+    assert list(cells.values()) == [
+        "12.5 [2.5, 22.5]", "50.0 [40.0, 60.0]", "25.0 (Multiply. Subtract.)", "90.0", "5.0 / 2.0",
+        "0.5 / 2.0", "0.0", "100",
+    ]  # fmt: skip
+    assert "How many?\n\n{}\n\na, reads the question: Add.\n5" in words
+
+
+@pytest.mark.slow
+@pytest.mark.ci
+def test_the_comparison_runs_and_writes_what_it_found(tmp_path):
+    place = tmp_path / "found.json"
+    few = ("--repeats", 1, "--prompts", 2, "--group", 4, "--max-tokens", 12)
+    succeed("benchmarks/grpo_vs_trl.py", "--size", "tiny", *few, "--json", place)
+    found = json.loads(place.read_text(encoding="utf-8"))
+    for name in ("default", "fastest"):
+        for phase in ("rollout", "learn", "step"):
+            assert found["ratios"][name][phase]["median"] > 0
+            assert found["with_kl"]["0.04"]["ratios"][name][phase]["median"] > 0
+    assert found["machine"]["matrix_gflops"] > 0 and found["machine"]["versions"]["trl"]
+    assert found["load"] == {"prompts": 2, "group": 4, "max_tokens": 12}

@@ -1,0 +1,91 @@
+"""The figures of an evaluation, worked out by hand on a sampler that says what it is told."""
+
+import pytest
+
+from rlm.evaluation.measure import judge, measure, numbered_steps, table
+from rlm.records import Example, Rollout
+
+RIGHT = "<think>\n1. 2 + 3 = 5\n2. 5 + 1 = 6\n</think>\n6"
+SHORT = "<think>\n2 + 3 + 1 is 6.\n</think>\n6"
+WRONG = "<think>\n1. 2 + 3 = 5\n2. 5 + 1 = 7\n</think>\n7"
+UNREAD = "It is 6"
+
+
+class Told:
+    """Stands in for the engine: returns the given texts, a token per character."""
+
+    def __init__(self, groups):
+        self.groups = groups
+
+    def generate(self, prompts, samples, sampling, *, seed):
+        assert len(prompts) == len(self.groups)
+        finish = {UNREAD: "length"}
+        return [
+            [Rollout([0] * len(t), [0.0] * len(t), t, finish.get(t, "stop")) for t in texts]
+            for texts in self.groups
+        ]
+
+
+@pytest.fixture
+def measured(monkeypatch):
+    monkeypatch.setattr(
+        "rlm.evaluation.measure.make_prompt", lambda question, tokenizer, name: question
+    )
+    example = Example("a", "2 + 3 + 1?", "6")
+
+    def run(*groups):
+        options = {"name": "m", "max_tokens": 9, "samples": len(groups[0])}
+        return measure(Told(groups), None, [example] * len(groups), "think", **options)
+
+    return run
+
+
+def test_greedy_figures(measured):
+    made = measured([RIGHT], [SHORT], [WRONG], [UNREAD])
+    summary = made.summary
+    assert summary["accuracy"] == 0.5
+    assert summary["format_rate"] == 0.75
+    assert summary["thinking_proportion"] == 0.75
+    assert summary["answer_proportion"] == 0.75
+    assert summary["step_by_step"] == 0.5
+    assert summary["last_number"] == 0.75
+    assert summary["cut_off"] == 0.25
+    assert summary["mean_tokens"] == sum(map(len, (RIGHT, SHORT, WRONG, UNREAD))) / 4
+    assert [row["verdict"] for row in made.rows] == ["right", "right", "wrong", "unreadable"]
+    assert [row["last_number"] for row in made.rows] == [True, True, False, True]
+    assert made.rows[3]["reason"] == "no_close" and made.rows[0]["gold"] == "6"
+    assert made.rows[0]["reasoning"].strip() == "1. 2 + 3 = 5\n2. 5 + 1 = 6"
+
+
+def test_several_samples(measured):
+    # question 1: the majority of those that can be read is 7; question 2: 6
+    summary = measured([WRONG, RIGHT, WRONG], [UNREAD, UNREAD, RIGHT]).summary
+    assert summary["accuracy"] == summary["majority"] == 0.5
+    assert summary["pass@1"] == pytest.approx(1 / 3)
+    assert summary["pass@3"] == 1.0
+
+
+def test_steps_are_counted_without_a_gap():
+    assert numbered_steps("1. a\n2) b\n4. c") == 2
+    assert numbered_steps("2. a") == 0
+    assert numbered_steps("It is 1. 2") == 0
+
+
+def test_the_last_number_may_have_thousands_and_cents():
+    example = Example("a", "?", "1234.5")
+    for text, right in (
+        ("It is $1,234.50 now", True),
+        ("It is 1,234.5.", True),
+        ("-1,234.5", False),
+        ("1234.5 pens, 2 pencils", False),
+        ("1, 234.5", False),
+    ):
+        rollout = Rollout([0], [0.0], text, "stop")
+        assert judge(example, rollout, "think")["last_number"] == right, text
+
+
+def test_the_table_lines_up(measured):
+    summary = measured([RIGHT], [WRONG]).summary
+    lines = table([summary]).split("\n")
+    assert len({len(line) for line in lines}) == 1
+    assert "50.0 % [9.5, 90.5]" in lines[2]

@@ -1,0 +1,129 @@
+"""Importance weights between engine and learner: by hand, and what they do to a step."""
+
+import dataclasses
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import train_grpo
+from config import GRPOSettings
+from rlm.learner.logprobs import ReferencePolicy, pack, token_logprobs
+from rlm.learner.losses import importance_weights
+from rlm.learner.token_budget import TokenBudget
+from rlm.models.policy import Policy
+from rlm.records import Example, Prompt, Rollout, Score
+from rlm.rollouts.batch import Batch
+from tests.support.tiny_models import SIZE, byte_tokenizer, tiny_lora, tiny_model
+
+
+def test_weights_by_hand():
+    learner = torch.tensor([0.5, 0.9, 0.2, 0.4]).log().requires_grad_()
+    engine = torch.tensor([0.5, 0.3, 0.4, 0.1]).log()
+    weights, ratios = importance_weights(learner, engine, 2.0)
+    assert weights.tolist() == pytest.approx([1.0, 2.0, 0.5, 2.0])
+    assert ratios.tolist() == pytest.approx([1.0, 3.0, 0.5, 4.0])
+    assert not weights.requires_grad and not ratios.requires_grad
+
+
+numbers = st.floats(-20, 0, width=32)
+
+
+@given(st.lists(st.tuples(numbers, numbers), min_size=1, max_size=8), st.floats(0.125, 8, width=32))
+def test_no_weight_is_above_the_cap_and_equal_policies_have_one(pairs, cap):
+    learner, engine = torch.tensor(pairs).T
+    weights, ratios = importance_weights(learner, engine, cap)
+    assert bool((weights <= cap).all()) and bool((weights >= 0).all())
+    assert bool((weights[ratios <= cap] == ratios[ratios <= cap]).all())
+    same, ones = importance_weights(learner, learner, cap)
+    assert same.tolist() == [min(1.0, cap)] * len(pairs) and ones.tolist() == [1.0] * len(pairs)
+
+
+class Steps:
+    """An optimiser that keeps what it was given; each step moves the LoRA a little."""
+
+    def __init__(self, model):
+        self.losses, self.weights = [], [p for n, p in model.named_parameters() if "lora_B" in n]
+
+    def backward(self, loss):
+        self.losses.append(float(loss.detach()))
+        loss.backward()
+
+    def clear(self):
+        raise AssertionError("nothing has to be undone")
+
+    def step(self):
+        with torch.no_grad():
+            for weight in self.weights:
+                weight.sub_(0.5 * weight.grad)
+                weight.grad = None
+        return 1.0
+
+
+def take(shift: float, **given):
+    """Return (losses, figures) of `update` where the engine's log-probabilities are off by shift.
+
+    Two completions, advantages 1 and -1 of which the second has twice the tokens.
+    """
+    model, tokenizer = tiny_lora(tiny_model()), byte_tokenizer()
+    prompt, ids = Prompt([65, 66, 67]), [[70, 71], [80, 81, 82, 83]]
+    with torch.no_grad():
+        exact, _ = token_logprobs(model, pack([(prompt.ids, ids)]), vocab_size=SIZE)
+    engine = (exact + shift).split([2, 4])
+    group = [Rollout(i, p.tolist(), "", "stop") for i, p in zip(ids, engine, strict=True)]
+    batch = Batch([Example("1", "", "0")], [prompt], [group], [[Score(1.0), Score(0.0)]])
+    settings = GRPOSettings(adapter="none", clip_low=0.1, clip_high=0.1, **given)
+    steps = Steps(model)
+    figures = train_grpo.update(
+        Policy(model, tokenizer, "", {}), steps, batch, torch.tensor([[1.0, -1.0]]), settings,
+        ReferencePolicy(model), TokenBudget(model, SIZE, 1024),
+    )  # fmt: skip
+    return steps.losses, figures
+
+
+def test_each_tokens_loss_is_weighed():
+    # One update: the ratio to the old policy is 1, so the loss is -(2 - 4) / 6.
+    (plain,), figures = take(-0.4)
+    assert plain == pytest.approx(2 / 6, rel=1e-5) and "importance_mean" not in figures
+    # The learner finds each token exp(0.4) = 1.4918 times as likely as the engine did.
+    (weighed,), figures = take(-0.4, importance_cap=3.0)
+    assert weighed == pytest.approx(1.4918 * 2 / 6, rel=1e-4)
+    assert figures["importance_mean"] == pytest.approx(1.4918, rel=1e-4)
+    assert figures["importance_max"] == pytest.approx(1.4918, rel=1e-4)
+    assert figures["importance_capped_fraction"] == 0.0
+    (cut,), figures = take(-0.4, importance_cap=1.25)
+    assert cut == pytest.approx(1.25 * 2 / 6, rel=1e-4)
+    assert figures["importance_mean"] == pytest.approx(1.25)
+    assert figures["importance_capped_fraction"] == pytest.approx(1.0)
+    assert figures["importance_max"] == pytest.approx(1.4918, rel=1e-4)
+
+
+def test_the_old_policy_is_the_learner_where_the_engine_is_another_one():
+    # Against the engine every ratio would be 1.49 and clipped at the first update already.
+    (first, _), figures = take(-0.4, engine="vllm", updates_per_batch=2, importance_cap=0)
+    assert first == pytest.approx(2 / 6, rel=1e-5)
+    (first, second), figures = take(-0.4, engine="vllm", updates_per_batch=2)
+    assert first == pytest.approx(1.4918 * 2 / 6, rel=1e-4)
+    assert second < first, "the second update goes on from the first"
+    assert figures["importance_mean"] == pytest.approx(1.4918, rel=1e-4), "weights stay"
+    # Our own engine's are taken as they are: 1.1 of the right one's, 1.49 of the wrong one's.
+    (first, _), _ = take(-0.4, updates_per_batch=2)
+    assert first == pytest.approx((4 * 1.4918 - 2 * 1.1) / 6, rel=1e-4)
+
+
+def test_the_cap_is_on_where_vllm_samples_alone():
+    assert GRPOSettings(adapter="none").importance_cap == 0.0
+    assert GRPOSettings(adapter="none", engine="vllm").importance_cap == 2.0
+    assert GRPOSettings(adapter="none", vllm_url="http://a:1").importance_cap == 2.0
+    assert GRPOSettings(adapter="none", engine="vllm", importance_cap=0).importance_cap == 0.0
+
+
+def test_each_record_says_which_weights_sampled_it():
+    from rlm.rollouts.batch import records
+
+    group = [Rollout([1], [0.0], "", "stop", version=7), Rollout([2], [0.0], "", "stop")]
+    batch = Batch([Example("1", "", "0")], [Prompt([1])], [group], [[Score(1.0), Score(0.0)]])
+    found = records(8, batch, torch.tensor([[1.0, -1.0]]))
+    assert [record["adapter_version"] for record in found] == [7, 0]
+    assert dataclasses.replace(group[1], version=3).version == 3

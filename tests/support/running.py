@@ -1,0 +1,37 @@
+"""Runs the scripts as a user does: in a subprocess, from the root, with nothing to download."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+GSM8K = ROOT.parent / "shared" / "data" / "gsm8k"
+QWEN = ROOT.parent / "shared" / "data" / "qwen2_0.5b_shape"
+needs_real_data = pytest.mark.skipif(
+    not (GSM8K.is_dir() and QWEN.is_dir()), reason=f"the data in {GSM8K.parent.name}/ is not here"
+)
+
+
+def start(script: str, *arguments, cwd=ROOT, stdin: str = "", timeout=600, **environment):
+    """Return the finished process; `cwd` is where runs/ and relative paths are."""
+    variables = {k: v for k, v in os.environ.items() if not k.startswith("RLM_")}
+    return subprocess.run(
+        [sys.executable, str(ROOT / script), *map(str, arguments)],
+        cwd=cwd,
+        env=variables | {"HF_HUB_OFFLINE": "1"} | environment,
+        input=stdin,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+    )
+
+
+def succeed(script: str, *arguments, **options):
+    """Return the finished process of a script that has to exit with 0."""
+    done = start(script, *arguments, **options)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done

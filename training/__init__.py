@@ -1,0 +1,1 @@
+"""What the two training stages share: opening and ending a run, tasks, micro-batches, the trial."""

@@ -1,0 +1,191 @@
+"""What both training stages begin with and end with: the policy, its run's folder, its adapter."""
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import data
+from rlm import parallel
+from rlm.errors import InputError
+from training import tasks
+
+
+@dataclass(frozen=True)
+class Stage:
+    """policy: `rlm.models.policy.Policy`. engine: samples from it. out: its `rlm.run.folder.Run`.
+
+    task: what the policy is asked and what it earns, of training/tasks.py.
+    """
+
+    settings: Any
+    policy: Any
+    engine: Any
+    out: Any
+    task: Any
+    found: Any = None  # the `rlm.run.checkpoint.Checkpoint` that it goes on from
+    opened: float = 0.0  # seconds that opening the policy took
+    began: float = 0.0  # of time.monotonic, when the script began
+
+    def validate(self, examples):
+        """Return the greedy `rlm.evaluation.measure.Evaluation` of the policy as it is now.
+
+        Each process answers its share of the questions.
+        """
+        self.engine.sync()
+        name, limit = self.settings.script, self.settings.max_tokens
+        engine = parallel.SharedEngine(self.engine)
+        found = self.task.measure(engine, examples, name=name, max_tokens=limit)
+        found.summary.pop("seconds", None)  # what is kept of a run says nothing of the machine
+        self.out.measured(found.summary)
+        return found
+
+    @property
+    def token_budget(self) -> int:
+        """Tokens of a micro-batch: as set, or as the engine was sized for; 0: by what is free."""
+        return self.settings.token_budget or getattr(self.engine, "learner_tokens", 0)
+
+    def reserve(self, validation: float) -> float:
+        """Return the seconds to keep for the end: a validation, the save and its proof."""
+        return validation + 3 * self.opened + 2
+
+    def budget(self):
+        """Return the `rlm.run.time_budget.TimeBudget` of the settings, or None."""
+        from rlm.run.time_budget import TimeBudget
+
+        seconds = self.settings.seconds()
+        return None if seconds is None else TimeBudget(seconds, self.began)
+
+    def progress(self, **parts) -> dict:
+        """Return the arguments of `rlm.run.steps.Progress`: what changes, and what must not."""
+        from rlm.run.steps import Trained
+
+        return {
+            "run": self.out.path,
+            "parts": {"policy": Trained(self.policy.model), "log": self.out, **parts},
+            "facts": self.facts(),
+            "last": self.settings.max_steps,
+            "found": self.found,
+        }
+
+    def steps(self, best, **parts):
+        """Return the `rlm.run.steps.Steps` of the settings, from where a stopped run was."""
+        from rlm.run.steps import Steps
+
+        return Steps(
+            **self.progress(best=best, **parts),
+            save_every=self.settings.save_every,
+            best=lambda: best.step,
+            budget=self.budget(),
+            reserve=lambda: self.reserve(best.seconds),
+        )
+
+    def facts(self) -> dict:
+        """What a stopped run must have in common with the one that goes on."""
+        from rlm.models.adapters import fingerprint
+
+        base = fingerprint(self.policy.model)
+        return {"settings": self.settings.lasting(), "base_fingerprint": base}
+
+    def check_learned(self) -> None:
+        """InputError if the steps so far left the LoRA without any effect."""
+        from rlm.models.policy import check_learned
+
+        check_learned(self.policy.model)
+
+    def finish(self, evaluation, examples, **facts) -> dict:
+        """Save the adapter with what is known of it, end the logs, return the summary.
+
+        The summary is that of the evaluation, and "log": what was logged, a dictionary a step.
+        """
+        from rlm.models.policy import save_policy
+        from rlm.rollouts.choice import close
+
+        close(self.engine)  # the proof of the adapter may need its memory
+        facts |= described(self.settings) | {"data": data.fingerprint(examples)}
+        options = {"overwrite": self.settings.overwrite}
+        if parallel.world().first:
+            save_policy(self.policy, self.settings.output, evaluation, self.out, **options, **facts)
+        parallel.world().wait("the saved adapter")
+        self.out.finish()
+        return evaluation.summary | {"log": self.out.rows}
+
+
+def begin(settings, began: float, *, logged: bool = True, questions=()) -> Stage:
+    """Open the policy and the run's folder; InputError if the output could not be written.
+
+    questions: texts that will be asked; another engine than our own is sized by the longest.
+    began: when the script began, seconds of time.monotonic. logged: False leaves the run's
+    folder alone: nothing is gone on from, and `out` is None.
+    """
+    from rlm.learner import sharding
+    from rlm.models.loading import pick_device
+    from rlm.models.policy import check_output, open_policy
+    from rlm.rollouts.choice import open_engine
+    from rlm.run import checkpoint
+    from rlm.run.folder import Run, Silent
+
+    world = parallel.world()
+    found = checkpoint.find(settings.resume, settings.run_dir) if logged and world.first else None
+    found = world.agree(found, "the checkpoint")
+    if found:
+        checkpoint.check_same(found, {"settings": settings.lasting()})
+    loading, spread = settings.loading(), parallel.sharding_asked()
+    if spread and settings.script != "grpo":
+        raise InputError(
+            "the launcher asks for a sharded base, which only train_grpo.py can train; use "
+            "configs/accelerate/one_machine.yaml, with --quantize 4bit if the base is too large"
+        )
+    opening = time.monotonic()
+    policy = open_policy(
+        settings.model,
+        settings.adapter,
+        **(sharding.loading(loading) if spread else loading),
+        lora={"r": settings.lora_r, "alpha": settings.lora_alpha, "seed": settings.seed},
+    )
+    if spread:
+        sharding.shard(policy.model, pick_device(settings.device))
+    opened = time.monotonic() - opening
+    facts = described(settings)
+    check_output(policy, settings.output, overwrite=settings.overwrite, **facts)
+    out: Any = None
+    if logged and world.first:
+        goes_on = found is not None
+        out = Run(settings.run_dir, facts["settings"], **settings.logging(), goes_on=goes_on)
+    elif logged:
+        out = Silent(settings.run_dir)
+    task = tasks.task_of(settings, policy)
+    engine = open_engine(
+        policy,
+        getattr(settings, "engine", "own"),
+        own=settings.engine_options(),
+        url=getattr(settings, "vllm_url", None),
+        vllm=lambda: _vllm(settings, task, questions, out.path if out and world.first else None),
+    )
+    stage = Stage(settings, policy, engine, out, task, found, opened, began)
+    if found:
+        checkpoint.check_same(found, stage.facts())
+        out.say(f"goes on after step {found.step}, from {found.path}")
+    return stage
+
+
+def _vllm(settings, task, questions, folder):
+    """Return the `rlm.rollouts.choice.VllmPlan` of the settings."""
+    from rlm.rollouts.choice import VllmPlan
+
+    longest = sorted(questions, key=len)[-64:]  # by characters: tokens go roughly with them
+    return VllmPlan(
+        prompts=[task.prompt(question) for question in longest],
+        max_tokens=settings.max_tokens,
+        temperature=settings.temperature,
+        completions=settings.questions_per_step * settings.group_size,
+        group_size=settings.group_size,
+        token_budget=settings.token_budget,
+        format_name=settings.format,
+        tolerance=settings.canary_tolerance,
+        folder=folder,
+    )
+
+
+def described(settings) -> dict:
+    """Return what an adapter's manifest says of the settings it came from."""
+    return {"task": settings.task, "format": settings.format, "settings": settings.dump()}

@@ -1,0 +1,109 @@
+"""What a task asks of the policy: its prompt, its demonstrations, its rewards, its evaluation.
+
+    task = task_of(settings, policy)
+    prompt = task.prompt("Calculate 23 + 15 + 8")
+    scores = task.score(examples, groups, seed=0)     # all completions of a step together
+
+Two kinds: the policy answers the question itself (all tasks but one), or it writes a graph of
+agents that do (--task orchestrator). The training loop is the same for both.
+"""
+
+from random import Random
+
+import data
+import rewards
+from rlm.agents.graph import Limits, instruction, random_graph
+from rlm.records import Prompt, Score
+from rlm.seeds import derive
+
+
+def task_of(settings, policy):
+    """Return the task of the settings; the orchestrator's opens the agents' frozen model."""
+    if settings.task == "orchestrator":
+        return Orchestration(settings, policy)
+    return Answering(settings, policy.tokenizer, policy.model.generation_config)
+
+
+class Answering:
+    """The policy reasons and answers, in a format."""
+
+    def __init__(self, settings, tokenizer, generation_config=None):
+        self.settings, self.tokenizer = settings, tokenizer
+        self.generation_config = generation_config
+
+    def prompt(self, question: str) -> Prompt:
+        """Return what the policy is shown."""
+        return data.make_prompt(question, self.tokenizer, self.settings.format)
+
+    def demonstration(self, example) -> dict:
+        """Return prompt_ids, completion_ids and end_ids of the example's solution."""
+        options = {"generation_config": self.generation_config}
+        return data.sft_tokens(example, self.tokenizer, self.settings.format, **options)
+
+    def score(self, examples, groups, *, seed: int) -> list[list[Score]]:
+        """Return what each of the [B][G] completions earned."""
+        form, weights = self.settings.format, self.settings.rewards
+        return [
+            [rewards.score(example, rollout, form, weights) for rollout in group]
+            for example, group in zip(examples, groups, strict=True)
+        ]
+
+    def measure(self, engine, examples, **options):
+        """Return the `rlm.evaluation.measure.Evaluation` of the engine's model."""
+        from rlm.evaluation.measure import measure
+
+        return measure(engine, self.tokenizer, examples, self.settings.format, **options)
+
+
+class Orchestration:
+    """The policy writes a graph of agents, which a frozen model runs."""
+
+    def __init__(self, settings, policy):
+        from rlm.agents.runner import open_runner
+
+        self.settings, self.tokenizer = settings, policy.tokenizer
+        self.generation_config = policy.model.generation_config
+        self.limits = Limits(**settings.limits())
+        self.runner = open_runner(
+            policy,
+            settings.agent_model,
+            loading=settings.loading(),
+            engine=settings.engine_options(),
+            max_tokens=settings.agent_tokens,
+            temperature=settings.agent_temperature,
+        )
+
+    def prompt(self, question: str) -> Prompt:
+        """Return what the orchestrator is shown: how to write a graph, and the question."""
+        from rlm.models.prompts import chat_prompt
+
+        told = {"role": "system", "content": instruction(self.limits)}
+        turns = [told, {"role": "user", "content": question}]
+        return chat_prompt(turns, self.tokenizer, "plain")
+
+    def demonstration(self, example) -> dict:
+        """Return the tokens of a random valid graph: it teaches JSON, not which roles are right."""
+        from rlm.models.prompts import token_ids
+
+        rng = Random(derive("demonstration", self.settings.seed, example.id))
+        graph = random_graph(rng, self.settings.roles, self.limits)
+        ends = data.end_ids(self.tokenizer, self.generation_config)
+        completion = [*token_ids(self.tokenizer, graph.text()), ends[0]]
+        prompt = self.prompt(example.question).ids
+        return {"prompt_ids": prompt, "completion_ids": completion, "end_ids": ends}
+
+    def score(self, examples, groups, *, seed: int) -> list[list[Score]]:
+        """Return what each of the [B][G] graphs earned; all of them are run together."""
+        from rlm.agents.scores import outcomes, score
+
+        keep = self.settings.keep_leaks
+        found = outcomes(self.runner, examples, groups, self.limits, keep_leaks=keep, seed=seed)
+        return [[score(outcome) for outcome in row] for row in found]
+
+    def measure(self, engine, examples, **options):
+        """Return the evaluation of the graphs, with the control arm beside it."""
+        from rlm.agents.evaluation import measure
+
+        prompts = [self.prompt(e.question) for e in examples]
+        options |= {"keep_leaks": self.settings.keep_leaks}
+        return measure(engine, self.runner, examples, prompts, self.limits, **options)

@@ -1,0 +1,126 @@
+"""GRPO by TRL's GRPOTrainer: `train_grpo.py --backend trl`, with the same data, rewards and end.
+
+    python train_grpo.py --backend trl
+    python train_grpo.py --backend trl --trl-options '{"loss_type": "sapo", "top_p": 0.95}'
+
+The loop is TRL's (rlm/trl/grpo.py); what a batch asks, what it earns, what is logged, validated
+and kept is that of train_grpo.py, so evaluate.py and report.html see no difference. It begins
+anew each time: there are no checkpoints, no time budget and no trial before it.
+"""
+
+from functools import partial
+from itertools import islice
+from typing import Any
+
+import data
+from rlm.errors import Stopped
+from rlm.seeds import derive
+from training.micro_batches import due, keep_best, learning_rate
+from training.stage import begin
+
+
+def train(settings, began: float) -> dict:
+    """Train by TRL; return what train_grpo.train does."""
+    from rlm.answers.reward_hacking import Watch
+    from rlm.run.best import Best
+    from rlm.run.nonfinite import Guard
+    from rlm.trl import grpo
+
+    settings.check_values()  # settings made in Python have not been
+
+    # 1. Questions with known answers; the policy; the engine that validates it.
+    examples, validation = data.training_sets(settings)
+    stage = begin(settings, began)
+    best = Best(stage.policy.model, lambda: stage.validate(validation))
+    guard, watch = Guard(stage.out.path), Watch(stage.out.say)
+    questions = asked(stage, examples)
+    stage.out.expect(settings.max_steps)
+    stage.out.log({"step": 0, "validation_accuracy": best.offer(step=0)})
+
+    # 2. The same batches of questions as our own loop; TRL samples and learns.
+    after = partial(after_batch, stage, best, guard, watch)
+    code = grpo.train(
+        stage.policy,
+        questions,
+        fields(settings, questions.prompts),
+        score=lambda batch, groups, step: stage.task.score(
+            batch, groups, seed=derive("scores", settings.seed, (step, 0))
+        ),
+        rate=lambda step: learning_rate(step, settings.max_steps, settings),
+        stop_ids=stage.engine.stop_ids,
+        folder=str(stage.out.path),
+        after_batch=after,
+    )
+    if code:
+        raise Stopped(
+            code,
+            f"stopped after step {stage.out.step} of {settings.max_steps}; --backend trl keeps no "
+            f"checkpoints: the logs are in {stage.out.path}, the next run begins anew",
+        )
+
+    # 3. What is kept is the best adapter by validation accuracy, not the last one.
+    return keep_best(stage, best, guard, examples)
+
+
+def asked(stage, examples):
+    """Return the `rlm.trl.grpo.Questions`: the batches of `data.Batches`, in its order."""
+    from rlm.trl.grpo import Questions
+
+    settings, room = stage.settings, stage.engine.context_tokens
+    batches = data.Batches(examples, settings.questions_per_step, seed=settings.seed)
+    drawn = [e for batch in islice(batches, settings.max_steps) for e in batch]
+    unique = {example.id: example for example in drawn}
+    places = {name: i for i, name in enumerate(unique)}
+    prompts = [stage.task.prompt(example.question) for example in unique.values()]
+    for prompt in prompts if room else []:
+        data.check_room(prompt, settings.max_tokens, room)
+    return Questions(list(unique.values()), prompts, [places[e.id] for e in drawn])
+
+
+def fields(settings, prompts) -> dict[str, Any]:
+    """Return the fields of the GRPOConfig that takes the steps of the settings."""
+    from rlm.trl.options import config_fields, micro_batch_rows
+
+    completions = settings.questions_per_step * settings.group_size
+    longest = max(len(prompt.ids) for prompt in prompts) + settings.max_tokens
+    return config_fields(
+        steps=settings.max_steps,
+        questions=settings.questions_per_step,
+        group_size=settings.group_size,
+        updates=settings.updates_per_batch,
+        rows=micro_batch_rows(completions, longest, settings.token_budget),
+        temperature=settings.temperature,
+        max_tokens=settings.max_tokens,
+        learning_rate=settings.learning_rate,
+        max_grad_norm=settings.max_grad_norm,
+        loss=settings.loss,
+        clip_low=settings.clip_low,
+        clip_high=settings.clip_high,
+        kl_weight=settings.kl_weight,
+        advantage_scale=settings.advantage_scale,
+        keep_truncated=settings.truncated == "keep",
+        seed=settings.seed,
+        options=settings.trl_options,
+    )
+
+
+def after_batch(stage, best, guard, watch, step: int, batch, advantage, figures) -> bool:
+    """Log, validate and keep what our own loop does after a step; return True to end."""
+    from rlm.rollouts.batch import describe, records
+
+    settings, out = stage.settings, stage.out
+    row = {"step": step} | describe(batch, settings.format) | figures
+    record = partial(records, step, batch, advantage)
+    # In float16 gradients may be infinite while the loss's scale is still too high.
+    scaling = str(next(stage.policy.model.parameters()).dtype) == "torch.float16"
+    names = ("loss",) if scaling else ("loss", "gradient_norm")
+    finite = guard.passed(step, {name: figures[name] for name in names}, record)
+    row["skipped_steps"] = guard.skipped
+    ended = guard.gave_up
+    if finite and (step == settings.max_steps or due(step, settings.eval_every)):
+        row["validation_accuracy"] = accuracy = best.offer(step)
+        ended |= settings.early_stop and best.fell(accuracy)
+    out.log(row)
+    watch.look(row)
+    out.write_rollouts(record())
+    return ended

@@ -1,0 +1,138 @@
+"""Tries the settings of train_grpo.py out before its first step, and says what to expect.
+
+    python train_grpo.py --check         # the whole report, GO or NO-GO; trains and writes nothing
+
+A few questions are sampled and scored as in a step, and one largest micro-batch is learned and
+dropped again. What follows from the figures is decided in rlm/preflight/verdict.py.
+"""
+
+import time
+from datetime import datetime
+from typing import Any
+
+import data
+from rlm import parallel
+from rlm.errors import InputError
+from training.stage import begin
+
+NO_GO = 3  # the exit code
+ROUNDS = 4  # how often --check takes new questions while no group teaches anything
+
+
+def check(settings, sample) -> int:
+    """Print the report; return 0 for GO, 3 for NO-GO. sample: that of train_grpo.py."""
+    if not settings.probe:
+        raise InputError(f"{settings.given('probe')}: --check has to try some; use 1 or more")
+    from rlm.learner.token_budget import TokenBudget
+    from rlm.preflight import verdict
+    from rlm.run.folder import start
+
+    start(settings.model, **settings.process())
+    examples, validation = data.training_sets(settings)
+    texts = [example.question for example in (*examples, *validation)]
+    stage = begin(settings, time.monotonic(), logged=False, questions=texts)
+    model, tokenizer = stage.policy.model, stage.policy.tokenizer
+    budget = TokenBudget(model, len(tokenizer), stage.token_budget)
+    probe, learning = measure(stage, examples, budget.tokens, sample, rounds=ROUNDS)
+    asked = plan(settings, len(validation), model)
+    if parallel.world().first:
+        print("\n".join(verdict.report(probe, learning, asked, datetime.now())))
+    return 0 if verdict.decide(probe, learning, asked).go else NO_GO
+
+
+def brief(stage, examples, validation, budget: int, sample) -> None:
+    """Say the report in short at the start of a training. It warns and never stops the run."""
+    from rlm.preflight import verdict
+
+    if stage.settings.probe:
+        probe, learning = measure(stage, examples, budget, sample, rounds=1)
+        asked = plan(stage.settings, len(validation), stage.policy.model)
+        for line in verdict.brief(probe, learning, asked, datetime.now()):
+            stage.out.say(line)
+
+
+def measure(stage, examples, budget: int, sample, *, rounds: int) -> tuple:
+    """Return the Probe and Learning of `rlm.preflight.forecast`; the policy stays as it is.
+
+    rounds: while no group's rewards differ, so many times more questions are tried, since a few
+    may all have been too easy or too hard by chance. budget: tokens of a micro-batch.
+    """
+    from rlm.learner.losses import live
+    from rlm.learner.rehearsal import rehearse
+    from rlm.models.memory import forget_peak, peak_bytes
+
+    settings, policy = stage.settings, stage.policy
+    device = next(policy.model.parameters()).device
+    forget_peak(device)
+    batch: Any = None
+    seconds = 0.0
+    for turn in range(rounds):
+        asked = examples[turn * settings.probe : (turn + 1) * settings.probe]
+        if not asked or (batch and live(batch.rewards()).any()):
+            break
+        started = time.perf_counter()
+        more = sample(stage.engine, stage.task, asked, settings, ("probe", turn))
+        seconds += time.perf_counter() - started
+        batch = batch.plus(more) if batch else more
+    probe = probed(batch, settings, stage.engine.context_tokens, seconds, peak_bytes(device))
+    learning = rehearse(
+        policy.model,
+        [batch.ids(b) for b in range(len(batch.groups))],
+        budget,
+        max_tokens=settings.max_tokens,
+        most_groups=settings.questions_per_step,
+        temperature=settings.temperature,
+        vocab_size=len(policy.tokenizer),
+    )
+    return probe, learning
+
+
+def probed(batch, settings, context_tokens: int | None, seconds: float, peak: int):
+    """Return the `Probe` of a batch whose sampling took seconds and peak bytes."""
+    from rlm.preflight.forecast import Probe, quantile
+    from rlm.rollouts.batch import describe
+
+    figures = describe(batch, settings.format)
+    rollouts = [rollout for group in batch.groups for rollout in group]
+    reasons = [score.reason for group in batch.scores for score in group]
+    ended = [r for r, rollout in zip(reasons, rollouts, strict=True) if rollout.finish == "stop"]
+    lengths = [len(rollout.ids) for rollout in rollouts]
+    prompts = [len(prompt.ids) for prompt in batch.prompts]
+    return Probe(
+        questions=len(batch.groups),
+        group_size=settings.group_size,
+        max_tokens=settings.max_tokens,
+        room_tokens=context_tokens - max(prompts) if context_tokens else None,
+        reward=figures["reward_mean"],
+        truncated=figures["truncated_fraction"],
+        unreadable=figures["unreadable_fraction"],
+        unreadable_ended=sum(r is not None for r in ended) / max(1, len(ended)),
+        reasons={r: reasons.count(r) / len(reasons) for r in sorted(set(filter(None, reasons)))},
+        right=figures["all_right_fraction"],
+        mixed=figures["mixed_fraction"],
+        wrong=figures["all_wrong_fraction"],
+        live=figures["live_fraction"],
+        p50_tokens=quantile(lengths, 0.5),
+        p95_tokens=quantile(lengths, 0.95),
+        prompt_tokens=sum(prompts),
+        completion_tokens=sum(lengths),
+        sample_seconds=seconds,
+        sample_peak_bytes=peak,
+    )
+
+
+def plan(settings, validation_questions: int, model):
+    """Return the `rlm.preflight.forecast.Plan` of the settings."""
+    from rlm.preflight.forecast import Plan
+
+    return Plan(
+        questions_per_step=settings.questions_per_step,
+        steps=settings.max_steps,
+        budget_seconds=settings.seconds(),
+        eval_every=settings.eval_every,
+        validation_questions=validation_questions,
+        updates_per_batch=settings.updates_per_batch,
+        replace_dead_groups=settings.replace_dead_groups,
+        with_kl=bool(settings.kl_weight),
+        can_quantize=model.device.type == "cuda" and settings.quantize == "none",
+    )
