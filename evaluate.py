@@ -12,7 +12,7 @@
 Greedy by default. One CSV a model with a row per question, one JSON with its summary. The three
 other ways also write a card (.md) with what its figures mean, the figures (.json) and the answers
 that they are made of (.csv). What they compute is in rlm/evaluation/comparison.py,
-rlm/evaluation/robustness.py and rlm/evaluation/symbolic.py.
+rlm/evaluation/robustness.py.
 """
 
 import json
@@ -31,7 +31,6 @@ logger = logging.getLogger("rlm")
 
 def main(argv: list[str] | None = None) -> int:
     settings = config.load(config.EvaluateSettings, argv)
-    from rlm.evaluation.measure import table
     from rlm.run.folder import start
 
     start(*(model for _, model, _ in settings.candidates()), **settings.process())
@@ -44,7 +43,7 @@ def main(argv: list[str] | None = None) -> int:
         shown, figures = symbolic(settings)
     else:
         figures = evaluate(settings)
-        shown = table(figures)
+        shown = tasks.table(settings, figures)
     print(json.dumps(figures, indent=2) if settings.json_output else shown)
     return 0
 
@@ -96,8 +95,7 @@ def measure_one(settings, examples, name: str, model: str, adapter: str | None, 
 
 def compare(settings) -> tuple[str, dict]:
     """Compare the models on the same questions; return what is printed, and the figures."""
-    from rlm.evaluation import comparison, comparison_card
-    from rlm.evaluation.measure import table
+    from rlm.evaluation import comparison
 
     examples = data.examples_for(settings, settings.split, settings.eval_samples)
     evaluations = measure_all(settings, examples)
@@ -106,17 +104,16 @@ def compare(settings) -> tuple[str, dict]:
         "items": f"{len(examples)} of the {settings.split} split, seed {settings.seed}, "
         f"fingerprint {data.fingerprint(examples)}"
     }
-    card = comparison_card.card(figures, facts)
+    card = comparison.card(figures, facts)
     found, rows = {"asked": facts} | figures, comparison.items(evaluations, examples)
     place = write(settings, "comparison", card, rows, found)
-    summaries = table([evaluation.summary for evaluation in evaluations])
-    return f"{summaries}\n\n{comparison_card.brief(figures)}\n\n{place}", found
+    summaries = tasks.table(settings, [evaluation.summary for evaluation in evaluations])
+    return f"{summaries}\n\n{comparison.brief(figures)}\n\n{place}", found
 
 
 def robustness(settings) -> tuple[str, dict]:
     """Ask the models what the adapter was trained on, seen, changed and made harder."""
     from rlm.evaluation import robustness as how
-    from rlm.evaluation.robustness_card import robustness_card, robustness_table
     from rlm.models.adapters import read_manifest
 
     manifests = {name: read_manifest(a) for name, _, a in settings.candidates() if a}
@@ -132,7 +129,7 @@ def robustness(settings) -> tuple[str, dict]:
     )  # fmt: skip
     examples = [example for made in sets for example in made.examples]
     evaluations = [measure_one(settings, examples, *each) for each in settings.candidates()]
-    figures = how.figures(sets, evaluations, seed=settings.seed)
+    figures = how.robustness_metrics(sets, evaluations, seed=settings.seed)
     overlap = how.overlap(sets, training)
     facts = asked(settings) | {
         "trained on": f"{len(training)} questions, {len(seen)} of them drawn: {note}",
@@ -143,24 +140,23 @@ def robustness(settings) -> tuple[str, dict]:
             start = (its.get("settings") or {}).get("adapter") or "the base"
             facts[other] = f"went on from {start}, with other questions than {name}'s"
     found = {"asked": facts, "sets": figures, "overlap": overlap}
-    place = write(settings, "robustness", robustness_card(figures, overlap, facts),
-                  how.rows(sets, evaluations), found)  # fmt: skip
-    return f"{robustness_table(figures)}\n\n{place}", found
+    place = write(settings, "robustness", how.robustness_card(figures, overlap, facts),
+                  how.robustness_rows(sets, evaluations), found)  # fmt: skip
+    return f"{how.robustness_table(figures)}\n\n{place}", found
 
 
 def symbolic(settings) -> tuple[str, dict]:
     """Ask the models several questions of each template in the user's files."""
-    from rlm.evaluation import symbolic as how
-    from rlm.evaluation.robustness_card import symbolic_card, symbolic_table
+    from rlm.evaluation import robustness as how
 
-    draws = how.read(settings.symbolic)
+    draws = how.read_draws(settings.symbolic)
     evaluations = [measure_one(settings, draws.examples, *each) for each in settings.candidates()]
-    figures = [how.spread(draws, evaluation) for evaluation in evaluations]
+    figures = [how.symbolic_metrics(draws, evaluation) for evaluation in evaluations]
     facts = asked(settings) | {"task": "questions by template", "data": settings.symbolic}
     found = {"asked": facts, "models": figures}
-    place = write(settings, "symbolic", symbolic_card(figures, facts),
-                  how.rows(draws, evaluations), found)  # fmt: skip
-    return f"{symbolic_table(figures)}\n\n{place}", found
+    place = write(settings, "symbolic", how.symbolic_card(figures, facts),
+                  how.symbolic_rows(draws, evaluations), found)  # fmt: skip
+    return f"{how.symbolic_table(figures)}\n\n{place}", found
 
 
 def asked(settings) -> dict:

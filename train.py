@@ -19,6 +19,7 @@ import evaluate
 import train_grpo
 import train_sft
 from rlm.errors import run
+from training import tasks
 
 logger = logging.getLogger("rlm")
 
@@ -26,9 +27,7 @@ logger = logging.getLogger("rlm")
 def main(argv: list[str] | None = None) -> int:
     settings = config.load(config.TrainSettings, argv)
     rows = train(settings)
-    from rlm.evaluation.measure import table
-
-    print(f"\n{table(rows)}\n")
+    print(f"\n{tasks.table(settings, rows)}\n")
     return 0
 
 

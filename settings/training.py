@@ -13,9 +13,8 @@ from pydantic import field_validator, model_validator
 from rlm.cli.layers import nearest, option
 from rlm.cli.parsing import parse_range, words_of
 from rlm.errors import InputError
+from rlm.run.log import TRACKERS, check_trackers
 from rlm.run.time_budget import seconds_of
-from rlm.run.trackers import NAMES as TRACKERS
-from rlm.run.trackers import check as check_tracker
 from settings.orchestrator import Orchestrator
 from settings.shared import Shared, by_model
 
@@ -195,7 +194,7 @@ class Training(Orchestrator, Common):
         super().check_values()
         for name in self.trackers():
             by_project = name not in self.tracker
-            check_tracker([name], self.given("wandb_project" if by_project else "tracker"))
+            check_trackers([name], self.given("wandb_project" if by_project else "tracker"))
 
 
 class SFTSettings(Training):

@@ -97,7 +97,7 @@ class Stage:
 
         The summary is that of the evaluation, and "log": what was logged, a dictionary a step.
         """
-        from rlm.models.policy import save_policy
+        from rlm.export.save import save_policy
         from rlm.rollouts.choice import close
 
         close(self.engine)  # the proof of the adapter may need its memory

@@ -24,6 +24,17 @@ def task_of(settings, policy):
     return Answering(settings, policy.tokenizer, policy.model.generation_config)
 
 
+def table(settings, summaries: list[dict]) -> str:
+    """Return the summaries of evaluations as a Markdown table, as the task shows them."""
+    if settings.task == "orchestrator":
+        from rlm.agents.evaluation import table as of_graphs
+
+        return of_graphs(summaries)
+    from rlm.evaluation.measure import table as of_answers
+
+    return of_answers(summaries)
+
+
 class Answering:
     """The policy reasons and answers, in a format."""
 

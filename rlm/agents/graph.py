@@ -11,11 +11,11 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from random import Random
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from rlm.agents import json_repairs
 from rlm.answers.reading import read_gold, read_value
 
 MAX_CHARACTERS = 20_000  # of a text that is looked at; bounds the work, and the nesting
@@ -37,8 +37,6 @@ REASONS = (
     "cycle",  # an agent would wait for itself
     "final",  # not exactly one that nobody reads
 )
-REPAIRS = tuple(json_repairs.REPAIRS)  # what a lenient reader would put right
-
 # What the prompts of random graphs are drawn from, for a model that can follow instructions.
 ROLES = (
     "Make a short plan: which quantities are known, and in which order to calculate.",
@@ -130,7 +128,7 @@ def read_graph(text: str, limits: Limits) -> Reading:
     if value is None:
         if "{" not in body:
             return Reading(None, reason="no_json")
-        for name, repair in json_repairs.REPAIRS.items():
+        for name, repair in JSON_REPAIRS.items():
             mended = repair(body)
             if mended != body:
                 body, value = mended, _load(mended)
@@ -258,3 +256,63 @@ def instruction(limits: Limits) -> str:
         '"reads":["a"]}]}\n'
         f"Use lower-case ids and prompts of at most {limits.prompt_characters} characters."
     )
+
+
+# --- repairs
+
+# What can be put right in a text that is nearly JSON. Strings are left alone.
+
+
+def without_text_around(text: str) -> str:
+    """Return the text from its first brace, which it must have, to its last closing bracket."""
+    start = text.index("{")
+    end = max(text.rfind("}"), text.rfind("]"))
+    return text[start : end + 1] if end > start else text[start:]
+
+
+def _marks(text: str):
+    """Yield (place, character) of what stands outside the strings of a JSON text."""
+    inside = escaped = False
+    for place, character in enumerate(text):
+        if inside:
+            inside = escaped or character != '"'
+            escaped = not escaped and character == "\\"
+        elif character == '"':
+            inside = True
+        else:
+            yield place, character
+
+
+def without_trailing_commas(text: str) -> str:
+    """Return the text without the commas that only a closing bracket follows."""
+    marks = [(place, c) for place, c in _marks(text) if not c.isspace()]
+    pairs = pairwise(marks)
+    drop = {
+        place
+        for (place, c), (after, follows) in pairs
+        if c == "," and follows in "]}" and not text[place + 1 : after].strip()
+    }
+    return "".join(c for place, c in enumerate(text) if place not in drop)
+
+
+def closed(text: str) -> str:
+    """Return the text with the brackets that were left open closed; a string is not.
+
+    >>> closed(without_trailing_commas('{"a": [1, 2, ], "b": {'))
+    '{"a": [1, 2 ], "b": {}}'
+    """
+    open_ones = []
+    for _, character in _marks(text):
+        if character in "{[":
+            open_ones.append("}" if character == "{" else "]")
+        elif open_ones and character == open_ones[-1]:
+            open_ones.pop()
+    return text + "".join(reversed(open_ones))
+
+
+JSON_REPAIRS = {
+    "text_around": without_text_around,
+    "trailing_comma": without_trailing_commas,
+    "unclosed": closed,
+}
+REPAIRS = tuple(JSON_REPAIRS)  # what a lenient reader would put right

@@ -142,10 +142,6 @@ def summarise(name: str, rows: list[dict], judged: list[list[dict]], samples: in
 
 def table(summaries: list[dict]) -> str:
     """Return the summaries as a Markdown table that is also readable in a terminal."""
-    if "added_value" in summaries[0]:
-        from rlm.agents.evaluation import table as table_of_graphs
-
-        return table_of_graphs(summaries)
     head = [
         "model",
         "accuracy [95 %]",

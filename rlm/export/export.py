@@ -13,11 +13,10 @@ for byte.
 import argparse
 import json
 import shutil
-import sys
 from pathlib import Path
 
 from rlm import files
-from rlm.errors import InputError, run
+from rlm.errors import InputError
 from rlm.export import model_card
 from rlm.models import adapters
 from rlm.models.folders import adapter_base, check_adapter, folder_of
@@ -240,7 +239,3 @@ def _manifest(source: Path, base: str, new: Path, export: dict) -> dict:
     named = Path(base).name if export["kind"] == "merged" and folder_of(base) else base
     manifest = known | {"base": named, "settings": settings, "export": export}
     return json.loads(files.write_json(new / "manifest.json", manifest).read_text("utf-8"))
-
-
-if __name__ == "__main__":
-    sys.exit(run(main))

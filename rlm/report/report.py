@@ -24,7 +24,7 @@ from html import escape
 from pathlib import Path
 
 from rlm import files
-from rlm.errors import InputError, run
+from rlm.errors import InputError
 from rlm.report import charts, plots
 from rlm.report.curves import curves
 from rlm.report.rollout_sample import BUDGET_BYTES, sample
@@ -227,7 +227,3 @@ def main(argv: list[str] | None = None) -> int:
             raise InputError(f"{name}: holds no log.csv and no evaluation; give a run's folder")
         print(write(folder))
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(run(main))

@@ -15,9 +15,8 @@ from rlm import files, parallel
 from rlm.models.loading import find
 from rlm.report import report
 from rlm.run import checkpoint
-from rlm.run.log import Tracker
+from rlm.run.log import CsvLog, Trackers
 from rlm.run.progress import AboveBar, Progress
-from rlm.run.trackers import Trackers
 
 logger = logging.getLogger("rlm")
 
@@ -57,7 +56,7 @@ def start(*models: str, log_level: str, threads: int, seed: int, timeout: float 
 class Run:
     """The folder of one run. `settings` is a plain dictionary, written as it is.
 
-    trackers: names out of `rlm.run.trackers.NAMES`, which get all that is logged; project: theirs.
+    trackers: names out of `rlm.run.log.TRACKERS`, which get all that is logged; project: theirs.
     goes_on: the run is the one whose folder is there, stopped earlier.
     rows: what was logged by this process, a dictionary a step.
     """
@@ -72,8 +71,8 @@ class Run:
         files.write_json(self.path / "settings.json", settings)
         self.step = 0  # of the last row
         self.rows: list[dict] = []
-        self._tracker = Tracker(self.path / "log.csv")
-        self._others = Trackers(trackers, self.path, project=project, settings=settings)
+        self._csv = CsvLog(self.path / "log.csv")
+        self._trackers = Trackers(trackers, self.path, project=project, settings=settings)
         self._progress = Progress(settings.get("max_steps") or None)
         self._validation, self._validated = dict[str, float](), False
         atexit.register(self.close)  # an interrupted run has its report too
@@ -86,9 +85,9 @@ class Run:
         self._validated = "validation_accuracy" in row
         row = row | (self._validation if self._validated else {})
         self.step = row["step"]
-        self._tracker.log(row)
+        self._csv.log(row)
         self.rows.append(row)
-        self._others.log(row)
+        self._trackers.log(row)
         self._progress.show(row)
         if not show:
             return
@@ -130,8 +129,8 @@ class Run:
         """End the logs and write report.html. Rows are written at once: without it none is lost."""
         atexit.unregister(self.close)
         self._progress.close()
-        self._tracker.close()
-        self._others.close()
+        self._csv.close()
+        self._trackers.close()
         try:
             report.write(self.path)
         except OSError as error:
@@ -146,12 +145,12 @@ class Run:
         """Return how far the logs have come, for a checkpoint."""
         rollouts = self.path / "rollouts.jsonl"
         size = rollouts.stat().st_size if rollouts.exists() else 0
-        return {"step": self.step, "rows": self._tracker.state(), "rollout_bytes": size}
+        return {"step": self.step, "rows": self._csv.state(), "rollout_bytes": size}
 
     def restore(self, state: dict) -> None:
         """Take back what was logged after `state` was taken."""
         self.step = state["step"]
-        self._tracker.restore(state["rows"])
+        self._csv.restore(state["rows"])
         rollouts = self.path / "rollouts.jsonl"
         if rollouts.exists():
             os.truncate(rollouts, state["rollout_bytes"])
@@ -171,7 +170,7 @@ class Run:
         files.write_json(self.path / f"{name}.json", evaluation.summary)
         shown = ("prompt", "reasoning", "answer", "gold", "verdict", "reason")
         rows = [{key: row[key] for key in shown} for row in evaluation.rows[:TABLE_ROWS]]
-        self._others.table(name, rows, self.step)
+        self._trackers.table(name, rows, self.step)
 
     def write_rollouts(self, records: list[dict]) -> None:
         """Append records to rollouts.jsonl, all of them in one write, a line each.
@@ -184,7 +183,7 @@ class Run:
         if self._validated:
             shown = ("question", "gold", "text", "reward", "advantage", "reason", "finish")
             rows = [{key: record[key] for key in shown} for record in records[:TABLE_ROWS]]
-            self._others.table("rollouts", rows, self.step)
+            self._trackers.table("rollouts", rows, self.step)
 
 
 class Silent:

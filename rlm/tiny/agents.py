@@ -20,7 +20,7 @@ from pathlib import Path
 from rlm.data.problems import Sum, addition_question, number, tell
 from rlm.data.splits import split_of
 from rlm.seeds import derive
-from rlm.tiny.recipe import recipe_parser
+from rlm.tiny import recipe_parser
 
 ROLES = {"Add.": "+", "Subtract.": "-", "Multiply.": "*", "Divide.": "/"}
 LIMIT = 3000  # largest result that a worker names

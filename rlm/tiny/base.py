@@ -27,8 +27,7 @@ import torch.nn.functional as F
 from rlm.files import beside, put_folder, write_json
 from rlm.learner.muon import Muon
 from rlm.seeds import derive
-from rlm.tiny import corpus
-from rlm.tiny.recipe import recipe_parser
+from rlm.tiny import corpus, recipe_parser
 from rlm.tiny.scores import scores
 from rlm.tiny.tokenizer import CONTEXT, build_tokenizer
 
@@ -284,7 +283,3 @@ def main(arguments: list[str] | None = None) -> int:
     save(model, tokenizer, Path(output), manifest)
     log(json.dumps(manifest, indent=2))
     return 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

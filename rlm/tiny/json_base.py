@@ -25,8 +25,8 @@ from rlm.data.problems import addition_question, number, tell
 from rlm.data.splits import split_of
 from rlm.files import read_object
 from rlm.seeds import derive
+from rlm.tiny import recipe_parser
 from rlm.tiny.corpus import WORDS
-from rlm.tiny.recipe import recipe_parser
 
 CHARACTERS = '{"agents":[{"id":"a","prompt":"","reads":[]},{"id":"b","prompt":"","reads":["a"]}]}'
 ALIKE = 0.1  # rows that are nearer to each other than this never learned to differ

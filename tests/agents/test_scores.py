@@ -3,6 +3,7 @@
 import json
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import pytest
 
@@ -15,6 +16,7 @@ from rlm.parallel import World
 from rlm.records import Example, Prompt, Rollout
 from tests.support.agent_stub import StubEngine
 from tests.support.tiny_models import byte_tokenizer
+from training import tasks
 
 LIMITS = Limits()
 EXAMPLE = Example("e", "Calculate 23 + 15 + 8", "46")
@@ -150,9 +152,7 @@ def test_the_added_value_is_the_accuracy_less_the_better_control():
     assert "mine: the graphs add +25.0 points [-56.3, +106.3]" in headline(s)
     shown = table([s])
     assert shown.splitlines()[0].startswith("| model | accuracy [95 %]") and headline(s) in shown
-    from rlm.evaluation.measure import table as any_table
-
-    assert any_table([s]) == shown
+    assert tasks.table(SimpleNamespace(task="orchestrator"), [s]) == shown
 
 
 class Voter(Runner):

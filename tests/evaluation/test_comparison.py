@@ -11,8 +11,7 @@ from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.proportion import proportion_confint
 
 from rlm.evaluation import comparison, markdown
-from rlm.evaluation.comparison import compare, items, largest_number, parts
-from rlm.evaluation.comparison_card import brief, card
+from rlm.evaluation.comparison import brief, card, compare, items, largest_number, parts
 from rlm.evaluation.measure import Evaluation
 from rlm.records import Example
 from rlm.seeds import derive

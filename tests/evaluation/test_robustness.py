@@ -9,8 +9,14 @@ from rlm.data.problems import additions, word_problems
 from rlm.data.splits import split_of
 from rlm.evaluation import robustness
 from rlm.evaluation.measure import Evaluation
-from rlm.evaluation.robustness import QuestionSet, figures, overlap, question_sets
-from rlm.evaluation.robustness_card import robustness_card, robustness_table
+from rlm.evaluation.robustness import (
+    QuestionSet,
+    overlap,
+    question_sets,
+    robustness_card,
+    robustness_metrics,
+    robustness_table,
+)
 from rlm.records import Example
 
 
@@ -70,7 +76,7 @@ ANSWERS = Evaluation("m", [*FOUR, *ONE, row(True), row(False, True), row(False)]
 
 
 def test_figures_by_hand():
-    seen, unseen, numbers = figures(SETS, [ANSWERS], resamples=50)
+    seen, unseen, numbers = robustness_metrics(SETS, [ANSWERS], resamples=50)
     assert seen["models"]["m"]["strict"]["count"] == 2 and seen["models"]["m"]["change"] is None
     assert unseen["models"]["m"]["strict"]["share"] == 1.0
     found = numbers["models"]["m"]
@@ -95,13 +101,13 @@ def test_overlap_by_hand():
 
 
 def test_rows_name_their_set():
-    made = robustness.rows(SETS, [ANSWERS])
+    made = robustness.robustness_rows(SETS, [ANSWERS])
     assert [r["set"] for r in made] == ["seen"] * 4 + ["unseen"] + ["numbers"] * 3
     assert made[0]["model"] == "m" and made[0]["verdict"] == "right"
 
 
 def test_the_card_shows_every_set_and_lines_up():
-    found = figures(SETS, [ANSWERS], resamples=50)
+    found = robustness_metrics(SETS, [ANSWERS], resamples=50)
     text = robustness_card(found, overlap(SETS, SEEN), {"task": "addition"})
     squeezed = re.sub(" +", " ", text)
     assert "| numbers | swapped | 3 | 33.3 [6.1, 79.2] | -33.3 [-100.0, " in squeezed

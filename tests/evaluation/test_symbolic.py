@@ -6,8 +6,7 @@ import pytest
 
 from rlm.errors import InputError
 from rlm.evaluation.measure import Evaluation
-from rlm.evaluation.robustness_card import symbolic_card
-from rlm.evaluation.symbolic import read, rows, spread
+from rlm.evaluation.robustness import read_draws, symbolic_card, symbolic_metrics, symbolic_rows
 
 
 def write(path, *objects) -> str:
@@ -23,7 +22,7 @@ def line(template, number: int, **more) -> dict:
 def test_a_folder_with_numbered_draws(tmp_path):
     write(tmp_path / "a.jsonl", line("t1", 1), line("t2", 2))
     write(tmp_path / "b.jsonl", line("t1", 3), line("t2", 4))
-    found = read(str(tmp_path))
+    found = read_draws(str(tmp_path))
     assert [(e.template, d, e.gold) for e, d in zip(found.examples, found.draws, strict=True)] == [
         ("t1", "0", "2"), ("t2", "0", "3"), ("t1", "1", "4"), ("t2", "1", "5")]  # fmt: skip
     assert found.examples[0].id == "t1~0" and found.examples[0].steps == 1
@@ -34,7 +33,7 @@ def test_fields_as_gsm_symbolic_has_them(tmp_path):
         {"id": 7, "instance": i, "question": f"{i}?", "answer": f"#### {i}", "original_id": 70}
         for i in (0, 1, 2)
     ]
-    found = read(write(tmp_path / "s.jsonl", *lines))
+    found = read_draws(write(tmp_path / "s.jsonl", *lines))
     assert found.draws == ["0", "1", "2"] and {e.template for e in found.examples} == {"70"}
 
 
@@ -49,7 +48,7 @@ def test_fields_as_gsm_symbolic_has_them(tmp_path):
 )
 def test_what_cannot_be_used_is_said_with_its_place(tmp_path, lines, said):
     with pytest.raises(InputError, match=said):
-        read(write(tmp_path / "s.jsonl", *lines))
+        read_draws(write(tmp_path / "s.jsonl", *lines))
 
 
 def answered(found, *right: int) -> Evaluation:
@@ -61,27 +60,29 @@ def answered(found, *right: int) -> Evaluation:
 def test_the_spread_by_hand(tmp_path):
     # t1: right 1 1 0, t2: right 1 0 0; so the draws have 2/2, 1/2 and 0/2
     lines = [line(t, i * 10 + n, draw=i) for i in range(3) for n, t in enumerate(("t1", "t2"))]
-    found = read(write(tmp_path / "s.jsonl", *lines))
-    figures = spread(found, answered(found, 1, 1, 1, 0, 0, 0))
-    assert figures["accuracy"]["count"] == 3
-    one = figures["by_template"]["t1"]
+    found = read_draws(write(tmp_path / "s.jsonl", *lines))
+    metrics = symbolic_metrics(found, answered(found, 1, 1, 1, 0, 0, 0))
+    assert metrics["accuracy"]["count"] == 3
+    one = metrics["by_template"]["t1"]
     assert one["draws"] == 3 and one["mean"] == pytest.approx(2 / 3)
     # (1/9 + 1/9 + 4/9) / 2 = 1/3
     assert one["deviation"] == pytest.approx((1 / 3) ** 0.5)
-    draws = figures["by_draw"]
+    draws = metrics["by_draw"]
     assert draws["accuracy"] == {"0": 1.0, "1": 0.5, "2": 0.0}
     assert draws["mean"] == 0.5 and draws["deviation"] == pytest.approx(0.5)
     # by chance: sqrt(1/3 + 1/3) / 2 templates
-    assert figures["expected"] == pytest.approx((2 / 3) ** 0.5 / 2)
-    text = symbolic_card([figures], {"data": "s"})
+    assert metrics["expected"] == pytest.approx((2 / 3) ** 0.5 / 2)
+    text = symbolic_card([metrics], {"data": "s"})
     assert "| m     | 50.0 [18.8, 81.2] | 3     | 50.0 | 50.0      | 40.8      |" in text
     assert "| t1       | 3     | 66.7    | 57.7      |" in text
-    assert [r["draw"] for r in rows(found, [answered(found, 1, 1, 1, 0, 0, 0)])] == list("001122")
+    assert [r["draw"] for r in symbolic_rows(found, [answered(found, 1, 1, 1, 0, 0, 0)])] == list(
+        "001122"
+    )
 
 
 def test_only_whole_draws_have_a_spread(tmp_path):
-    found = read(write(tmp_path / "s.jsonl", line("t", 1), line("t", 2), line("u", 3)))
-    figures = spread(found, answered(found, 1, 0, 1))
-    assert figures["by_draw"]["draws"] == 1 and figures["by_draw"]["deviation"] is None
-    assert figures["expected"] is None
-    assert "| too few" in symbolic_card([figures], {})
+    found = read_draws(write(tmp_path / "s.jsonl", line("t", 1), line("t", 2), line("u", 3)))
+    metrics = symbolic_metrics(found, answered(found, 1, 0, 1))
+    assert metrics["by_draw"]["draws"] == 1 and metrics["by_draw"]["deviation"] is None
+    assert metrics["expected"] is None
+    assert "| too few" in symbolic_card([metrics], {})

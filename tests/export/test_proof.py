@@ -9,8 +9,9 @@ from safetensors.torch import load_file, save_file
 from rlm.errors import InputError
 from rlm.evaluation.measure import Evaluation
 from rlm.export import proof
+from rlm.export.save import save_policy
 from rlm.models import adapters, loading, policy
-from rlm.models.policy import Policy, check_learned, save_policy
+from rlm.models.policy import Policy, check_learned
 from tests.support.tiny_models import byte_tokenizer, tiny_lora, tiny_model
 
 ROOM = dict(max_position_embeddings=512)

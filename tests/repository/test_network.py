@@ -161,7 +161,7 @@ def test_inference(folder):
 
 
 def test_what_is_exported(folder):
-    words = [sys.executable, "-m", "rlm.export.export", "merged", "--model", TINY,
+    words = [sys.executable, "-m", "rlm.export", "merged", "--model", TINY,
              "--adapter", folder / "weights/sft_lora", "--output", folder / "merged"]  # fmt: skip
     done = subprocess.run(
         list(map(str, words)), cwd=ROOT, env=os.environ | guarded(folder),

@@ -4,7 +4,7 @@ import csv
 
 import pytest
 
-from rlm.run.log import Tracker
+from rlm.run.log import CsvLog
 
 
 def rows_of(path):
@@ -13,7 +13,7 @@ def rows_of(path):
 
 
 def test_a_row_is_on_disk_when_log_returns(tmp_path):
-    tracker = Tracker(tmp_path / "runs" / "log.csv")
+    tracker = CsvLog(tmp_path / "runs" / "log.csv")
     tracker.log({"step": 1, "reward": 0.5})
     tracker.log({"step": 2, "reward": 0.25})
     # Not closed: another process, or a crash, must see both.
@@ -23,7 +23,7 @@ def test_a_row_is_on_disk_when_log_returns(tmp_path):
 
 def test_a_new_column_is_added_to_earlier_rows_and_later_ones_go_on(tmp_path):
     path = tmp_path / "log.csv"
-    with Tracker(path) as tracker:
+    with CsvLog(path) as tracker:
         tracker.log({"step": 1, "reward": 0.5})
         tracker.log({"step": 2, "accuracy": 0.75})
         tracker.log({"reward": 1.0, "step": 3})
@@ -33,7 +33,7 @@ def test_a_new_column_is_added_to_earlier_rows_and_later_ones_go_on(tmp_path):
 
 def test_a_crash_while_columns_are_added_leaves_the_old_file(tmp_path, monkeypatch):
     path = tmp_path / "log.csv"
-    tracker = Tracker(path)
+    tracker = CsvLog(path)
     tracker.log({"step": 1})
 
     def full_disk(*_):
@@ -48,13 +48,13 @@ def test_a_crash_while_columns_are_added_leaves_the_old_file(tmp_path, monkeypat
 def test_rows_that_are_there_are_gone_on_from(tmp_path):
     path = tmp_path / "log.csv"
     for step in (1, 2):
-        with Tracker(path) as tracker:
+        with CsvLog(path) as tracker:
             tracker.log({"step": step, "text": 'a "b",\nc'})
     assert rows_of(path) == [{"step": str(s), "text": 'a "b",\nc'} for s in (1, 2)]
 
 
 def test_close_twice_is_fine(tmp_path):
-    tracker = Tracker(tmp_path / "log.csv")
+    tracker = CsvLog(tmp_path / "log.csv")
     tracker.log({"step": 1})
     tracker.close()
     tracker.close()

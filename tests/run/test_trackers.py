@@ -8,8 +8,8 @@ import threading
 import pytest
 
 from rlm.errors import InputError
-from rlm.run import trackers
-from rlm.run.trackers import Trackers
+from rlm.run import log as log_module
+from rlm.run.log import Trackers
 from tests.support import tracker_files as files
 from tests.support.running import ROOT, start, succeed
 
@@ -91,9 +91,9 @@ def test_wandb_reads_back_the_same(tmp_path):
     assert table["data"] == [["1 + 2?", "<b>3</b> | x\ny", "null", 1.0]]
 
 
-@pytest.mark.parametrize("name", trackers.NAMES)
+@pytest.mark.parametrize("name", log_module.TRACKERS)
 def test_one_that_is_not_installed_is_told_in_one_line(tmp_path, monkeypatch, name):
-    monkeypatch.setattr(trackers.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(log_module.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(InputError, match=f"{name} is not installed; `pip install {name}`, or leav"):
         Trackers([name], tmp_path)
     assert not list(tmp_path.iterdir())
@@ -130,7 +130,7 @@ def test_wandb_is_offline_unless_the_user_said_otherwise(tmp_path, monkeypatch, 
         def store_init_configuration(self, values):
             pass
 
-    monkeypatch.setattr(trackers, "_accelerate", lambda name: Fake)
+    monkeypatch.setattr(log_module, "_accelerate", lambda name: Fake)
     Trackers(["wandb"], tmp_path / "runs" / "a" / "b")
     ((given, options),) = opened
     assert (given, options["name"]) == (("reasoning-toolkit",), "a-b")
@@ -174,7 +174,7 @@ class Proxy(threading.Thread):
 @pytest.mark.slow
 @pytest.mark.ci
 def test_the_stages_of_a_run_are_tracked_as_in_log_csv_and_nothing_leaves_the_machine(tmp_path):
-    for name in trackers.NAMES:
+    for name in log_module.TRACKERS:
         pytest.importorskip(name)
     (tmp_path / "guard").mkdir()
     (tmp_path / "guard" / "sitecustomize.py").write_text(GUARD)

@@ -19,7 +19,7 @@ from config import (
     TrainSettings,
 )
 from rlm.cli.layers import describe
-from rlm.run import trackers
+from rlm.run import log
 
 ROOT = Path(__file__).resolve().parents[2]
 CLASSES = [SFTSettings, GRPOSettings, EvaluateSettings, InferenceSettings, TrainSettings]
@@ -234,7 +234,7 @@ def test_a_model_without_weights_is_refused(capsys, place):
 
 
 def test_trackers_add_up_and_no_wandb_takes_one_away(monkeypatch):
-    monkeypatch.setattr(trackers.importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr(log.importlib.util, "find_spec", lambda name: object())
     given = "--tracker trackio --tracker tensorboard,trackio --wandb-project mine"
     settings = config.load(SFTSettings, given.split())
     assert settings.trackers() == ["trackio", "tensorboard", "wandb"]
@@ -258,13 +258,13 @@ def test_quiet_leaves_warnings_and_errors():
 
 @pytest.mark.parametrize("name", ["wandb", "trackio", "tensorboard"])
 def test_a_tracker_that_is_not_installed_is_found_before_training(capsys, monkeypatch, name):
-    monkeypatch.setattr(trackers.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(log.importlib.util, "find_spec", lambda name: None)
     message = f"--tracker {name}: {name} is not installed; `pip install {name}`, or leave it out"
     assert refused(capsys, GRPOSettings, "--tracker", name) == message
 
 
 def test_wandb_that_is_not_installed_is_found_before_training(capsys, monkeypatch):
-    monkeypatch.setattr(trackers.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(log.importlib.util, "find_spec", lambda name: None)
     message = "--wandb-project demo: wandb is not installed; `pip install wandb`, or leave it out"
     assert refused(capsys, SFTSettings, "--wandb-project", "demo").startswith(message)
     assert not config.load(SFTSettings, ["--wandb-project", "demo", "--no-wandb"]).trackers()
@@ -417,7 +417,7 @@ KNOWN = """--mode full --num-samples 100 --seed 3 --sft-epochs 2 --sft-batch-siz
 
 
 def test_known_command_line_reaches_the_stages(monkeypatch):
-    monkeypatch.setattr(trackers.importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr(log.importlib.util, "find_spec", lambda name: object())
     settings = config.load(TrainSettings, KNOWN.split())
     sft, grpo, evaluate = settings.sft(), settings.grpo(), settings.evaluate()
     assert (sft.num_samples, sft.seed, sft.epochs, sft.batch_size) == (100, 3, 2, 4)

@@ -218,7 +218,7 @@ def test_a_toy_base_is_trained_saved_and_gone_on_from(tmp_path):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     def run(*more):
-        command = [sys.executable, "-m", "rlm.tiny.base", *flags(TOY), *more]
+        command = [sys.executable, "-m", "rlm.tiny", *flags(TOY), *more]
         return subprocess.run(
             command, cwd=ROOT, env=os.environ | {"HF_HUB_OFFLINE": "1"}, text=True,
             capture_output=True, check=True,

@@ -1,0 +1,134 @@
+"""Saves an adapter with its manifest, and proves that what lies on the disk is what was trained.
+
+    save_policy(policy, "weights/final_rlm_lora", evaluation, run, overwrite=False, step=32)
+
+The proof loads the folder afresh and compares it with the live model (rlm.export.proof).
+"""
+
+import filecmp
+import logging
+from contextlib import contextmanager
+from pathlib import Path
+
+from rlm.errors import InputError
+from rlm.export import proof
+from rlm.learner.sharding import sharded
+from rlm.models import adapters
+from rlm.models.memory import free_bytes
+from rlm.models.policy import Policy, check_learned, open_policy
+
+logger = logging.getLogger("rlm")
+
+
+def save_policy(policy: Policy, path: str | Path, evaluation, run, *, overwrite: bool, **facts):
+    """Save the adapter with its manifest in the run's folder, prove it, then save it at `path`.
+
+    facts: what the manifest says beside the base and the validation scores. A better adapter
+    at `path` stays: then InputError says so, and the new one is in the run's folder. So it stays
+    if the proof fails (`prove`), or if nothing was learned (`check_learned`). With step=0 among
+    the facts that is a warning: the best of a run was its start, which is what was asked to be
+    kept; the folder is there for the next stage, and is as good as the base alone.
+    """
+    try:
+        check_learned(policy.model)
+    except InputError as error:
+        if facts.get("step") != 0:
+            raise
+        logger.warning("the start was the best, so the base is what is kept: %s", error)
+    manifest = {"base": policy.base, **facts, "scores": {"validation": evaluation.summary}}
+    run.write_evaluation("validation", evaluation)
+    kept = adapters.save_adapter(policy.model, run.path / "adapter", manifest, overwrite=True)
+    manifest["proof"] = prove(policy, kept, facts.get("format", "think"), run.say)
+    try:
+        saved = adapters.save_adapter(policy.model, path, manifest, overwrite=overwrite)
+    except InputError as error:
+        raise InputError(f"{error} (the new one is in {kept})") from None
+    if not filecmp.cmp(kept / adapters.WEIGHTS, saved / adapters.WEIGHTS, shallow=False):
+        raise InputError(f"{saved}: holds other weights than {kept}, which was proved; copy that")
+    run.say(
+        f"adapter: {saved}, validation accuracy {evaluation.summary['accuracy']:.3f} "
+        f"of {evaluation.summary['questions']} questions"
+    )
+    return saved
+
+
+def prove(policy: Policy, folder: Path, format_name: str, say) -> dict:
+    """Return the figures of a proof that `folder` holds what was trained; ProofError if not.
+
+    The base is loaded afresh in the same format, with the adapter of the folder: logits and
+    greedy answers of fixed prompts have to be those of the live model (rlm.export.proof). A base in
+    4 bits, or one that does not fit into memory a second time, is spared that: then the tensors of
+    the folder have to be the live ones, {"skipped": why} is returned, and `say` is told.
+    """
+    _check_tensors(policy.model, folder)
+    network = policy.model.get_base_model()
+    if getattr(network.config, "quantization_config", None):
+        skipped = "the weights of the base are quantised"
+    elif sharded(policy.model):
+        skipped = "the base is spread over several processes"
+    elif network.device.type != "cuda" and not _fits(network):
+        skipped = "there is no memory for a second copy of the base"
+    else:
+        skipped = None
+    if skipped:
+        say(f"proof: {folder} holds the trained tensors; logits not compared: {skipped}")
+        return {"skipped": skipped}
+    questions = proof.prompts(policy.tokenizer, format_name)
+    place = {"device": network.device, "dtype": str(network.dtype).removeprefix("torch.")}
+    live = proof.look(policy.model, policy.tokenizer, questions, max_tokens=proof.SHORT)
+    with _aside(network):
+        fresh = open_policy(policy.base, str(folder), **place)
+        again = proof.look(fresh.model, fresh.tokenizer, questions, max_tokens=proof.SHORT)
+        del fresh
+    try:
+        figures = proof.compare(live, again, tolerance=proof.EXACT)
+    except proof.ProofError as error:
+        raise proof.ProofError(
+            f"{folder}: loaded afresh on {policy.base} it is not the model that was trained: "
+            f"{error}; see whether the base's files have changed, and train again"
+        ) from None
+    say(f"proof: {folder} loaded afresh, {proof.told(figures)}")
+    return figures
+
+
+def _check_tensors(model, folder: Path) -> None:
+    """ProofError unless the folder's tensors are bit for bit those of the live adapter."""
+    from peft import get_peft_model_state_dict
+    from safetensors.torch import load_file
+
+    live = get_peft_model_state_dict(model, save_embedding_layers=False)
+    saved = load_file(folder / adapters.WEIGHTS)
+    other = [n for n in live.keys() | saved.keys() if not _equal(live.get(n), saved.get(n))]
+    if other:
+        raise proof.ProofError(
+            f"{folder}: {len(other)} of {len(live)} tensors are not those that were trained "
+            f"({min(other)}); see whether they are finite and the disk is in order"
+        )
+
+
+def _equal(one, other) -> bool:
+    return one is not None and other is not None and one.cpu().equal(other)
+
+
+def _fits(network) -> bool:
+    """Return whether the device has room for a second copy, its merged layers and some more."""
+    size = sum(p.numel() * p.element_size() for p in network.parameters())
+    return free_bytes(network.device) > 2.2 * size
+
+
+@contextmanager
+def _aside(network):
+    """Inside the block a model that leaves too little room on its GPU is in the CPU's memory."""
+    import torch
+
+    device, moved = network.device, network.device.type == "cuda" and not _fits(network)
+    try:
+        if moved:
+            network.to("cpu")
+            torch.cuda.empty_cache()
+        yield
+    finally:
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+        if moved:
+            network.to(device)
