@@ -87,7 +87,10 @@ class TrainSettings(Training):
         None, "passes of GRPO over its questions; sets its steps", gt=0, shown="grpo: max_steps"
     )
     grpo_max_steps: int | None = option(None, "steps of GRPO", ge=1, shown="grpo: max_steps")
-    grpo_samples: int | None = option(
+    grpo_samples: int = option(
+        0, "questions of GRPO; 0: as many as the stage has, by --num-samples or its section", ge=0
+    )
+    grpo_group_size: int | None = option(
         None,
         "samples of each question",
         ge=2,
@@ -113,7 +116,8 @@ class TrainSettings(Training):
             GRPOSettings,
             adapter=start,
             max_steps=self.grpo_max_steps,
-            group_size=self.grpo_samples,
+            num_samples=self.grpo_samples or None,
+            group_size=self.grpo_group_size,
             learning_rate=self.grpo_lr,
         )
         if self.grpo_epochs is None or self.grpo_max_steps is not None:
@@ -147,6 +151,15 @@ class TrainSettings(Training):
         values = {"format": self.format} | values
         return build(cls, values | given | {"config": self.config}, origins)
 
+    def doubt(self) -> str | None:
+        """Return a line about --grpo-samples if samples of each question seem to be meant."""
+        if not 0 < self.grpo_samples <= LARGEST_GROUP or self.grpo_group_size is not None:
+            return None
+        return (
+            f"{self.given('grpo_samples')}: GRPO gets that many questions; for that many samples "
+            f"of each question use --grpo-group-size {self.grpo_samples}"
+        )
+
     def check(self) -> None:
         super().check()
         if self.mode != "grpo" and self.adapter:
@@ -161,6 +174,7 @@ class TrainSettings(Training):
             self.sft().check_places()
 
 
+LARGEST_GROUP = 16  # of a usual group; more samples than that are questions
 SEVERAL = ("sft", "grpo")  # scripts that run in several processes
 SECTIONS = {
     cls.script: cls

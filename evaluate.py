@@ -10,7 +10,7 @@
     python evaluate.py --model-path grpo_model --output-file grpo.csv --config FILE.yaml
 
 Greedy by default. One CSV a model with a row per question, one JSON with its summary. The three
-other ways also write a card (.md) with what its figures mean, the figures (.json) and the answers
+other ways also write a card (.md) with what its metrics mean, the metrics (.json) and the answers
 that they are made of (.csv). What they compute is in rlm/evaluation/comparison.py,
 rlm/evaluation/robustness.py.
 """
@@ -23,7 +23,7 @@ from typing import Any
 
 import config
 import data
-from rlm.errors import run
+from rlm.errors import run_main
 from training import tasks
 
 logger = logging.getLogger("rlm")
@@ -34,17 +34,17 @@ def main(argv: list[str] | None = None) -> int:
     from rlm.run.folder import start
 
     start(*(model for _, model, _ in settings.candidates()), **settings.process())
-    figures: Any
+    metrics: Any
     if settings.compare:
-        shown, figures = compare(settings)
+        shown, metrics = compare(settings)
     elif settings.robustness:
-        shown, figures = robustness(settings)
+        shown, metrics = robustness(settings)
     elif settings.symbolic:
-        shown, figures = symbolic(settings)
+        shown, metrics = symbolic(settings)
     else:
-        figures = evaluate(settings)
-        shown = tasks.table(settings, figures)
-    print(json.dumps(figures, indent=2) if settings.json_output else shown)
+        metrics = evaluate(settings)
+        shown = tasks.table(settings, metrics)
+    print(json.dumps(metrics, indent=2) if settings.json_output else shown)
     return 0
 
 
@@ -94,21 +94,21 @@ def measure_one(settings, examples, name: str, model: str, adapter: str | None, 
 
 
 def compare(settings) -> tuple[str, dict]:
-    """Compare the models on the same questions; return what is printed, and the figures."""
+    """Compare the models on the same questions; return what is printed, and the metrics."""
     from rlm.evaluation import comparison
 
     examples = data.examples_for(settings, settings.split, settings.eval_samples)
     evaluations = measure_all(settings, examples)
-    figures = comparison.compare(evaluations, examples, seed=settings.seed)
+    metrics = comparison.compare(evaluations, examples, seed=settings.seed)
     facts = asked(settings) | {
         "items": f"{len(examples)} of the {settings.split} split, seed {settings.seed}, "
         f"fingerprint {data.fingerprint(examples)}"
     }
-    card = comparison.card(figures, facts)
-    found, rows = {"asked": facts} | figures, comparison.items(evaluations, examples)
+    card = comparison.card(metrics, facts)
+    found, rows = {"asked": facts} | metrics, comparison.items(evaluations, examples)
     place = write(settings, "comparison", card, rows, found)
     summaries = tasks.table(settings, [evaluation.summary for evaluation in evaluations])
-    return f"{summaries}\n\n{comparison.brief(figures)}\n\n{place}", found
+    return f"{summaries}\n\n{comparison.brief(metrics)}\n\n{place}", found
 
 
 def robustness(settings) -> tuple[str, dict]:
@@ -129,7 +129,7 @@ def robustness(settings) -> tuple[str, dict]:
     )  # fmt: skip
     examples = [example for made in sets for example in made.examples]
     evaluations = [measure_one(settings, examples, *each) for each in settings.candidates()]
-    figures = how.robustness_metrics(sets, evaluations, seed=settings.seed)
+    metrics = how.robustness_metrics(sets, evaluations, seed=settings.seed)
     overlap = how.overlap(sets, training)
     facts = asked(settings) | {
         "trained on": f"{len(training)} questions, {len(seen)} of them drawn: {note}",
@@ -139,10 +139,10 @@ def robustness(settings) -> tuple[str, dict]:
         if its.get("data") != manifest.get("data"):
             start = (its.get("settings") or {}).get("adapter") or "the base"
             facts[other] = f"went on from {start}, with other questions than {name}'s"
-    found = {"asked": facts, "sets": figures, "overlap": overlap}
-    place = write(settings, "robustness", how.robustness_card(figures, overlap, facts),
+    found = {"asked": facts, "sets": metrics, "overlap": overlap}
+    place = write(settings, "robustness", how.robustness_card(metrics, overlap, facts),
                   how.robustness_rows(sets, evaluations), found)  # fmt: skip
-    return f"{how.robustness_table(figures)}\n\n{place}", found
+    return f"{how.robustness_table(metrics)}\n\n{place}", found
 
 
 def symbolic(settings) -> tuple[str, dict]:
@@ -151,12 +151,12 @@ def symbolic(settings) -> tuple[str, dict]:
 
     draws = how.read_draws(settings.symbolic)
     evaluations = [measure_one(settings, draws.examples, *each) for each in settings.candidates()]
-    figures = [how.symbolic_metrics(draws, evaluation) for evaluation in evaluations]
+    metrics = [how.symbolic_metrics(draws, evaluation) for evaluation in evaluations]
     facts = asked(settings) | {"task": "questions by template", "data": settings.symbolic}
-    found = {"asked": facts, "models": figures}
-    place = write(settings, "symbolic", how.symbolic_card(figures, facts),
+    found = {"asked": facts, "models": metrics}
+    place = write(settings, "symbolic", how.symbolic_card(metrics, facts),
                   how.symbolic_rows(draws, evaluations), found)  # fmt: skip
-    return f"{how.symbolic_table(figures)}\n\n{place}", found
+    return f"{how.symbolic_table(metrics)}\n\n{place}", found
 
 
 def asked(settings) -> dict:
@@ -170,13 +170,13 @@ def asked(settings) -> dict:
     }
 
 
-def write(settings, name: str, card: str, rows: list[dict], figures: dict) -> str:
-    """Write the card, the rows and the figures; return where they are, in words."""
+def write(settings, name: str, card: str, rows: list[dict], metrics: dict) -> str:
+    """Write the card, the rows and the metrics; return where they are, in words."""
     from rlm import files
 
     path = Path(settings.output_file or settings.run_dir / f"{name}.csv")
     files.write_csv(path, rows)
-    files.write_json(path.with_suffix(".json"), figures)
+    files.write_json(path.with_suffix(".json"), metrics)
     files.write_text(path.with_suffix(".md"), card)
     return f"{path.with_suffix('.md')}: the card; .json the figures, .csv the answers"
 
@@ -190,4 +190,4 @@ def csv_path(settings, name: str, count: int) -> Path:
 
 
 if __name__ == "__main__":
-    sys.exit(run(main))
+    sys.exit(run_main(main))

@@ -19,7 +19,7 @@ import data
 from rlm.agents.graph import read_graph
 from rlm.answers import formats
 from rlm.answers.reading import is_correct, read_answer
-from rlm.errors import InputError, run
+from rlm.errors import InputError, run_main
 from rlm.server.splitter import ANSWER, REASONING, Splitter
 from training import tasks
 
@@ -194,4 +194,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(run(main))
+    sys.exit(run_main(main))

@@ -19,7 +19,7 @@ from functools import partial
 from pathlib import Path
 
 import config
-from rlm.errors import run
+from rlm.errors import run_main
 from rlm.server.keys import Key, find_or_make_key, matches
 
 EXAMPLE = '{"prompt": "Calculate 23 + 15 + 8"}'
@@ -177,4 +177,4 @@ def make_tunnel(settings, port: int, service, key: Key | None):
 
 
 if __name__ == "__main__":
-    sys.exit(run(main))
+    sys.exit(run_main(main))

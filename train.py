@@ -2,7 +2,7 @@
 
     python train.py --config configs/tiny_demo.yaml
     python train.py --mode sft --num-samples 500 --sft-epochs 3
-    python train.py --mode grpo --sft-checkpoint weights/sft_lora --grpo-samples 8
+    python train.py --mode grpo --sft-checkpoint weights/sft_lora --grpo-samples 50
 
 It only calls train_sft.py, train_grpo.py and evaluate.py in order, in one process.
 """
@@ -18,7 +18,7 @@ import data
 import evaluate
 import train_grpo
 import train_sft
-from rlm.errors import run
+from rlm.errors import run_main
 from training import tasks
 
 logger = logging.getLogger("rlm")
@@ -43,6 +43,8 @@ def train(settings) -> list[dict]:
 
     began = time.monotonic()
     start(settings.model, **settings.process())
+    if doubt := settings.doubt():
+        logger.warning("%s", doubt)
     measured = settings.evaluate()
     examples = data.examples_for(measured, measured.split, measured.eval_samples)
     stages = {"sft": (train_sft, settings.sft), "grpo": (train_grpo, settings.grpo)}
@@ -99,4 +101,4 @@ def show_one(path: Path) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run(main))
+    sys.exit(run_main(main))

@@ -26,7 +26,7 @@ from functools import cache, partial
 import config
 import data
 from rlm import parallel
-from rlm.errors import run
+from rlm.errors import run_main
 from rlm.seeds import derive
 from training import trl, tryout
 from training.micro_batches import checked, due, first_kl, keep_best, learning_rate, packed, scale
@@ -42,7 +42,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def train(settings) -> dict:
-    """Train, keep the best adapter by validation accuracy; return its figures, "log" among them.
+    """Train, keep the best adapter by validation accuracy; return its metrics, "log" among them.
 
     That is a dictionary a step: `train(config.GRPOSettings(max_steps=8))["log"]`.
     """
@@ -63,20 +63,20 @@ def train(settings) -> dict:
     # 1. Questions with known answers; the policy; the engine that samples from it.
     examples, validation = data.training_sets(settings)
     stage = begin(settings, began, questions=[e.question for e in (*examples, *validation)])
-    policy, out = stage.policy, stage.out
+    policy, run = stage.policy, stage.run
     reference = ReferencePolicy(policy.model)  # the policy as it is now, for the KL
     optimizer = Optimizer(policy.model, max_grad_norm=settings.max_grad_norm)
     questions = data.Batches(examples, settings.questions_per_step, seed=settings.seed)
     best = Best(policy.model, lambda: stage.validate(validation))
     budget = TokenBudget(policy.model, len(policy.tokenizer), stage.token_budget)
-    guard, watch = Guard(out.path), Watch(out.say)
+    guard, watch = Guard(run.path), Watch(run.info)
 
     # 2. From the start, or from where a stopped run ended. Can these settings teach anything?
     parts = {"optimizer": optimizer, "questions": questions, "reference": reference}
     steps = stage.steps(best, **parts, budget=budget, guard=guard, watch=watch)
     if steps.fresh:
         tryout.brief(stage, examples, validation, budget.tokens, sample)
-        out.log({"step": 0, "validation_accuracy": best.offer(step=0)})
+        run.log({"step": 0, "validation_accuracy": best.offer(step=0)})
     else:
         stage.engine.sync(steps.step)  # the adapter is the checkpoint's by now
 
@@ -92,10 +92,10 @@ def train(settings) -> dict:
             row["validation_accuracy"] = accuracy = best.offer(step)
             if settings.early_stop and best.fell(accuracy):
                 steps.end()
-        out.log(row)
+        run.log(row)
         watch.look(row)
-        out.expect(steps.last)
-        out.write_rollouts(record())
+        run.expect(steps.last)
+        run.write_rollouts(record())
         if guard.gave_up:
             break
 
@@ -104,7 +104,7 @@ def train(settings) -> dict:
 
 
 def take_step(stage, questions, optimizer, step: int, *, reference, budget):
-    """Take one step of GRPO; return its batch, the advantages [B, G] and its figures."""
+    """Take one step of GRPO; return its batch, the advantages [B, G] and its metrics."""
     from rlm.learner.losses import advantages
     from rlm.rollouts.batch import describe
 
@@ -132,7 +132,7 @@ def sample(engine, task, examples, settings, seed):
     from rlm.rollouts.batch import Batch
 
     world = parallel.world()
-    numbers = world.mine(range(len(examples)))
+    numbers = world.shard(range(len(examples)))
     mine = [examples[b] for b in numbers]
     prompts = [task.prompt(e.question) for e in mine]
     groups = engine.generate(
@@ -143,7 +143,7 @@ def sample(engine, task, examples, settings, seed):
         numbers=numbers,
     )
     scores = task.score(mine, groups, seed=derive("scores", settings.seed, seed))
-    whole = world.joined(zip(prompts, groups, scores, strict=True), "sampling")
+    whole = world.unshard(zip(prompts, groups, scores, strict=True), "sampling")
     prompts, groups, scores = (list(part) for part in zip(*whole, strict=True))
     return Batch(examples, prompts, groups, scores)
 
@@ -169,33 +169,33 @@ def update(policy, optimizer, batch, advantage, settings, reference, budget) -> 
     their share of the gradient is exactly 0. They still count in the loss's denominator.
     The others are shared out among the processes; before a step their gradients are added up.
     """
-    from rlm.learner.metrics import Figures
+    from rlm.learner.metrics import Metrics
 
     kept = [b for b in range(len(batch.groups)) if settings.kl_weight or advantage[b].any()]
     mine = parallel.share(kept, [batch.cost(b) for b in kept])
     packs = cache(partial(packed, policy, batch, advantage, settings, reference, mine))
-    figures = Figures()
+    metrics = Metrics()
     if kept and not settings.kl_weight:
         measured = first_kl(policy, batch, kept[0], settings, reference)  # the same in each process
-        figures.mean(kl=measured)
+        metrics.mean(kl=measured)
     for _ in range(settings.updates_per_batch):
         work = partial(backward, policy, optimizer, batch, settings, packs)
         learned = budget.attempt(work, undo=optimizer.clear)
-        figures = figures.plus(learned.joined("learning"))
-        figures.add(gradient_norm=optimizer.step())
-    return figures.values(settings.updates_per_batch)
+        metrics = metrics.plus(learned.all_reduce("learning"))
+        metrics.add(gradient_norm=optimizer.step())
+    return metrics.values(settings.updates_per_batch)
 
 
 def backward(policy, optimizer, batch, settings, packs, *, token_budget):
-    """Add the loss's gradients of all micro-batches; return their `rlm.learner.metrics.Figures`."""
+    """Add the loss's gradients of all micro-batches; return their `rlm.learner.metrics.Metrics`."""
     from rlm.learner import sharding
     from rlm.learner.logprobs import token_logprobs
     from rlm.learner.losses import importance_weights, kl_estimate, policy_loss
-    from rlm.learner.metrics import Figures
+    from rlm.learner.metrics import Metrics
 
     policy.model.train()
-    figures = Figures()
-    counted = batch.counted_tokens(settings.truncated == "keep")
+    metrics = Metrics()
+    loss_tokens = batch.loss_tokens(settings.truncated == "keep")
     micro = packs(token_budget)
     missing = sharding.missing_turns(policy.model, len(micro))
     for pieces, each_token, sampler, old, mask, ref in micro:
@@ -206,25 +206,25 @@ def backward(policy, optimizer, batch, settings, packs, *, token_budget):
             weights, ratios = importance_weights(now if old is None else old, sampler, cap)
             each_token = each_token * weights
             ratios = ratios[mask > 0]
-            figures.mean(importance_mean=ratios.clamp(max=cap))
-            figures.mean(importance_capped_fraction=(ratios > cap).float())
-            figures.most(importance_max=ratios.max() if len(ratios) else 0.0)
-        loss, metrics = policy_loss(
+            metrics.mean(importance_mean=ratios.clamp(max=cap))
+            metrics.mean(importance_capped_fraction=(ratios > cap).float())
+            metrics.max(importance_max=ratios.max() if len(ratios) else 0.0)
+        loss, loss_metrics = policy_loss(
             logprobs, old, each_token, pieces.sequence,
             loss_type=settings.loss,
-            tokens=counted, sequences=batch.sequences(), max_tokens=settings.max_tokens,
+            tokens=loss_tokens, sequences=batch.sequences(), max_tokens=settings.max_tokens,
             clip_low=settings.clip_low, clip_high=settings.clip_high,
             ref_logprobs=ref, kl_weight=settings.kl_weight, mask=mask,
         )  # fmt: skip
         optimizer.backward(loss)
-        figures.add(loss=loss.detach(), **metrics)
-        figures.mean(entropy=entropy)
-        figures.most(sampler_gap=(now - sampler).abs().max())
+        metrics.add(loss=loss.detach(), **loss_metrics)
+        metrics.mean(entropy=entropy)
+        metrics.max(sampler_gap=(now - sampler).abs().max())
         if ref is not None:
-            figures.mean(kl=kl_estimate(now, ref))
+            metrics.mean(kl=kl_estimate(now, ref))
     sharding.run_along(policy.model, missing, optimizer.backward)
-    return figures
+    return metrics
 
 
 if __name__ == "__main__":
-    sys.exit(run(main))
+    sys.exit(run_main(main))

@@ -18,7 +18,7 @@ import time
 import config
 import data
 from rlm import parallel
-from rlm.errors import InputError, run
+from rlm.errors import InputError, run_main
 from training.stage import begin
 
 
@@ -46,7 +46,7 @@ def train(settings) -> dict:
     # 2. The policy: a fresh LoRA, or an earlier stage's adapter to go on from.
     stage = begin(settings, began)
     records = token_records(solved, stage.task, settings)
-    stage.out.say(
+    stage.run.info(
         f"SFT ({settings.stage}) on {len(records)} of {len(examples)} demonstrations: epochs "
         f"{settings.epochs:g}, batch {settings.batch_size}, rate {settings.learning_rate:g}"
     )
@@ -54,7 +54,7 @@ def train(settings) -> dict:
     # 3. Train, measure on questions that were not trained on, and keep the adapter.
     guard = fit(stage, records, len(validation))
     found = stage.validate(validation)
-    stage.out.log({"step": stage.out.step, "validation_accuracy": found.summary["accuracy"]})
+    stage.run.log({"step": stage.run.step, "validation_accuracy": found.summary["accuracy"]})
     summary = stage.finish(found, solved, stage=settings.stage)
     guard.check()
     return summary
@@ -84,7 +84,7 @@ def token_records(examples, task, settings) -> list[dict]:
 
 
 def fit(stage, records: list[dict], questions: int):
-    """Run trl's SFTTrainer over the records; its figures go to the run's log.
+    """Run trl's SFTTrainer over the records; its metrics go to the run's log.
 
     questions: of the validation that follows. Returns the `rlm.run.nonfinite.Guard` of its batches.
     """
@@ -92,19 +92,19 @@ def fit(stage, records: list[dict], questions: int):
     from transformers import PrinterCallback
 
     from rlm.run.nonfinite import Guard
-    from rlm.run.steps import Progress
+    from rlm.run.steps import RunState
     from rlm.trl.sft import Trainer
 
     disable_progress_bars()
-    settings, guard = stage.settings, Guard(stage.out.path)
-    arguments, steps = trainer_arguments(stage.policy, len(records), settings, stage.out.path)
+    settings, guard = stage.settings, Guard(stage.run.path)
+    arguments, steps = trainer_arguments(stage.policy, len(records), settings, stage.run.path)
     trainer = Trainer(
         model=stage.policy.model,
         args=arguments,
         train_dataset=Dataset.from_list(records),
         processing_class=stage.policy.tokenizer,
-        callbacks=[stage.out.trainer_callback(max(1, min(10, steps // 10)))],
-        progress=Progress(**stage.progress(guard=guard)),
+        callbacks=[stage.run.trainer_callback(max(1, min(10, steps // 10)))],
+        run_state=RunState(**stage.run_state(guard=guard)),
         guard=guard,
     )
     trainer.remove_callback(PrinterCallback)
@@ -113,9 +113,9 @@ def fit(stage, records: list[dict], questions: int):
         # An answer of the validation takes about as long as a demonstration's step.
         fitting = trainer.fit_into(budget, lambda step: stage.reserve(questions * step))
         fitting += stage.found.step if stage.found else 0
-        fitting = parallel.world().agree(fitting, "the steps that fit")
+        fitting = parallel.world().broadcast(fitting, "the steps that fit")
         arguments.max_steps = max(1, min(steps, fitting))
-        stage.out.say(f"--budget: {arguments.max_steps} of {steps} steps fit")
+        stage.run.info(f"--budget: {arguments.max_steps} of {steps} steps fit")
     trainer.run()
     return guard
 
@@ -168,4 +168,4 @@ def trainer_arguments(policy, count: int, settings, folder):
 
 
 if __name__ == "__main__":
-    sys.exit(run(main))
+    sys.exit(run_main(main))

@@ -48,14 +48,14 @@ def train(engine: str, steps: int, seed: int) -> None:
     words += ["--run", run, "--output", output, "--overwrite", "--resume", "never"]
     seconds = call("train_grpo.py", *words)
     log, times = (rows_of(ROOT / "runs" / run / name) for name in ("log.csv", "times.csv"))
-    figures: dict = {"engine": engine, "steps": steps, "seed": seed, "seconds": seconds}
+    metrics: dict = {"engine": engine, "steps": steps, "seed": seed, "seconds": seconds}
     for name in ("generate_seconds", "learn_seconds"):
-        figures[name] = round(sum(numbers(times, name)), 1)
+        metrics[name] = round(sum(numbers(times, name)), 1)
     for name in (*MEANS, *HIGHEST):
         if found := numbers(log, name):
-            figures[name] = max(found) if name in HIGHEST else sum(found) / len(found)
-    figures["validation"] = numbers(log, "validation_accuracy")
-    files.write_json(ROOT / f"runs/{PLACE}/{engine}.json", figures)
+            metrics[name] = max(found) if name in HIGHEST else sum(found) / len(found)
+    metrics["validation"] = numbers(log, "validation_accuracy")
+    files.write_json(ROOT / f"runs/{PLACE}/{engine}.json", metrics)
 
 
 def compare(questions: int, result: Path) -> None:

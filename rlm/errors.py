@@ -58,7 +58,7 @@ def command(argv: list[str]) -> str:
     return shlex.join([*start, script, *argv[1:]])
 
 
-def run(main) -> int:
+def run_main(main) -> int:
     """Return the exit code of a script.
 
     2 for an InputError, 1 for a RunError or a disk that refuses, each told in one line; 130 or

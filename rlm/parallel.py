@@ -36,19 +36,19 @@ class World:
         """True in the one process that writes files and prints."""
         return self.rank == 0
 
-    def mine(self, work: Sequence) -> list:
+    def shard(self, work: Sequence) -> list:
         """Return this process's share of a list: every size-th, from its rank on."""
         return list(work[self.rank :: self.size])
 
-    def joined(self, mine: Iterable, stage: str) -> list:
-        """Return the whole list of which each process gives `mine(...)`'s share."""
-        parts = self.gather(list(mine), stage)
+    def unshard(self, mine: Iterable, stage: str) -> list:
+        """Return the whole list of which each process gives its `shard(...)`."""
+        parts = self.all_gather(list(mine), stage)
         whole: list = [None] * sum(map(len, parts))
         for rank, part in enumerate(parts):
             whole[rank :: self.size] = part
         return whole
 
-    def gather(self, value, stage: str) -> list:
+    def all_gather(self, value, stage: str) -> list:
         """Return the values of all processes, in order of rank. They are pickled on the way."""
         if self.size == 1:
             return [value]
@@ -58,13 +58,13 @@ class World:
         self._meet(stage, lambda: dist.all_gather_object(found, value))
         return found
 
-    def agree(self, value, stage: str):
+    def broadcast(self, value, stage: str):
         """Return the first process's value: of what hangs on a clock, a disk or free memory."""
-        return self.gather(value if self.first else None, stage)[0]
+        return self.all_gather(value if self.first else None, stage)[0]
 
-    def same(self, value: float, stage: str) -> None:
+    def check_same(self, value: float, stage: str) -> None:
         """RunError if a figure that must be the same in all processes is not."""
-        values = self.gather(value, stage)
+        values = self.all_gather(value, stage)
         low, high = min(values), max(values)
         if high - low > DRIFT * max(abs(low), abs(high)):  # False for NaN: that is no drift
             raise RunError(
@@ -72,7 +72,7 @@ class World:
                 "that all run the same code and versions on the same kind of device"
             )
 
-    def add(self, tensors: Sequence, stage: str) -> None:
+    def all_reduce(self, tensors: Sequence, stage: str) -> None:
         """Replace each float32 tensor by its sum over the processes, in one exchange."""
         if self.size == 1 or not tensors:
             return
@@ -90,9 +90,9 @@ class World:
         for tensor, part in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):
             tensor.copy_(part.view_as(tensor))
 
-    def wait(self, stage: str) -> None:
+    def barrier(self, stage: str) -> None:
         """Return when all processes are here."""
-        self.gather(None, stage)
+        self.all_gather(None, stage)
 
     def _meet(self, stage: str, exchange: Callable[[], Any]) -> None:
         """Run an exchange; RunError naming its stage if the others do not come in time."""
@@ -150,7 +150,7 @@ def join(timeout: float = TIMEOUT) -> World:
 
 
 def sharding_asked() -> bool:
-    """Return whether accelerate was told to spread the base (configs/accelerate/fsdp2.yaml)."""
+    """Return whether accelerate was told to shard the base (configs/accelerate/fsdp2.yaml)."""
     return os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true"
 
 
@@ -188,10 +188,10 @@ class SharedEngine:
 
     def generate(self, prompts, samples: int, sampling, *, seed: int) -> list[list]:
         """Return (B, G) rollouts, as `rlm.engine.engine.Engine.generate`."""
-        numbers = world().mine(range(len(prompts)))
+        numbers = world().shard(range(len(prompts)))
         mine = [prompts[b] for b in numbers]
         found = self.engine.generate(mine, samples, sampling, seed=seed, numbers=numbers)
-        return world().joined(found, "sampling")
+        return world().unshard(found, "sampling")
 
     def __getattr__(self, name):
         return getattr(self.engine, name)

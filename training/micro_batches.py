@@ -20,9 +20,9 @@ def packed(policy, batch, advantage, settings, reference, mine, token_budget) ->
     for part in parts:
         chosen = [(mine[i], rows) for i, rows in part]
         pieces = pack([batch.ids(b, rows) for b, rows in chosen], device=device)
-        each_token = pieces.spread(torch.cat([advantage[b, rows] for b, rows in chosen]))  # [N]
+        each_token = pieces.per_token(torch.cat([advantage[b, rows] for b, rows in chosen]))  # [N]
         sampler = batch.logprobs(chosen).to(device)  # [N]
-        mask = pieces.spread(batch.counted(chosen, settings.truncated == "keep"))  # [N]
+        mask = pieces.per_token(batch.loss_mask(chosen, settings.truncated == "keep"))  # [N]
         ref = reference.logprobs(pieces, **scale(policy, settings)) if settings.kl_weight else None
         old = old_logprobs(policy, pieces, sampler, settings)
         packs.append((pieces, each_token, sampler, old, mask, ref))
@@ -82,19 +82,19 @@ def due(step: int, every: int) -> bool:
     return every > 0 and step % every == 0
 
 
-def checked(figures: dict, optimizer) -> dict:
-    """Return the figures that must be finite, none if no group was live.
+def checked(metrics: dict, optimizer) -> dict:
+    """Return the metrics that must be finite, none if no group was live.
 
     In float16 gradients may be infinite while the loss's scale is still too high.
     """
-    if "loss" not in figures:
+    if "loss" not in metrics:
         return {}
     names = ("loss",) if optimizer.scaling else ("loss", "gradient_norm")
-    return {name: figures[name] for name in names}
+    return {name: metrics[name] for name in names}
 
 
 def keep_best(stage, best, guard, examples) -> dict:
-    """Save the best adapter; return its figures. RunError if the run was given up."""
+    """Save the best adapter; return its metrics. RunError if the run was given up."""
     if not guard.gave_up:
         stage.check_learned()
     best.put_back()

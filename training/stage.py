@@ -12,7 +12,7 @@ from training import tasks
 
 @dataclass(frozen=True)
 class Stage:
-    """policy: `rlm.models.policy.Policy`. engine: samples from it. out: its `rlm.run.folder.Run`.
+    """policy: `rlm.models.policy.Policy`. engine: samples from it. run: its `rlm.run.folder.Run`.
 
     task: what the policy is asked and what it earns, of training/tasks.py.
     """
@@ -20,7 +20,7 @@ class Stage:
     settings: Any
     policy: Any
     engine: Any
-    out: Any
+    run: Any
     task: Any
     found: Any = None  # the `rlm.run.checkpoint.Checkpoint` that it goes on from
     opened: float = 0.0  # seconds that opening the policy took
@@ -36,7 +36,7 @@ class Stage:
         engine = parallel.SharedEngine(self.engine)
         found = self.task.measure(engine, examples, name=name, max_tokens=limit)
         found.summary.pop("seconds", None)  # what is kept of a run says nothing of the machine
-        self.out.measured(found.summary)
+        self.run.measured(found.summary)
         return found
 
     @property
@@ -55,13 +55,13 @@ class Stage:
         seconds = self.settings.seconds()
         return None if seconds is None else TimeBudget(seconds, self.began)
 
-    def progress(self, **parts) -> dict:
-        """Return the arguments of `rlm.run.steps.Progress`: what changes, and what must not."""
+    def run_state(self, **parts) -> dict:
+        """Return the arguments of `rlm.run.steps.RunState`: what changes, and what must not."""
         from rlm.run.steps import Trained
 
         return {
-            "run": self.out.path,
-            "parts": {"policy": Trained(self.policy.model), "log": self.out, **parts},
+            "run": self.run.path,
+            "parts": {"policy": Trained(self.policy.model), "log": self.run, **parts},
             "facts": self.facts(),
             "last": self.settings.max_steps,
             "found": self.found,
@@ -72,7 +72,7 @@ class Stage:
         from rlm.run.steps import Steps
 
         return Steps(
-            **self.progress(best=best, **parts),
+            **self.run_state(best=best, **parts),
             save_every=self.settings.save_every,
             best=lambda: best.step,
             budget=self.budget(),
@@ -104,10 +104,10 @@ class Stage:
         facts |= described(self.settings) | {"data": data.fingerprint(examples)}
         options = {"overwrite": self.settings.overwrite}
         if parallel.world().first:
-            save_policy(self.policy, self.settings.output, evaluation, self.out, **options, **facts)
-        parallel.world().wait("the saved adapter")
-        self.out.finish()
-        return evaluation.summary | {"log": self.out.rows}
+            save_policy(self.policy, self.settings.output, evaluation, self.run, **options, **facts)
+        parallel.world().barrier("the saved adapter")
+        self.run.finish()
+        return evaluation.summary | {"log": self.run.rows}
 
 
 def begin(settings, began: float, *, logged: bool = True, questions=()) -> Stage:
@@ -115,7 +115,7 @@ def begin(settings, began: float, *, logged: bool = True, questions=()) -> Stage
 
     questions: texts that will be asked; another engine than our own is sized by the longest.
     began: when the script began, seconds of time.monotonic. logged: False leaves the run's
-    folder alone: nothing is gone on from, and `out` is None.
+    folder alone: nothing is gone on from, and `run` is None.
     """
     from rlm.learner import sharding
     from rlm.models.loading import pick_device
@@ -126,11 +126,11 @@ def begin(settings, began: float, *, logged: bool = True, questions=()) -> Stage
 
     world = parallel.world()
     found = checkpoint.find(settings.resume, settings.run_dir) if logged and world.first else None
-    found = world.agree(found, "the checkpoint")
+    found = world.broadcast(found, "the checkpoint")
     if found:
         checkpoint.check_same(found, {"settings": settings.lasting()})
-    loading, spread = settings.loading(), parallel.sharding_asked()
-    if spread and settings.script != "grpo":
+    loading, sharded = settings.loading(), parallel.sharding_asked()
+    if sharded and settings.script != "grpo":
         raise InputError(
             "the launcher asks for a sharded base, which only train_grpo.py can train; use "
             "configs/accelerate/one_machine.yaml, with --quantize 4bit if the base is too large"
@@ -139,32 +139,32 @@ def begin(settings, began: float, *, logged: bool = True, questions=()) -> Stage
     policy = open_policy(
         settings.model,
         settings.adapter,
-        **(sharding.loading(loading) if spread else loading),
+        **(sharding.loading(loading) if sharded else loading),
         lora={"r": settings.lora_r, "alpha": settings.lora_alpha, "seed": settings.seed},
     )
-    if spread:
+    if sharded:
         sharding.shard(policy.model, pick_device(settings.device))
     opened = time.monotonic() - opening
     facts = described(settings)
     check_output(policy, settings.output, overwrite=settings.overwrite, **facts)
-    out: Any = None
+    run: Any = None
     if logged and world.first:
         goes_on = found is not None
-        out = Run(settings.run_dir, facts["settings"], **settings.logging(), goes_on=goes_on)
+        run = Run(settings.run_dir, facts["settings"], **settings.logging(), goes_on=goes_on)
     elif logged:
-        out = Silent(settings.run_dir)
+        run = Silent(settings.run_dir)
     task = tasks.task_of(settings, policy)
     engine = open_engine(
         policy,
         getattr(settings, "engine", "own"),
         own=settings.engine_options(),
         url=getattr(settings, "vllm_url", None),
-        vllm=lambda: _vllm(settings, task, questions, out.path if out and world.first else None),
+        vllm=lambda: _vllm(settings, task, questions, run.path if run and world.first else None),
     )
-    stage = Stage(settings, policy, engine, out, task, found, opened, began)
+    stage = Stage(settings, policy, engine, run, task, found, opened, began)
     if found:
         checkpoint.check_same(found, stage.facts())
-        out.say(f"goes on after step {found.step}, from {found.path}")
+        run.info(f"goes on after step {found.step}, from {found.path}")
     return stage
 
 

@@ -32,10 +32,10 @@ def train(settings, began: float) -> dict:
     examples, validation = data.training_sets(settings)
     stage = begin(settings, began)
     best = Best(stage.policy.model, lambda: stage.validate(validation))
-    guard, watch = Guard(stage.out.path), Watch(stage.out.say)
+    guard, watch = Guard(stage.run.path), Watch(stage.run.info)
     questions = asked(stage, examples)
-    stage.out.expect(settings.max_steps)
-    stage.out.log({"step": 0, "validation_accuracy": best.offer(step=0)})
+    stage.run.expect(settings.max_steps)
+    stage.run.log({"step": 0, "validation_accuracy": best.offer(step=0)})
 
     # 2. The same batches of questions as our own loop; TRL samples and learns.
     after = partial(after_batch, stage, best, guard, watch)
@@ -48,14 +48,14 @@ def train(settings, began: float) -> dict:
         ),
         rate=lambda step: learning_rate(step, settings.max_steps, settings),
         stop_ids=stage.engine.stop_ids,
-        folder=str(stage.out.path),
+        folder=str(stage.run.path),
         after_batch=after,
     )
     if code:
         raise Stopped(
             code,
-            f"stopped after step {stage.out.step} of {settings.max_steps}; --backend trl keeps no "
-            f"checkpoints: the logs are in {stage.out.path}, the next run begins anew",
+            f"stopped after step {stage.run.step} of {settings.max_steps}; --backend trl keeps no "
+            f"checkpoints: the logs are in {stage.run.path}, the next run begins anew",
         )
 
     # 3. What is kept is the best adapter by validation accuracy, not the last one.
@@ -104,23 +104,23 @@ def fields(settings, prompts) -> dict[str, Any]:
     )
 
 
-def after_batch(stage, best, guard, watch, step: int, batch, advantage, figures) -> bool:
+def after_batch(stage, best, guard, watch, step: int, batch, advantage, metrics) -> bool:
     """Log, validate and keep what our own loop does after a step; return True to end."""
     from rlm.rollouts.batch import describe, records
 
-    settings, out = stage.settings, stage.out
-    row = {"step": step} | describe(batch, settings.format) | figures
+    settings, run = stage.settings, stage.run
+    row = {"step": step} | describe(batch, settings.format) | metrics
     record = partial(records, step, batch, advantage)
     # In float16 gradients may be infinite while the loss's scale is still too high.
     scaling = str(next(stage.policy.model.parameters()).dtype) == "torch.float16"
     names = ("loss",) if scaling else ("loss", "gradient_norm")
-    finite = guard.passed(step, {name: figures[name] for name in names}, record)
+    finite = guard.passed(step, {name: metrics[name] for name in names}, record)
     row["skipped_steps"] = guard.skipped
     ended = guard.gave_up
     if finite and (step == settings.max_steps or due(step, settings.eval_every)):
         row["validation_accuracy"] = accuracy = best.offer(step)
         ended |= settings.early_stop and best.fell(accuracy)
-    out.log(row)
+    run.log(row)
     watch.look(row)
-    out.write_rollouts(record())
+    run.write_rollouts(record())
     return ended

@@ -3,7 +3,7 @@
     python train_grpo.py --check         # the whole report, GO or NO-GO; trains and writes nothing
 
 A few questions are sampled and scored as in a step, and one largest micro-batch is learned and
-dropped again. What follows from the figures is decided in rlm/preflight/verdict.py.
+dropped again. What follows from the metrics is decided in rlm/preflight/verdict.py.
 """
 
 import time
@@ -48,7 +48,7 @@ def brief(stage, examples, validation, budget: int, sample) -> None:
         probe, learning = measure(stage, examples, budget, sample, rounds=1)
         asked = plan(stage.settings, len(validation), stage.policy.model)
         for line in verdict.brief(probe, learning, asked, datetime.now()):
-            stage.out.say(line)
+            stage.run.info(line)
 
 
 def measure(stage, examples, budget: int, sample, *, rounds: int) -> tuple:
@@ -92,7 +92,7 @@ def probed(batch, settings, context_tokens: int | None, seconds: float, peak: in
     from rlm.preflight.forecast import Probe, quantile
     from rlm.rollouts.batch import describe
 
-    figures = describe(batch, settings.format)
+    metrics = describe(batch, settings.format)
     rollouts = [rollout for group in batch.groups for rollout in group]
     reasons = [score.reason for group in batch.scores for score in group]
     ended = [r for r, rollout in zip(reasons, rollouts, strict=True) if rollout.finish == "stop"]
@@ -103,15 +103,15 @@ def probed(batch, settings, context_tokens: int | None, seconds: float, peak: in
         group_size=settings.group_size,
         max_tokens=settings.max_tokens,
         room_tokens=context_tokens - max(prompts) if context_tokens else None,
-        reward=figures["reward_mean"],
-        truncated=figures["truncated_fraction"],
-        unreadable=figures["unreadable_fraction"],
+        reward=metrics["reward_mean"],
+        truncated=metrics["truncated_fraction"],
+        unreadable=metrics["unreadable_fraction"],
         unreadable_ended=sum(r is not None for r in ended) / max(1, len(ended)),
         reasons={r: reasons.count(r) / len(reasons) for r in sorted(set(filter(None, reasons)))},
-        right=figures["all_right_fraction"],
-        mixed=figures["mixed_fraction"],
-        wrong=figures["all_wrong_fraction"],
-        live=figures["live_fraction"],
+        right=metrics["all_right_fraction"],
+        mixed=metrics["mixed_fraction"],
+        wrong=metrics["all_wrong_fraction"],
+        live=metrics["live_fraction"],
         p50_tokens=quantile(lengths, 0.5),
         p95_tokens=quantile(lengths, 0.95),
         prompt_tokens=sum(prompts),

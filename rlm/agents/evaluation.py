@@ -35,7 +35,7 @@ def measure(
     """Return what the graphs written by the engine's model make of `examples`, and the control.
 
     prompts: the examples' for the orchestrator. The other arguments are those of
-    `rlm.evaluation.measure.measure`; the summary has its figures, where format_rate is the share of
+    `rlm.evaluation.measure.measure`; the summary has its metrics, where format_rate is the share of
     valid graphs, and those of `_added`. Of several processes each runs the agents of its share
     of the examples, those of the control too, and gets the others' from them.
     """
@@ -44,10 +44,10 @@ def measure(
     sampling = Sampling(max_tokens=max_tokens, temperature=temperature)
     start = time.perf_counter()
     groups = engine.generate(prompts, samples, sampling, seed=seed)
-    mine, joined = parallel.world().mine, parallel.world().joined
-    share = mine(examples), mine(groups)
+    world = parallel.world()
+    share = world.shard(examples), world.shard(groups)
     own = outcomes(runner, *share, limits, keep_leaks=keep_leaks, seed=seed)
-    found = joined(own, "the agents' answers")
+    found = world.unshard(own, "the agents' answers")
     seconds = time.perf_counter() - start
     judged = [
         [_judged(e, outcome, rollout) for outcome, rollout in zip(row, group, strict=True)]
@@ -62,8 +62,10 @@ def measure(
         shown |= {k: v for k, v in chosen.items() if k not in ("value", "strict", "last_number")}
         shown |= {"gold": example.gold, "right_samples": sum(s["right"] for s in group)}
         rows.append(shown)
-    direct = zip(*control(runner, mine(examples), mine(agents), seed), strict=True)
-    for shown, (one, votes) in zip(rows, joined(direct, "the control's answers"), strict=True):
+    direct = zip(*control(runner, world.shard(examples), world.shard(agents), seed), strict=True)
+    for shown, (one, votes) in zip(
+        rows, world.unshard(direct, "the control's answers"), strict=True
+    ):
         shown |= {"direct_right": one, "direct_votes_right": votes}
     flat = [outcome for row in found for outcome in row]
     summary = summarise(name, rows, judged, samples) | {"seconds": seconds}

@@ -77,7 +77,7 @@ def _outcome(example, reading: Reading, run: Run | None, runner: Runner, keep_le
 
 
 def score(outcome: Outcome) -> Score:
-    """Return the reward of a completion, its figures, and its graph for rollouts.jsonl.
+    """Return the reward of a completion, its metrics, and its graph for rollouts.jsonl.
 
     facts, each to be averaged over all completions: graph_valid_fraction (a graph as it stands),
     graph_repaired_fraction (one only after repairs), agent_tokens (what its agents wrote),

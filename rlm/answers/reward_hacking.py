@@ -124,7 +124,7 @@ def numbers(text: str) -> list[Fraction | str]:
 def risen(first: Mapping[str, float], now: Mapping[str, float]) -> list[str]:
     """Return the signs that have become suspicious: names of `SIGNS`, in their order.
 
-    first, now: figures of the first step and of this one, with reward_mean and the shares
+    first, now: metrics of the first step and of this one, with reward_mean and the shares
     SIGN_fraction. A sign is suspicious above 20 % of the completions and above twice its share
     at first, if the reward has risen as well.
     """
@@ -135,7 +135,7 @@ def risen(first: Mapping[str, float], now: Mapping[str, float]) -> list[str]:
 
 
 def warning(name: str, first: Mapping[str, float], now: Mapping[str, float]) -> str:
-    """Return the line that warns of a sign; the figures are those of `risen`."""
+    """Return the line that warns of a sign; the metrics are those of `risen`."""
     key = f"{name}_fraction"
     return (
         f"warning: completions that {SIGNS[name]} rose from {first[key]:.0%} to {now[key]:.0%} "
@@ -146,11 +146,11 @@ def warning(name: str, first: Mapping[str, float], now: Mapping[str, float]) -> 
 
 
 class Watch:
-    """Compares each step with the first one; each sign is warned of once, by `say`."""
+    """Compares each step with the first one; each sign is warned of once, by `warn`."""
 
-    def __init__(self, say: Callable[[str], None]):
-        self.say = say
-        self.first: dict[str, float] | None = None  # figures of the first step
+    def __init__(self, warn: Callable[[str], None]):
+        self.warn = warn
+        self.first: dict[str, float] | None = None  # metrics of the first step
         self.told: list[str] = []  # the signs that were warned of
 
     def state(self) -> dict:
@@ -161,12 +161,12 @@ class Watch:
         """Go on from what `state` returned."""
         self.first, self.told = state["first"], list(state["told"])
 
-    def look(self, figures: Mapping[str, float]) -> None:
-        """Say the warnings that the figures of a step give rise to, none of them twice."""
+    def look(self, metrics: Mapping[str, float]) -> None:
+        """Say the warnings that the metrics of a step give rise to, none of them twice."""
         if self.first is None:
             names = ("reward_mean", *(f"{name}_fraction" for name in SIGNS))
-            self.first = {name: figures[name] for name in names}
-        for name in risen(self.first, figures):
+            self.first = {name: metrics[name] for name in names}
+        for name in risen(self.first, metrics):
             if name not in self.told:
                 self.told.append(name)
-                self.say(warning(name, self.first, figures))
+                self.warn(warning(name, self.first, metrics))

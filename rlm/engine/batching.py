@@ -118,10 +118,10 @@ class RollingBatch:
         """
         try:
             old = list(self._rows)
-            joined = self._admit()
+            admitted = self._admit()
             if not self._rows:
                 return []
-            logits = self._forward(old, joined)  # [n, V]
+            logits = self._forward(old, admitted)  # [n, V]
             numbers = [next(row.uniforms) for row in self._rows]
             tokens, logprobs = sample(
                 logits,
@@ -182,14 +182,14 @@ class RollingBatch:
 
     def _admit(self) -> list[tuple[Group, int]]:
         """Give rows to waiting requests, in order; return the groups and how many of each."""
-        joined: list[tuple[Group, int]] = []
+        admitted: list[tuple[Group, int]] = []
         budget, tokens = self.admissions, 0
         most = max((row.most for row in self._rows), default=0)
         while self._queue and budget:
             group = self._queue[0]
             if group.prefix is None:
                 tokens += len(group.prompt.ids)
-                if joined and tokens > self.prefill_tokens:
+                if admitted and tokens > self.prefill_tokens:
                     break
             most = max(most, group.waiting[0].most)
             room = self.max_rows
@@ -198,7 +198,7 @@ class RollingBatch:
             count = min(room - len(self._rows), len(group.waiting), budget)
             if count <= 0:
                 break
-            joined.append((group, count))
+            admitted.append((group, count))
             budget -= count
             for _ in range(count):
                 row = group.waiting.popleft()
@@ -206,11 +206,11 @@ class RollingBatch:
                 self._rows.append(row)
             if not group.waiting:
                 self._queue.popleft()
-        return joined
+        return admitted
 
-    def _forward(self, old: list[Row], joined: list[tuple[Group, int]]) -> torch.Tensor:
-        """Run the model once; return the logits [n, V] of all rows, the joined ones last."""
-        fresh = [group for group, _ in joined if group.prefix is None]
+    def _forward(self, old: list[Row], admitted: list[tuple[Group, int]]) -> torch.Tensor:
+        """Run the model once; return the logits [n, V] of all rows, the admitted ones last."""
+        fresh = [group for group, _ in admitted if group.prefix is None]
         if old:
             self._grow(len(old), 1 + max(row.cached for row in old), None)
         if old or fresh:
@@ -220,7 +220,7 @@ class RollingBatch:
             for group, prefix, row in zip(fresh, prefixes, logits[len(old) :], strict=True):
                 group.prefix, group.logits = prefix, row
         parts, start = [logits[: len(old)]] if old else [], len(old)
-        for group, count in joined:
+        for group, count in admitted:
             assert group.prefix is not None and group.logits is not None
             self._grow(start + count, group.prefix.length + 1, group.prefix)
             self._slots.store(start, count, group.prefix)
@@ -228,7 +228,7 @@ class RollingBatch:
             start += count
             if not group.waiting:
                 group.forget()
-        return torch.cat(parts) if joined else logits
+        return torch.cat(parts) if admitted else logits
 
     def _run(self, old: list[Row], prompts: list[list[int]]) -> torch.Tensor:
         """Return the logits behind the last token of each old row and of each prompt."""

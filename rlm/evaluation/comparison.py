@@ -1,6 +1,6 @@
 """Models compared on the same questions: what changed, how surely, and of what kind the change is.
 
-Pure figures out of the rows of `rlm.evaluation.measure`; it asks no model. A question's answer is
+Pure numbers out of the rows of `rlm.evaluation.measure`; it asks no model. A question's answer is
 right, wrong (it was read and is not the gold one) or unreadable. So every gain is one of two kinds:
 
     format gain      unreadable before, right now
@@ -35,9 +35,9 @@ def compare(
     seed: int = 0,
     resamples: int = RESAMPLES,
 ) -> dict:
-    """Return the figures of models that answered the same questions.
+    """Return the metrics of models that answered the same questions.
 
-    models: each model's own figures. differences: of each to the first and to the one before.
+    models: each model's own metrics. differences: of each to the first and to the one before.
     by_steps, by_digits: right answers by the known solution's steps (0: not known) and by the
     digits of the largest number in question or answer. ValueError unless every evaluation has a
     row of every example, in order, and there are two or more.
@@ -176,7 +176,7 @@ def strata(evaluations: list[Evaluation], labels: list[int]) -> list[dict]:
 
 
 def items(evaluations: list[Evaluation], examples: list[Example]) -> list[dict]:
-    """Return a row per question with every model's verdict: all that the figures are made of."""
+    """Return a row per question with every model's verdict: all that the metrics are made of."""
     rows = []
     for i, example in enumerate(examples):
         row = {"id": example.id, "template": example.template, "steps": example.steps}
@@ -196,26 +196,26 @@ def items(evaluations: list[Evaluation], examples: list[Example]) -> list[dict]:
 READINGS = ("strict", "lenient")
 
 
-def card(figures: dict, facts: dict[str, object]) -> str:
+def card(metrics: dict, facts: dict[str, object]) -> str:
     """Return the card. facts: what was asked and how, a line each (`task`, `seed`, ...)."""
-    names = [model["model"] for model in figures["models"]]
+    names = [model["model"] for model in metrics["models"]]
     parts = [
-        f"# {', '.join(names)} on the same {figures['questions']} questions",
+        f"# {', '.join(names)} on the same {metrics['questions']} questions",
         "\n".join(f"- {name}: {value}" for name, value in facts.items()),
-        _accuracy(figures),
-        _differences(figures),
-        _parts(figures),
-        _reasons(figures),
-        _strata(figures, "by_steps", "steps", "the known solution's steps"),
-        _strata(figures, "by_digits", "digits", "the digits of the largest number"),
+        _accuracy(metrics),
+        _differences(metrics),
+        _parts(metrics),
+        _reasons(metrics),
+        _strata(metrics, "by_steps", "steps", "the known solution's steps"),
+        _strata(metrics, "by_digits", "digits", "the digits of the largest number"),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def brief(figures: dict) -> str:
+def brief(metrics: dict) -> str:
     """Return the differences for the console, a few lines each."""
     lines = []
-    for each in figures["differences"]:
+    for each in metrics["differences"]:
         lines.append(f"{each['before']} -> {each['after']}")
         for reading in READINGS:
             change = each[reading]
@@ -229,9 +229,9 @@ def brief(figures: dict) -> str:
     return "\n".join(lines)
 
 
-def _accuracy(figures: dict) -> str:
+def _accuracy(metrics: dict) -> str:
     columns = ("strict", "lenient", "wrong", "unreadable", "truncated")
-    rows = [[m["model"], *(percent(m[name]) for name in columns)] for m in figures["models"]]
+    rows = [[m["model"], *(percent(m[name]) for name in columns)] for m in metrics["models"]]
     return "\n\n".join((
         "## Accuracy",
         table(["model", "strict", "lenient", "wrong", "unreadable", "cut off"], rows),
@@ -242,25 +242,25 @@ def _accuracy(figures: dict) -> str:
     ))  # fmt: skip
 
 
-def _differences(figures: dict) -> str:
+def _differences(metrics: dict) -> str:
     rows = [
         [f"{each['before']} → {each['after']}", reading, points(each[reading]),
          each[reading]["gained"], each[reading]["lost"], p_value(each[reading]["p"])]
-        for each in figures["differences"] for reading in READINGS
+        for each in metrics["differences"] for reading in READINGS
     ]  # fmt: skip
     return "\n\n".join((
         "## Differences",
         table(["from → to", "reading", "points", "gained", "lost", "p"], rows),
-        f"Percentage points, with the 95 % interval of {figures['resamples']:,} paired bootstrap "
+        f"Percentage points, with the 95 % interval of {metrics['resamples']:,} paired bootstrap "
         f"resamples of the questions (percentiles). {WIDTH} *Gained*, *lost*: "
         "questions that became right, became not right. *p*: McNemar's exact test, two-sided, not "
         "corrected for the number of comparisons.",
     ))  # fmt: skip
 
 
-def _parts(figures: dict) -> str:
-    rows, total = [], figures["questions"]
-    for each in figures["differences"]:
+def _parts(metrics: dict) -> str:
+    rows, total = [], metrics["questions"]
+    for each in metrics["differences"]:
         kinds, change = each["parts"], each["strict"]
         cells = [f"{sign}{kinds[name]} ({100 * kinds[name] / total:.1f})"
                  for name, sign in (("format_gain", "+"), ("reasoning_gain", "+"),
@@ -279,8 +279,8 @@ def _parts(figures: dict) -> str:
     ))  # fmt: skip
 
 
-def _reasons(figures: dict) -> str:
-    models = figures["models"]
+def _reasons(metrics: dict) -> str:
+    models = metrics["models"]
     names = list(dict.fromkeys(name for model in models for name in model["reasons"]))
     if not names:
         return "## Why answers were not read\n\nEvery answer was read."
@@ -296,11 +296,11 @@ def _reasons(figures: dict) -> str:
     ))  # fmt: skip
 
 
-def _strata(figures: dict, name: str, column: str, meaning: str) -> str:
-    found = figures[name]
+def _strata(metrics: dict, name: str, column: str, meaning: str) -> str:
+    found = metrics[name]
     if {each["label"] for each in found} == {0}:
         return ""
-    names = [model["model"] for model in figures["models"]]
+    names = [model["model"] for model in metrics["models"]]
     head = [column, "questions", *(f"{m} ({r})" for m in names for r in READINGS)]
     rows = [
         [each["label"] or "unknown", each["questions"],

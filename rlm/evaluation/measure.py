@@ -1,4 +1,4 @@
-"""What a model does with questions: each answer read and judged, and the figures of them all.
+"""What a model does with questions: each answer read and judged, and the metrics of them all.
 
 It does not know how a model was trained, and no gold answer is read before the model has
 answered. Greedy unless a temperature is given.
@@ -19,7 +19,7 @@ NUMBER = re.compile(r"-?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?")  # 1,234.5 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """rows: one dictionary per question, in the order of the examples. summary: the figures."""
+    """rows: one dictionary per question, in the order of the examples. summary: the metrics."""
 
     name: str
     rows: list[dict]
@@ -101,7 +101,7 @@ def numbered_steps(text: str) -> int:
 
 
 def summarise(name: str, rows: list[dict], judged: list[list[dict]], samples: int) -> dict:
-    """Return the figures of one model. Every share is of all completions but the accuracy.
+    """Return the metrics of one model. Every share is of all completions but the accuracy.
 
     accuracy: share of questions whose (majority) answer is right, with its 95 % Wilson interval.
     thinking_proportion: completions with a reasoning that is not blank.
@@ -116,7 +116,7 @@ def summarise(name: str, rows: list[dict], judged: list[list[dict]], samples: in
 
     right = sum(row["right"] for row in rows)
     low, high = statistics.wilson(right, len(rows))
-    figures = {
+    metrics = {
         "model": name,
         "questions": len(rows),
         "samples": samples,
@@ -135,9 +135,9 @@ def summarise(name: str, rows: list[dict], judged: list[list[dict]], samples: in
         per_question = [sum(s["right"] for s in group) for group in judged]
         for k in (1, samples):
             passed = [statistics.pass_at_k(samples, r, k) for r in per_question]
-            figures[f"pass@{k}"] = sum(passed) / len(passed)
-        figures["majority"] = figures["accuracy"]
-    return figures
+            metrics[f"pass@{k}"] = sum(passed) / len(passed)
+        metrics["majority"] = metrics["accuracy"]
+    return metrics
 
 
 def table(summaries: list[dict]) -> str:

@@ -96,7 +96,7 @@ def robustness_metrics(
     seed: int = 0,
     resamples: int = RESAMPLES,
 ) -> list[dict]:
-    """Return for each set its name, meaning, questions and every model's figures.
+    """Return for each set its name, meaning, questions and every model's metrics.
 
     evaluations: of all sets' examples in a row. strict, lenient: right answers by both readings,
     with 95 % Wilson intervals. change: of a paired set, strictly read, against the seen questions
@@ -152,7 +152,7 @@ def overlap(sets: list[QuestionSet], training: list[Example]) -> list[dict]:
 
 
 def robustness_rows(sets: list[QuestionSet], evaluations: list[Evaluation]) -> list[dict]:
-    """Return a row per set, question and model: all that the figures are made of."""
+    """Return a row per set, question and model: all that the metrics are made of."""
     names = [(made.name, example.steps) for made in sets for example in made.examples]
     return [
         {"model": e.name, "set": name, "steps": steps} | row
@@ -321,8 +321,8 @@ def symbolic_card(found: list[dict], facts: dict[str, object]) -> str:
     for template, each in templates.items():
         cells = [template, each["draws"]]
         for model in found:
-            figures = model["by_template"][template]
-            cells += [f"{100 * figures['mean']:.1f}", f"{100 * figures['deviation']:.1f}"]
+            metrics = model["by_template"][template]
+            cells += [f"{100 * metrics['mean']:.1f}", f"{100 * metrics['deviation']:.1f}"]
         lines.append(cells)
     return "\n\n".join((
         f"# {', '.join(names)} on several draws of {len(templates)} templates",

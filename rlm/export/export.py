@@ -49,17 +49,17 @@ def main(argv: list[str] | None = None) -> int:
         shutil.rmtree(new, ignore_errors=True)
         try:
             if given.kind == "merged":
-                figures = write_merged(source, base, new, given.dtype, given.device)
+                metrics = write_merged(source, base, new, given.dtype, given.device)
             else:
-                figures = write_adapter(source, base, new)
-            card = model_card.write(figures, output.name, local=folder_of(base) is not None)
+                metrics = write_adapter(source, base, new)
+            card = model_card.write(metrics, output.name, local=folder_of(base) is not None)
             files.write_text(new / "README.md", card)
             files.put_folder(new, output)
         finally:
             shutil.rmtree(new, ignore_errors=True)
     except OSError as error:
         raise InputError(f"--output {output}: cannot be written ({error})") from None
-    print(f"{given.kind}: {output}{model_card.summary(figures)}")
+    print(f"{given.kind}: {output}{model_card.summary(metrics)}")
     return 0
 
 

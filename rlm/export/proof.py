@@ -46,8 +46,8 @@ class Seen:
 class Watched(Engine):
     """An engine that keeps the logits behind each prompt, in the order the prompts came in."""
 
-    def _forward(self, old, joined):
-        logits = super()._forward(old, joined)
+    def _forward(self, old, admitted):
+        logits = super()._forward(old, admitted)
         self.seen = [*getattr(self, "seen", []), logits[len(old) :].float().cpu()]
         return logits
 
@@ -105,17 +105,17 @@ def same_model(one, other, tokenizer, prompts, *, tolerance: float, max_tokens: 
     return compare(first, second, tolerance=tolerance)
 
 
-def told(figures: dict) -> str:
-    """Return the figures of `compare` in words.
+def told(metrics: dict) -> str:
+    """Return the metrics of `compare` in words.
 
     >>> told({"prompts": 32, "max_tokens": 16, "logit_difference": 0.0,
     ...       "logit_tolerance": 1e-05, "equal_answers_fraction": 1.0})
     'logits differ by 0 at most (1e-05 is allowed), 32 of 32 greedy answers of 16 tokens are equal'
     """
-    prompts, tokens = figures["prompts"], figures["max_tokens"]
-    equal = round(figures["equal_answers_fraction"] * prompts)
+    prompts, tokens = metrics["prompts"], metrics["max_tokens"]
+    equal = round(metrics["equal_answers_fraction"] * prompts)
     return (
-        f"logits differ by {figures['logit_difference']:.3g} at most "
-        f"({figures['logit_tolerance']:.3g} is allowed), "
+        f"logits differ by {metrics['logit_difference']:.3g} at most "
+        f"({metrics['logit_tolerance']:.3g} is allowed), "
         f"{equal} of {prompts} greedy answers of {tokens} tokens are equal"
     )

@@ -38,27 +38,27 @@ def save_policy(policy: Policy, path: str | Path, evaluation, run, *, overwrite:
     manifest = {"base": policy.base, **facts, "scores": {"validation": evaluation.summary}}
     run.write_evaluation("validation", evaluation)
     kept = adapters.save_adapter(policy.model, run.path / "adapter", manifest, overwrite=True)
-    manifest["proof"] = prove(policy, kept, facts.get("format", "think"), run.say)
+    manifest["proof"] = prove(policy, kept, facts.get("format", "think"), run.info)
     try:
         saved = adapters.save_adapter(policy.model, path, manifest, overwrite=overwrite)
     except InputError as error:
         raise InputError(f"{error} (the new one is in {kept})") from None
     if not filecmp.cmp(kept / adapters.WEIGHTS, saved / adapters.WEIGHTS, shallow=False):
         raise InputError(f"{saved}: holds other weights than {kept}, which was proved; copy that")
-    run.say(
+    run.info(
         f"adapter: {saved}, validation accuracy {evaluation.summary['accuracy']:.3f} "
         f"of {evaluation.summary['questions']} questions"
     )
     return saved
 
 
-def prove(policy: Policy, folder: Path, format_name: str, say) -> dict:
-    """Return the figures of a proof that `folder` holds what was trained; ProofError if not.
+def prove(policy: Policy, folder: Path, format_name: str, info) -> dict:
+    """Return the metrics of a proof that `folder` holds what was trained; ProofError if not.
 
     The base is loaded afresh in the same format, with the adapter of the folder: logits and
     greedy answers of fixed prompts have to be those of the live model (rlm.export.proof). A base in
     4 bits, or one that does not fit into memory a second time, is spared that: then the tensors of
-    the folder have to be the live ones, {"skipped": why} is returned, and `say` is told.
+    the folder have to be the live ones, {"skipped": why} is returned, and `info` is told.
     """
     _check_tensors(policy.model, folder)
     network = policy.model.get_base_model()
@@ -71,7 +71,7 @@ def prove(policy: Policy, folder: Path, format_name: str, say) -> dict:
     else:
         skipped = None
     if skipped:
-        say(f"proof: {folder} holds the trained tensors; logits not compared: {skipped}")
+        info(f"proof: {folder} holds the trained tensors; logits not compared: {skipped}")
         return {"skipped": skipped}
     questions = proof.prompts(policy.tokenizer, format_name)
     place = {"device": network.device, "dtype": str(network.dtype).removeprefix("torch.")}
@@ -81,14 +81,14 @@ def prove(policy: Policy, folder: Path, format_name: str, say) -> dict:
         again = proof.look(fresh.model, fresh.tokenizer, questions, max_tokens=proof.SHORT)
         del fresh
     try:
-        figures = proof.compare(live, again, tolerance=proof.EXACT)
+        metrics = proof.compare(live, again, tolerance=proof.EXACT)
     except proof.ProofError as error:
         raise proof.ProofError(
             f"{folder}: loaded afresh on {policy.base} it is not the model that was trained: "
             f"{error}; see whether the base's files have changed, and train again"
         ) from None
-    say(f"proof: {folder} loaded afresh, {proof.told(figures)}")
-    return figures
+    info(f"proof: {folder} loaded afresh, {proof.told(metrics)}")
+    return metrics
 
 
 def _check_tensors(model, folder: Path) -> None:

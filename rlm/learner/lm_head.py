@@ -78,9 +78,9 @@ class FrozenHead(torch.autograd.Function):
         chosen = logits[rows, targets]
         shares = logits.exp() if entropies is not None else logits.exp_()  # times `total`
         total = shares.sum(-1)  # [chunk]
-        spread = total.log()
+        log_total = total.log()
         if entropies is not None:
-            entropy = spread - logits.mul_(shares).sum(-1) / total
+            entropy = log_total - logits.mul_(shares).sum(-1) / total
             entropies.append(entropy.index_select(0, rows))
         if ctx.needs_input_grad[0]:
             factor = None if slope is None else slope[rows, targets]
@@ -88,7 +88,7 @@ class FrozenHead(torch.autograd.Function):
             expected = matmul(shares.to(weight.dtype), weight[: head.size]) / total[:, None]
             ctx.save_for_backward(expected.to(weight.dtype), weight, targets, rows, factor)
             ctx.temperature = head.temperature
-        return chosen - spread.index_select(0, rows)
+        return chosen - log_total.index_select(0, rows)
 
     @staticmethod
     def backward(ctx, grad):

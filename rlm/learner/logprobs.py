@@ -44,7 +44,7 @@ class Packed:
     row_of: torch.Tensor
     layout: attention.PackedGroups
 
-    def spread(self, values: torch.Tensor) -> torch.Tensor:
+    def per_token(self, values: torch.Tensor) -> torch.Tensor:
         """Return [N] from one value per completion, e.g. its advantage."""
         return values.to(self.targets.device)[self.sequence]
 

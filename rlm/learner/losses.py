@@ -248,16 +248,16 @@ def policy_loss(
     mask = torch.ones_like(logprobs) if mask is None else mask.to(logprobs.dtype)
     old = logprobs.detach() if old_logprobs is None else old_logprobs
     clip = {"loss_type": loss_type, "clip_low": clip_low, "clip_high": clip_high, "mask": mask}
-    terms, ratio, counted = token_terms(logprobs, old, advantages, sequence, **clip)
-    counted["ratio_shift"] = ratio - 1
+    terms, ratio, token_metrics = token_terms(logprobs, old, advantages, sequence, **clip)
+    token_metrics["ratio_shift"] = ratio - 1
     if ref_logprobs is not None:
         ref = torch.where(mask > 0, ref_logprobs, logprobs.detach())
-        counted["kl"] = kl_estimate(logprobs, ref) * (ratio if kl_unbiased else 1)
-        terms = terms + kl_weight * counted["kl"] if kl_weight else terms
+        token_metrics["kl"] = kl_estimate(logprobs, ref) * (ratio if kl_unbiased else 1)
+        terms = terms + kl_weight * token_metrics["kl"] if kl_weight else terms
     step: dict = {"tokens": tokens, "sequences": sequences, "max_tokens": max_tokens}
     loss = aggregate(terms, sequence, loss_type=loss_type, mask=mask, **step)
     counts = max(tokens, 1)
-    return loss, {name: (x.detach() * mask).sum() / counts for name, x in counted.items()}
+    return loss, {name: (x.detach() * mask).sum() / counts for name, x in token_metrics.items()}
 
 
 def _completions(sequence: torch.Tensor) -> int:

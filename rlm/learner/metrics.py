@@ -1,10 +1,10 @@
-"""The figures of an update: collected over micro-batches, then over all processes.
+"""The metrics of an update: collected over micro-batches, then over all processes.
 
-figures = Figures()
-figures.add(loss=..., clipped=...)      # a micro-batch's part of a sum
-figures.most(sampler_gap=...)           # the largest counts
-figures.mean(entropy=tensor)            # the mean of all tokens that were looked at
-figures.joined("metrics").values()      # name -> number, the same in all processes
+metrics = Metrics()
+metrics.add(loss=..., clipped=...)      # a micro-batch's part of a sum
+metrics.max(sampler_gap=...)            # the largest counts
+metrics.mean(entropy=tensor)            # the mean of all tokens that were looked at
+metrics.all_reduce("metrics").values()  # name -> number, the same in all processes
 """
 
 import math
@@ -13,7 +13,7 @@ from typing import Any
 from rlm.parallel import world
 
 
-class Figures:
+class Metrics:
     """Sums, largest values and means, by name."""
 
     def __init__(self):
@@ -26,7 +26,7 @@ class Figures:
         for name, value in values.items():
             self.sums[name] = self.sums.get(name, 0.0) + float(value)
 
-    def most(self, **values) -> None:
+    def max(self, **values) -> None:
         """Keep each value that is larger than those before of its name; NaN is."""
         for name, value in values.items():
             before, now = self.largest.get(name), float(value)
@@ -39,21 +39,21 @@ class Figures:
             total, count = self.totals.get(name, (0.0, 0))
             self.totals[name] = total + float(tensor.double().sum()), count + tensor.numel()
 
-    def plus(self, other: "Figures") -> "Figures":
-        """Return the figures of both."""
-        found = Figures()
+    def plus(self, other: "Metrics") -> "Metrics":
+        """Return the metrics of both."""
+        found = Metrics()
         for each in (self, other):
             found.add(**each.sums)
-            found.most(**each.largest)
+            found.max(**each.largest)
             for name, (total, count) in each.totals.items():
                 sum_, count_ = found.totals.get(name, (0.0, 0))
                 found.totals[name] = sum_ + total, count_ + count
         return found
 
-    def joined(self, stage: str) -> "Figures":
-        """Return the figures of all processes together, the same in each of them."""
-        found = Figures()
-        for each in world().gather(self, stage):
+    def all_reduce(self, stage: str) -> "Metrics":
+        """Return the metrics of all processes together, the same in each of them."""
+        found = Metrics()
+        for each in world().all_gather(self, stage):
             found = found.plus(each)
         return found
 

@@ -46,7 +46,7 @@ class Optimizer:
             group["lr"] = self.learning_rate
         self.scaler.unscale_(self.adamw)
         norm = float(torch.nn.utils.clip_grad_norm_(self.weights, self.max_grad_norm))
-        world().same(norm, "the norm of the gradients")
+        world().check_same(norm, "the norm of the gradients")
         if math.isfinite(norm):
             self.scaler.step(self.adamw)
         self.scaler.update()
@@ -56,13 +56,13 @@ class Optimizer:
     def _gathered(self) -> bool:
         """Add up the gradients of all processes; return whether there is any."""
         here = any(weight.grad is not None for weight in self.weights)
-        if not any(world().gather(here, "the gradients")):
+        if not any(world().all_gather(here, "the gradients")):
             return False
         if world().size > 1:
             for weight in self.weights:
                 if weight.grad is None:
                     weight.grad = torch.zeros_like(weight)
-            world().add([weight.grad for weight in self.weights], "the gradients")
+            world().all_reduce([weight.grad for weight in self.weights], "the gradients")
         return True
 
     @property

@@ -1,4 +1,4 @@
-"""A base that does not fit one GPU: its layers are spread over the processes (FSDP2).
+"""A base that does not fit one GPU: its layers are sharded over the processes (FSDP2).
 
 Each process keeps its part of every decoder layer's frozen weights; a layer is gathered when it
 is its turn, forward and backward, and dropped again (torch's fully_shard; arXiv:2304.11277).
@@ -54,7 +54,7 @@ def missing_turns(model, turns: int) -> int:
     """
     if not sharded(model):
         return 0
-    return max(world().gather(turns, "the micro-batches")) - turns
+    return max(world().all_gather(turns, "the micro-batches")) - turns
 
 
 def run_along(model, turns: int, backward: Callable | None = None) -> None:

@@ -54,8 +54,8 @@ def chat_text(tokenizer, instruction: str, turns: list[dict]) -> str:
     from jinja2 import TemplateError
 
     system = {"role": "system", "content": instruction}
-    joined = turns[0] | {"content": f"{instruction}\n\n{turns[0]['content']}"}
-    for messages in ([system, *turns], [joined, *turns[1:]]):
+    merged = turns[0] | {"content": f"{instruction}\n\n{turns[0]['content']}"}
+    for messages in ([system, *turns], [merged, *turns[1:]]):
         try:
             return tokenizer.apply_chat_template(
                 messages, tokenize=False, add_generation_prompt=True

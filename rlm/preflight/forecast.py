@@ -1,4 +1,4 @@
-"""How long a GRPO run will take, from what a probe has measured. Pure functions on plain figures.
+"""How long a GRPO run will take, from what a probe has measured. Pure functions on plain numbers.
 
 How they are measured is in rlm/learner/rehearsal.py, what follows from them in
 rlm/preflight/verdict.py.

@@ -1,6 +1,6 @@
 """Whether a GRPO run is worth its time: GO or NO-GO, decided on what a probe has measured.
 
-Pure functions on plain figures. How they are measured is in rlm/learner/rehearsal.py; this knows
+Pure functions on plain numbers. How they are measured is in rlm/learner/rehearsal.py; this knows
 neither models nor settings.
 """
 

@@ -48,7 +48,7 @@ WANTED = (
 
 
 def curves(rows: list[dict], questions: int = 0) -> list[Curve]:
-    """Return the curves that the rows have figures for.
+    """Return the curves that the rows have metrics for.
 
     questions: of a validation, for its interval where the rows have none.
     """

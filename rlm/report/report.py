@@ -31,7 +31,7 @@ from rlm.report.rollout_sample import BUDGET_BYTES, sample
 from rlm.report.run_data import RunData, read, stages
 
 HERE = Path(__file__).parent
-TABLE_STEPS = 12  # of the figures shown as numbers
+TABLE_STEPS = 12  # of the metrics shown as numbers
 COLUMNS = {
     "accuracy": "accuracy",
     "format_rate": "format",

@@ -1,4 +1,4 @@
-"""What a run's folder holds, read for its report: figures, settings, evaluations, warnings.
+"""What a run's folder holds, read for its report: metrics, settings, evaluations, warnings.
 
 Only reads. A run that was interrupted, or a file cut off by a crash, is read as far as it goes.
 """
@@ -19,7 +19,7 @@ ORDER = ("base", "sft", "grpo")
 class RunData:
     """One run's folder.
 
-    rows: the figures of each step, in order; only what is a number. evaluations: (name, summary)
+    rows: the metrics of each step, in order; only what is a number. evaluations: (name, summary)
     of each measured model, those of the run's parent (a train.py run) first. warnings: lines.
     """
 
@@ -49,7 +49,7 @@ def read(folder: str | Path) -> RunData:
     """Return what is known of the run in `folder`; of an empty folder that is nothing."""
     path = Path(folder)
     settings, rows = files.read_object(path / "settings.json"), read_rows(path)
-    messages = _from_console(path / "console.log") + _from_figures(rows, settings)
+    messages = _from_console(path / "console.log") + _from_metrics(rows, settings)
     return RunData(path, settings, rows, _evaluations(path), messages)
 
 
@@ -63,13 +63,13 @@ def stages(folder: str | Path) -> list[Path]:
 
 def read_rows(folder: Path) -> list[dict]:
     """Return log.csv with times.csv joined by step; what stands there twice becomes one row."""
-    joined: dict[float, dict] = {}
+    merged: dict[float, dict] = {}
     for name in ("log.csv", "times.csv"):
         for row in _csv_rows(folder / name):
             if math.isfinite(row.get("step", math.nan)):
-                old = joined.setdefault(row["step"], {})
-                joined[row["step"]] = old | row if name == "log.csv" else row | old
-    return [joined[step] for step in sorted(joined)]
+                old = merged.setdefault(row["step"], {})
+                merged[row["step"]] = old | row if name == "log.csv" else row | old
+    return [merged[step] for step in sorted(merged)]
 
 
 def _csv_rows(path: Path) -> list[dict]:
@@ -128,8 +128,8 @@ def _from_console(path: Path) -> list[str]:
     return list(dict.fromkeys(told))[:50]
 
 
-def _from_figures(rows: list[dict], settings: dict) -> list[str]:
-    """Return what the figures themselves warn of."""
+def _from_metrics(rows: list[dict], settings: dict) -> list[str]:
+    """Return what the metrics themselves warn of."""
     if not rows:
         return ["no step was logged"]
     told, last = [], int(rows[-1]["step"])

@@ -1,4 +1,4 @@
-"""A step's rollouts with their scores: the batch, its figures, its records.
+"""A step's rollouts with their scores: the batch, its metrics, its records.
 
 It does not know where questions come from, nor how a loss is made.
 """
@@ -23,7 +23,7 @@ class Batch:
     """B questions with G scored completions each. groups and scores are [B][G].
 
     discarded: (example, group, scores) of the dead groups that were replaced; they count in the
-    figures, not in the update.
+    metrics, not in the update.
     """
 
     examples: list[Example]
@@ -49,20 +49,20 @@ class Batch:
         rollouts = [r for b, rows in chosen for r in self.groups[b][rows]]
         return torch.tensor([x for r in rollouts for x in r.logprobs])
 
-    def counted(self, chosen: list[Piece], keep_truncated: bool) -> torch.Tensor:
+    def loss_mask(self, chosen: list[Piece], keep_truncated: bool) -> torch.Tensor:
         """Return 1.0 for each of the chosen completions that counts in the loss, else 0.0."""
         rollouts = [r for b, rows in chosen for r in self.groups[b][rows]]
         flags = [keep_truncated or r.finish == "stop" for r in rollouts]
         return torch.tensor(flags, dtype=torch.float32)
 
-    def counted_tokens(self, keep_truncated: bool) -> int:
+    def loss_tokens(self, keep_truncated: bool) -> int:
         """Return the completion tokens that count in the loss: the denominator of a token mean."""
         rollouts = [r for group in self.groups for r in group]
         return sum(len(r.ids) for r in rollouts if keep_truncated or r.finish == "stop")
 
     def tokens(self) -> int:
         """Return all sampled completion tokens of the groups that are learned from."""
-        return self.counted_tokens(True)
+        return self.loss_tokens(True)
 
     def sequences(self) -> int:
         """Return the number of completions."""
@@ -87,7 +87,7 @@ class Batch:
         spare = [b for b, alive in enumerate(live(fresh.rewards()).tolist()) if alive]
         examples, prompts = list(self.examples), list(self.prompts)
         groups, scores, discarded = list(self.groups), list(self.scores), list(self.discarded)
-        # All of the fresh groups count in the figures, but for those that are learned from.
+        # All of the fresh groups count in the metrics, but for those that are learned from.
         unused = set(range(len(fresh.groups)))
         for b, alive in enumerate(live(self.rewards()).tolist()):
             if not alive and spare:
@@ -102,7 +102,7 @@ class Batch:
 
 
 def describe(batch: Batch, format_name: str) -> dict[str, float]:
-    """Return the figures of all that was sampled, the discarded groups included.
+    """Return the metrics of all that was sampled, the discarded groups included.
 
     reward_mean, reward_spread: of all completions; the spread is their standard deviation
     (divided by n). all_right, all_wrong, mixed: shares of the groups, by correctness where it is
@@ -122,7 +122,7 @@ def describe(batch: Batch, format_name: str) -> dict[str, float]:
     verdicts = totals
     if "correctness" in flat[0].parts:
         verdicts = torch.tensor([[float(s.parts["correctness"]) for s in g] for g in scores])
-    figures = {
+    metrics = {
         "reward_mean": totals.mean().item(),
         "reward_spread": totals.std(correction=0).item(),
         "live_fraction": live(totals).float().mean().item(),
@@ -138,14 +138,14 @@ def describe(batch: Batch, format_name: str) -> dict[str, float]:
         for r in group
     ]
     for name in reward_hacking.SIGNS:
-        figures[f"{name}_fraction"] = sum(signs[name] for signs in shown) / count
+        metrics[f"{name}_fraction"] = sum(signs[name] for signs in shown) / count
     for name in flat[0].parts:
-        figures[f"reward_{name}"] = sum(s.parts[name] for s in flat) / count
+        metrics[f"reward_{name}"] = sum(s.parts[name] for s in flat) / count
     for name in flat[0].facts:
-        figures[name] = sum(s.facts[name] for s in flat) / count
+        metrics[name] = sum(s.facts[name] for s in flat) / count
     for reason, number in sorted(Counter(s.reason for s in flat if s.reason).items()):
-        figures[f"unreadable_{reason}"] = number / count
-    return figures
+        metrics[f"unreadable_{reason}"] = number / count
+    return metrics
 
 
 def records(step: int, batch: Batch, advantage: torch.Tensor, tokenizer=None) -> list[dict]:

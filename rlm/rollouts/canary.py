@@ -4,7 +4,7 @@
     now = look(model, ids, heard, ...)                  # after each sync
     problem = judge(now, base, before)                  # a text, or None
 
-Pure figures but for `look`, which runs the learner's own forward. It knows no engine: what the
+Pure numbers but for `look`, which runs the learner's own forward. It knows no engine: what the
 engine said is handed in as `Heard`.
 """
 
@@ -88,7 +88,7 @@ def judge(now: Look, base: Look, before: Look | None, tolerance: float) -> str |
 
     base: of the base, the adapter off. before: of the version before, None for the first.
     tolerance: nats that engine and learner may differ by. Where the adapter has moved the learner
-    by more than three of them from its base, this also makes the engine's figures differ from
+    by more than three of them from its base, this also makes the engine's metrics differ from
     those of the base by more than the tolerance. Smaller moves, such as one step of a small
     learning rate in bfloat16, are told from none by equality: the same weights give the same
     text the same bits, other weights hardly ever.

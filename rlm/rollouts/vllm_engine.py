@@ -125,7 +125,7 @@ class VllmEngine:
             if last:
                 self._backend.unload(last)
             shutil.rmtree(path, ignore_errors=True)  # it has been read
-        world().wait("the adapter at the engine")
+        world().barrier("the adapter at the engine")
         self._digest = digest
         self._check()
 

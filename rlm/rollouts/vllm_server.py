@@ -42,7 +42,7 @@ class ServedVllm:
         key = read_key(VLLM_KEY)
         self._headers = {"Authorization": f"Bearer {key}"} if key else {}
         self._rank = rank
-        self._prefix = f"rlm-{world().agree(uuid.uuid4().hex[:8], 'the name of the adapters')}"
+        self._prefix = f"rlm-{world().broadcast(uuid.uuid4().hex[:8], 'the name of the adapters')}"
         self._loaded: list[int] = []
         card = self._base()
         self._model, self.context_tokens = card["id"], card.get("max_model_len")

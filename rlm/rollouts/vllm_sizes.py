@@ -1,6 +1,6 @@
 """How large a vLLM engine is to be: its context, its rows, its LoRA rank, its memory.
 
-Pure arithmetic on figures that were measured elsewhere (rlm/learner/rehearsal.py,
+Pure arithmetic on numbers that were measured elsewhere (rlm/learner/rehearsal.py,
 rlm/models/memory.py).
 """
 

@@ -16,7 +16,7 @@ from rlm.models.loading import find
 from rlm.report import report
 from rlm.run import checkpoint
 from rlm.run.log import CsvLog, Trackers
-from rlm.run.progress import AboveBar, Progress
+from rlm.run.progress import AboveBar, ProgressBar
 
 logger = logging.getLogger("rlm")
 
@@ -73,12 +73,12 @@ class Run:
         self.rows: list[dict] = []
         self._csv = CsvLog(self.path / "log.csv")
         self._trackers = Trackers(trackers, self.path, project=project, settings=settings)
-        self._progress = Progress(settings.get("max_steps") or None)
+        self._progress = ProgressBar(settings.get("max_steps") or None)
         self._validation, self._validated = dict[str, float](), False
         atexit.register(self.close)  # an interrupted run has its report too
 
     def log(self, row: dict, *, show: bool = True) -> None:
-        """Log the figures of a step to log.csv, and the main ones as a line to the console.
+        """Log the metrics of a step to log.csv, and the main ones as a line to the console.
 
         Where a bar is shown, it has them, and the line is in console.log only.
         """
@@ -93,14 +93,14 @@ class Run:
             return
         shown = [f"{name} {row[name]:.4g}" for name in SHOWN if name in row]
         text = f"step {row['step']}: " + ", ".join(shown)
-        self._keep(text) if self._progress.shown else self.say(text)
+        self._keep(text) if self._progress.shown else self.info(text)
 
     def expect(self, steps: int) -> None:
         """Show from now on that there will be so many steps."""
         self._progress.expect(steps)
 
     def measured(self, summary: dict) -> None:
-        """Keep the figures of a validation for the row that has its accuracy."""
+        """Keep the metrics of a validation for the row that has its accuracy."""
         names = ("accuracy_low", "accuracy_high", "format_rate")
         self._validation = {f"validation_{name}": summary[name] for name in names}
 
@@ -155,7 +155,7 @@ class Run:
         if rollouts.exists():
             os.truncate(rollouts, state["rollout_bytes"])
 
-    def say(self, text: str) -> None:
+    def info(self, text: str) -> None:
         """Log to the console and to the run's console.log."""
         logger.info(text)
         self._keep(text)
@@ -211,7 +211,7 @@ class Silent:
     def _nothing(self, *arguments, **options) -> None:
         """What only the first process does."""
 
-    expect = measured = say = finish = close = write_evaluation = write_rollouts = _nothing
+    expect = measured = info = finish = close = write_evaluation = write_rollouts = _nothing
 
 
 def keep_earlier(path: Path) -> None:

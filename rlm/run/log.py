@@ -34,7 +34,7 @@ TIMES = ("generate_seconds", "learn_seconds", "tokens_per_second", "seconds", "p
 
 
 class CsvLog:
-    """Writes rows of figures. A row stands in log.csv when `log` returns.
+    """Writes rows of metrics. A row stands in log.csv when `log` returns.
 
     path: the CSV file; rows that are there already are kept and gone on from.
     """

@@ -25,15 +25,15 @@ class Guard:
         self.folder, self.limit = Path(folder) / "skipped", limit
         self.skipped, self.in_a_row = 0, 0
 
-    def passed(self, step: int, figures: dict[str, float], batch) -> bool:
-        """Return whether all figures are finite; if not, keep the batch and count it.
+    def passed(self, step: int, metrics: dict[str, float], batch) -> bool:
+        """Return whether all metrics are finite; if not, keep the batch and count it.
 
-        No figures: there was nothing to learn, which says nothing about the others in the row.
+        No metrics: there was nothing to learn, which says nothing about the others in the row.
         batch: called for what JSON can hold of it, when it is needed; the first process writes.
         """
-        wrong = {name: str(x) for name, x in figures.items() if not math.isfinite(x)}
+        wrong = {name: str(x) for name, x in metrics.items() if not math.isfinite(x)}
         if not wrong:
-            self.in_a_row = 0 if figures else self.in_a_row
+            self.in_a_row = 0 if metrics else self.in_a_row
             return True
         self.skipped, self.in_a_row = self.skipped + 1, self.in_a_row + 1
         told = ", ".join(f"{name} {value}" for name, value in wrong.items())

@@ -1,4 +1,4 @@
-"""How far a run is: a bar with the last figures where a person watches, nothing elsewhere.
+"""How far a run is: a bar with the last metrics where a person watches, nothing elsewhere.
 
 A bar is shown on a terminal, if lines of the level info are shown at all; `AboveBar` keeps lines
 of the log apart from it. It does not know what is trained.
@@ -32,7 +32,7 @@ class AboveBar(logging.StreamHandler):
             super().emit(record)
 
 
-class Progress:
+class ProgressBar:
     """A bar of `total` steps, None if that is not known yet; `shown` says whether there is one.
 
     stream: where it is drawn, stderr by default; only on a terminal.
@@ -41,7 +41,7 @@ class Progress:
     def __init__(self, total: int | None = None, stream=None):
         stream = stream or sys.stderr
         self.shown = stream.isatty() and logger.isEnabledFor(logging.INFO)
-        self._figures, self._started = dict[str, str](), False
+        self._metrics, self._started = dict[str, str](), False
         self._bar = tqdm(
             total=total,
             file=stream,
@@ -59,12 +59,12 @@ class Progress:
         self._bar.refresh()
 
     def show(self, row: dict) -> None:
-        """Draw the bar at `row["step"]` with its figures; one that is missing stays as it was."""
+        """Draw the bar at `row["step"]` with its metrics; one that is missing stays as it was."""
         if not self.shown:
             return
-        self._figures |= {name: row[name] for name in FIGURES if name in row}
-        hidden = {HIDDEN[name] for name in HIDDEN if name in self._figures}
-        shown = [(FIGURES[n], self._figures[n]) for n in FIGURES if n in self._figures]
+        self._metrics |= {name: row[name] for name in FIGURES if name in row}
+        hidden = {HIDDEN[name] for name in HIDDEN if name in self._metrics}
+        shown = [(FIGURES[n], self._metrics[n]) for n in FIGURES if n in self._metrics]
         texts = [f"{n} {f.format(v)}" for (n, f), v in shown if n not in hidden]
         self._bar.set_postfix_str(", ".join(texts), refresh=False)
         if not self._started:

@@ -24,7 +24,7 @@ from rlm.run.time_budget import TimeBudget
 logger = logging.getLogger("rlm")
 
 
-class Progress:
+class RunState:
     """How far a run has come, and what it takes to go on from there.
 
     run: the folder of the run. parts: what changes from step to step. facts: what may not change
@@ -58,7 +58,7 @@ class Progress:
         """
         if self.found:
             state = self.found.load() if world().first else None
-            state = world().agree(state, "the state of the checkpoint")
+            state = world().broadcast(state, "the state of the checkpoint")
             for name, part in self.parts.items():
                 part.restore(state[name])
             self.step = self.found.step
@@ -83,7 +83,7 @@ class Progress:
         )
 
 
-class Steps(Progress):
+class Steps(RunState):
     """Yields the number of each step, counted from 1; goes on from the checkpoint at once.
 
     save_every: steps between checkpoints; 0 for none but where it is stopped. reserve: returns
@@ -119,7 +119,7 @@ class Steps(Progress):
                 if due or requested or (self._save_every and self.step == self.last):
                     self.save()
                 if requested:
-                    world().wait("the checkpoint of a stopped run")
+                    world().barrier("the checkpoint of a stopped run")
                     raise self.stopped(requested)
                 began, taken = time.monotonic(), time.monotonic() - began
                 if self._budget and self.step < self.last:
@@ -132,7 +132,7 @@ class Steps(Progress):
     def _fit(self, budget: TimeBudget, seconds: float) -> None:
         """Set the last step to the last one that fits; to this one if no other does."""
         before, more = self.last, budget.after_step(seconds, self._reserve())
-        self.last = min(self._limit, self.step + world().agree(more, "the time that is left"))
+        self.last = min(self._limit, self.step + world().broadcast(more, "the time that is left"))
         if self.last != before:
             left = duration(max(0.0, budget.left()))
             logger.info("time left %s: %d of %d steps done", left, self.step, self.last)

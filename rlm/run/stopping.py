@@ -33,7 +33,7 @@ class Stopper:
 
     def anywhere(self) -> int:
         """Return `requested` of the process that a signal has come to, the same in all of them."""
-        return max(world().gather(self.requested, "the end of the step"))
+        return max(world().all_gather(self.requested, "the end of the step"))
 
     def _note(self, number: int, frame) -> None:
         if self.requested:

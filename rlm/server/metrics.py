@@ -11,7 +11,7 @@ RATES = (5, 10, 25, 50, 100, 250, 500, 1000)
 
 
 class Metrics:
-    """The figures of one server."""
+    """The metrics of one server."""
 
     def __init__(self):
         self.registry = own = CollectorRegistry()
@@ -62,5 +62,5 @@ class Metrics:
                 gauge.labels(upstream.url).set_function(partial(look, upstream))
 
     def text(self) -> bytes:
-        """Return the figures in Prometheus' text format."""
+        """Return the metrics in Prometheus' text format."""
         return generate_latest(self.registry)

@@ -2,7 +2,7 @@
 
 import sys
 
-from rlm.errors import run
+from rlm.errors import run_main
 from rlm.tiny.base import main
 
-sys.exit(run(main))
+sys.exit(run_main(main))

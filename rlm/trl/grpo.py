@@ -34,7 +34,7 @@ NAMES = {
 }  # fmt: skip
 
 Scorer = Callable[[list[Example], list[list[Rollout]], int], list[list[Score]]]
-# (step, batch, advantages [B, G], figures) -> True to end
+# (step, batch, advantages [B, G], metrics) -> True to end
 AfterBatch = Callable[[int, Batch, torch.Tensor, dict[str, float]], bool]
 
 
@@ -190,7 +190,7 @@ class Trainer(GRPOTrainer):
 
 
 class _Each(TrainerCallback):
-    """Makes the figures of each batch out of TRL's and hands them on."""
+    """Makes the metrics of each batch out of TRL's and hands them on."""
 
     def __init__(self, trainer: Trainer, after_batch: AfterBatch, stopper: Stopper):
         self.trainer, self.after_batch, self.stopper = trainer, after_batch, stopper

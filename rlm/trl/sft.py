@@ -17,7 +17,7 @@ from trl import SFTTrainer
 from rlm.parallel import world
 from rlm.run.checkpoint import open_checkpoint
 from rlm.run.nonfinite import Guard
-from rlm.run.steps import Progress, RandomState
+from rlm.run.steps import RandomState, RunState
 from rlm.run.stopping import Stopper
 from rlm.run.time_budget import MARGIN, TimeBudget, fitting_steps
 
@@ -27,9 +27,9 @@ STATE = "trainer_state.json"  # what the Trainer itself goes on from
 class Trainer(SFTTrainer):
     """progress: where its checkpoints go. guard: of the batches. The rest is SFTTrainer's."""
 
-    def __init__(self, *arguments, progress: Progress, guard: Guard, **options):
+    def __init__(self, *arguments, run_state: RunState, guard: Guard, **options):
         super().__init__(*arguments, **options)
-        self.progress, self.guard, self.stopper = progress, guard, Stopper()
+        self.run_state, self.guard, self.stopper = run_state, guard, Stopper()
         self.stopped = 0  # the exit code that a signal to any of the processes asks for
         self.budget: TimeBudget | None = None
         self.reserve = 0.0  # seconds to keep for the end
@@ -37,15 +37,15 @@ class Trainer(SFTTrainer):
 
     def run(self) -> None:
         """Train from the start, or from a checkpoint; Stopped after a signal, all of it saved."""
-        found = self.progress.found
+        found = self.run_state.found
         if found and found.step >= self._last_step():
-            self.progress.restore()  # all steps are done: transformers would take one more
+            self.run_state.restore()  # all steps are done: transformers would take one more
             return
         with self.stopper:
             self.train(resume_from_checkpoint=str(found.path) if found else None)
         if self.stopped:
-            world().wait("the checkpoint of a stopped run")
-            raise self.progress.stopped(self.stopped)
+            world().barrier("the checkpoint of a stopped run")
+            raise self.run_state.stopped(self.stopped)
 
     def _last_step(self) -> int:
         passes = self.args.num_train_epochs * len(self.get_train_dataloader())
@@ -65,18 +65,18 @@ class Trainer(SFTTrainer):
 
     def _save_checkpoint(self, model, trial) -> None:
         self.state.log_history = []  # log.csv has it
-        self.progress.step, self.progress.last = self.state.global_step, self.state.max_steps
-        self.progress.parts["trainer"] = _State({
+        self.run_state.step, self.run_state.last = self.state.global_step, self.state.max_steps
+        self.run_state.parts["trainer"] = _State({
             "adamw": self.optimizer.state_dict(),
             "schedule": self.lr_scheduler.state_dict(),
             "tokens": self._total_train_tokens,
         })  # fmt: skip
         text = json.dumps(dataclasses.asdict(self.state))
-        self.progress.save(**{STATE: text})
+        self.run_state.save(**{STATE: text})
 
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None) -> None:
         self._saved = open_checkpoint(Path(resume_from_checkpoint)).load()
-        for name, part in self.progress.parts.items():
+        for name, part in self.run_state.parts.items():
             part.restore(self._saved[name])
 
     def _load_optimizer_and_scheduler(self, checkpoint) -> None:
@@ -103,11 +103,11 @@ class Trainer(SFTTrainer):
 
     def _clip_grad_norm(self, model):
         norm = super()._clip_grad_norm(model)
-        figures = {"loss": sum(world().gather(float(self._loss), "the loss"))}
+        metrics = {"loss": sum(world().all_gather(float(self._loss), "the loss"))}
         # In float16 a norm that is not finite is how the scale of the loss is found.
         if self.accelerator.scaler is None:
-            figures["gradient_norm"] = float(norm)
-        if not self.guard.passed(self.state.global_step + 1, figures, self._looked_at):
+            metrics["gradient_norm"] = float(norm)
+        if not self.guard.passed(self.state.global_step + 1, metrics, self._looked_at):
             for parameter in model.parameters():
                 parameter.grad = None  # AdamW leaves out what has no gradient
         return norm
@@ -149,7 +149,7 @@ class _Ends(TrainerCallback):
     def on_step_end(self, arguments, state, control, **kwargs):
         trainer = self.trainer
         late = trainer.budget is not None and trainer.budget.left() < trainer.reserve
-        late = world().agree(late, "the time that is left")
+        late = world().broadcast(late, "the time that is left")
         trainer.stopped = trainer.stopper.anywhere()
         if trainer.stopped or trainer.guard.gave_up or late:
             control.should_training_stop = True

@@ -189,7 +189,7 @@ class Meeting:
 
     def world(self):
         world = World(self.rank.value, self.size)
-        world.gather = self.gather
+        world.all_gather = self.all_gather
         return world
 
     def gather(self, value, stage):

@@ -129,7 +129,7 @@ def test_worked_sums_show_no_sign(a, b, c, name):
     assert "repeated_tags" in shown(text + text, name)
 
 
-def figures(reward: float, **shares: float) -> dict[str, float]:
+def metrics(reward: float, **shares: float) -> dict[str, float]:
     none = dict.fromkeys((f"{name}_fraction" for name in reward_hacking.SIGNS), 0.0)
     return none | {"reward_mean": reward} | {f"{k}_fraction": v for k, v in shares.items()}
 
@@ -146,7 +146,7 @@ def figures(reward: float, **shares: float) -> dict[str, float]:
 )
 def test_when_a_share_is_suspicious(reward, first, now, is_told):
     found = reward_hacking.risen(
-        figures(0.4, empty_reasoning=first), figures(reward, empty_reasoning=now)
+        metrics(0.4, empty_reasoning=first), metrics(reward, empty_reasoning=now)
     )
     assert found == (["empty_reasoning"] if is_told else [])
 
@@ -154,16 +154,16 @@ def test_when_a_share_is_suspicious(reward, first, now, is_told):
 def test_a_sign_is_told_once_and_against_the_first_step():
     said = []
     watch = reward_hacking.Watch(said.append)
-    watch.look(figures(0.2, repeated_tags=0.1))
+    watch.look(metrics(0.2, repeated_tags=0.1))
     assert said == []
-    watch.look(figures(0.3, repeated_tags=0.25))
+    watch.look(metrics(0.3, repeated_tags=0.25))
     assert len(said) == 1
     assert "repeat tags rose from 10% to 25%" in said[0] and "from 0.200 to 0.300" in said[0]
-    watch.look(figures(0.4, repeated_tags=0.9))
+    watch.look(metrics(0.4, repeated_tags=0.9))
     assert len(said) == 1
     again = reward_hacking.Watch(said.append)
     again.restore(json.loads(json.dumps(watch.state())))  # as a checkpoint keeps it
-    again.look(figures(0.4, repeated_tags=0.9))
+    again.look(metrics(0.4, repeated_tags=0.9))
     assert len(said) == 1
-    again.look(figures(0.4, repeated_tags=0.9, copied_numbers=0.5))
+    again.look(metrics(0.4, repeated_tags=0.9, copied_numbers=0.5))
     assert len(said) == 2 and "compute nothing rose from 0% to 50%" in said[1]

@@ -151,8 +151,8 @@ def test_the_largest_number(question, gold, digits):
 
 
 def test_the_card_has_every_part_and_lines_up():
-    figures = compare([BASE, TUNED], examples(6), resamples=100)
-    text = card(figures, {"task": "addition", "seed": 0})
+    metrics = compare([BASE, TUNED], examples(6), resamples=100)
+    text = card(metrics, {"task": "addition", "seed": 0})
     for line in (
         "# base, tuned on the same 6 questions",
         "- task: addition",
@@ -165,7 +165,7 @@ def test_the_card_has_every_part_and_lines_up():
         "## By the digits of the largest number",
     ):
         assert line in text, line
-    told = brief(figures)
+    told = brief(metrics)
     assert "of +1 questions: format +1, reasoning +0" in told and "3 gained, 2 lost" in told
 
 

@@ -300,6 +300,6 @@ def test_wrong_input_is_one_line_and_exit_code_2(folder, tmp_path, capsys):
     (tmp_path / "file").write_text("")
     refused("a file; give a folder", "adapter", *adapter[:3], tmp_path / "file")
     refused("cannot be written", "adapter", *adapter[:3], tmp_path / "file" / "out")
-    assert errors.run(lambda: export.main(["adapter"])) == 2
+    assert errors.run_main(lambda: export.main(["adapter"])) == 2
     said = capsys.readouterr().err
     assert said.startswith("error: ") and said.count("\n") == 1

@@ -41,7 +41,7 @@ class Run:
 
     def __init__(self, path):
         self.path, self.said = path, []
-        self.say = self.said.append
+        self.info = self.said.append
 
     def write_evaluation(self, name, evaluation):
         pass

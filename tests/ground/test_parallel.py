@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from rlm import parallel
 from rlm.errors import RunError
-from rlm.learner.metrics import Figures
+from rlm.learner.metrics import Metrics
 from rlm.parallel import World, balanced
 from rlm.run.log import TIMES
 from tests.support.running import ROOT
@@ -91,21 +91,21 @@ def log(folder) -> list[dict]:
 
 def test_one_process_does_everything_alone():
     world = World()
-    assert world.mine([1, 2, 3]) == [1, 2, 3] == world.joined([1, 2, 3], "x")
-    assert world.gather(5, "x") == [5] and world.agree(7, "x") == 7 and world.first
+    assert world.shard([1, 2, 3]) == [1, 2, 3] == world.unshard([1, 2, 3], "x")
+    assert world.all_gather(5, "x") == [5] and world.broadcast(7, "x") == 7 and world.first
     tensor = torch.ones(2)
-    world.add([tensor], "x")
+    world.all_reduce([tensor], "x")
     assert tensor.tolist() == [1, 1]
 
 
 @given(st.lists(st.integers()), st.integers(1, 9))
 def test_what_is_shared_out_is_joined_in_order(work, size):
-    shares = [World(rank, size).mine(work) for rank in range(size)]
+    shares = [World(rank, size).shard(work) for rank in range(size)]
     assert max(map(len, shares)) - min(map(len, shares)) <= 1
     for rank in range(size):
         world = World(rank, size)
-        world.gather = lambda value, stage: shares
-        assert world.joined(shares[rank], "x") == work
+        world.all_gather = lambda value, stage: shares
+        assert world.unshard(shares[rank], "x") == work
 
 
 @given(st.lists(st.integers(1, 1000)), st.integers(1, 8))
@@ -120,27 +120,27 @@ def test_balanced_shares_hold_all_and_none_is_much_heavier(weights, size):
 def test_drift_is_told_and_rounding_and_nan_are_not():
     world = World(0, 2)
     for pair, fine in (((1.0, 1.0005), True), ((1.0, 1.1), False), ((1.0, float("nan")), True)):
-        world.gather = lambda value, stage, pair=pair: list(pair)
+        world.all_gather = lambda value, stage, pair=pair: list(pair)
         if fine:
-            world.same(pair[0], "x")
+            world.check_same(pair[0], "x")
         else:
             with pytest.raises(RunError, match=r"drifted apart, from 1 to 1\.1"):
-                world.same(pair[0], "x")
+                world.check_same(pair[0], "x")
 
 
 def test_figures_of_parts_are_those_of_the_whole(monkeypatch):
-    one, two = Figures(), Figures()
+    one, two = Metrics(), Metrics()
     one.add(loss=1.0)
     one.add(loss=0.5)
-    one.most(gap=0.2)
+    one.max(gap=0.2)
     one.mean(kl=torch.tensor([1.0, 2.0]))
     two.add(loss=2.5)
-    two.most(gap=0.1)
+    two.max(gap=0.1)
     two.mean(kl=torch.tensor([6.0]))
-    monkeypatch.setattr(World, "gather", lambda self, value, stage: [value, two, Figures()])
+    monkeypatch.setattr(World, "all_gather", lambda self, value, stage: [value, two, Metrics()])
     # Sums are those of two updates; the mean is that of all three tokens.
-    assert one.joined("x").values(2) == {"loss": 2.0, "gap": 0.2, "kl": 3.0}
-    one.most(gap=float("nan"))
+    assert one.all_reduce("x").values(2) == {"loss": 2.0, "gap": 0.2, "kl": 3.0}
+    one.max(gap=float("nan"))
     for found in (one.plus(two), two.plus(one)):
         assert math.isnan(found.values()["gap"])
 
@@ -215,13 +215,13 @@ from rlm import errors, parallel
 
 def main():
     world = parallel.join(timeout=3)
-    world.wait("the start")
+    world.barrier("the start")
     if world.rank == 1:
         time.sleep(60)
-    world.wait("the gradients")
+    world.barrier("the gradients")
     return 0
 
-sys.exit(errors.run(main))
+sys.exit(errors.run_main(main))
 """
 
 

@@ -75,38 +75,38 @@ def take(shift: float, **given):
     batch = Batch([Example("1", "", "0")], [prompt], [group], [[Score(1.0), Score(0.0)]])
     settings = GRPOSettings(adapter="none", clip_low=0.1, clip_high=0.1, **given)
     steps = Steps(model)
-    figures = train_grpo.update(
+    metrics = train_grpo.update(
         Policy(model, tokenizer, "", {}), steps, batch, torch.tensor([[1.0, -1.0]]), settings,
         ReferencePolicy(model), TokenBudget(model, SIZE, 1024),
     )  # fmt: skip
-    return steps.losses, figures
+    return steps.losses, metrics
 
 
 def test_each_tokens_loss_is_weighed():
     # One update: the ratio to the old policy is 1, so the loss is -(2 - 4) / 6.
-    (plain,), figures = take(-0.4)
-    assert plain == pytest.approx(2 / 6, rel=1e-5) and "importance_mean" not in figures
+    (plain,), metrics = take(-0.4)
+    assert plain == pytest.approx(2 / 6, rel=1e-5) and "importance_mean" not in metrics
     # The learner finds each token exp(0.4) = 1.4918 times as likely as the engine did.
-    (weighed,), figures = take(-0.4, importance_cap=3.0)
+    (weighed,), metrics = take(-0.4, importance_cap=3.0)
     assert weighed == pytest.approx(1.4918 * 2 / 6, rel=1e-4)
-    assert figures["importance_mean"] == pytest.approx(1.4918, rel=1e-4)
-    assert figures["importance_max"] == pytest.approx(1.4918, rel=1e-4)
-    assert figures["importance_capped_fraction"] == 0.0
-    (cut,), figures = take(-0.4, importance_cap=1.25)
+    assert metrics["importance_mean"] == pytest.approx(1.4918, rel=1e-4)
+    assert metrics["importance_max"] == pytest.approx(1.4918, rel=1e-4)
+    assert metrics["importance_capped_fraction"] == 0.0
+    (cut,), metrics = take(-0.4, importance_cap=1.25)
     assert cut == pytest.approx(1.25 * 2 / 6, rel=1e-4)
-    assert figures["importance_mean"] == pytest.approx(1.25)
-    assert figures["importance_capped_fraction"] == pytest.approx(1.0)
-    assert figures["importance_max"] == pytest.approx(1.4918, rel=1e-4)
+    assert metrics["importance_mean"] == pytest.approx(1.25)
+    assert metrics["importance_capped_fraction"] == pytest.approx(1.0)
+    assert metrics["importance_max"] == pytest.approx(1.4918, rel=1e-4)
 
 
 def test_the_old_policy_is_the_learner_where_the_engine_is_another_one():
     # Against the engine every ratio would be 1.49 and clipped at the first update already.
-    (first, _), figures = take(-0.4, engine="vllm", updates_per_batch=2, importance_cap=0)
+    (first, _), metrics = take(-0.4, engine="vllm", updates_per_batch=2, importance_cap=0)
     assert first == pytest.approx(2 / 6, rel=1e-5)
-    (first, second), figures = take(-0.4, engine="vllm", updates_per_batch=2)
+    (first, second), metrics = take(-0.4, engine="vllm", updates_per_batch=2)
     assert first == pytest.approx(1.4918 * 2 / 6, rel=1e-4)
     assert second < first, "the second update goes on from the first"
-    assert figures["importance_mean"] == pytest.approx(1.4918, rel=1e-4), "weights stay"
+    assert metrics["importance_mean"] == pytest.approx(1.4918, rel=1e-4), "weights stay"
     # Our own engine's are taken as they are: 1.1 of the right one's, 1.49 of the wrong one's.
     (first, _), _ = take(-0.4, updates_per_batch=2)
     assert first == pytest.approx((4 * 1.4918 - 2 * 1.1) / 6, rel=1e-4)

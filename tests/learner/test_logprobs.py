@@ -74,7 +74,7 @@ def test_what_is_packed():
     source = packed.rows[packed.row_of]
     pairs = zip(source.tolist(), packed.targets[packed.by_row].tolist(), strict=True)
     assert sorted(pairs) == [(1, 1), (1, 4), (2, 5), (3, 2), (4, 3), (5, 6)]
-    assert packed.spread(torch.tensor([0.1, 0.2, 0.3])).tolist() == pytest.approx(
+    assert packed.per_token(torch.tensor([0.1, 0.2, 0.3])).tolist() == pytest.approx(
         [0.1, 0.1, 0.1, 0.2, 0.3, 0.3]
     )
 
@@ -141,9 +141,9 @@ def learn(model, groups, advantages, budget, chunk, **options):
     for part in micro_batches(groups, budget):
         packed = pack([(groups[i][0], groups[i][1][rows]) for i, rows in part])
         logprobs, _ = token_logprobs(model, packed, chunk=chunk, statistics=True)
-        spread = packed.spread(torch.cat([advantages[i, rows] for i, rows in part]))
+        each_token = packed.per_token(torch.cat([advantages[i, rows] for i, rows in part]))
         loss, _ = policy_loss(
-            logprobs, logprobs.detach() - 0.1 * spread.sign(), spread, packed.sequence,
+            logprobs, logprobs.detach() - 0.1 * each_token.sign(), each_token, packed.sequence,
             tokens=tokens, sequences=advantages.numel(), max_tokens=40, **options,
         )  # fmt: skip
         loss.backward()

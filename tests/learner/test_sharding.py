@@ -44,29 +44,29 @@ prompts = [Prompt([5] * 9), Prompt([7] * 30), Prompt([1, 2])]
 batch = Batch([Example(str(i), "", "0") for i in range(3)], prompts, groups, scores)
 
 
-def learned(spread: bool):
+def learned(sharded: bool):
     policy = open_policy(root + "/weights/tiny_base", root + "/weights/final_rlm_lora",
                          device="cpu", lora={"r": 16, "alpha": 32, "seed": 0})
     before = adapters.fingerprint(policy.model)
-    if spread:
+    if sharded:
         sharding.shard(policy.model, "cpu")
     assert adapters.fingerprint(policy.model) == before
     optimizer = Optimizer(policy.model, max_grad_norm=1.0)
     optimizer.learning_rate = 1e-3
     budget = TokenBudget(policy.model, len(policy.tokenizer), 40)
-    figures = train_grpo.update(policy, optimizer, batch, advantages(batch.rewards()), settings,
+    metrics = train_grpo.update(policy, optimizer, batch, advantages(batch.rewards()), settings,
                                 ReferencePolicy(policy.model), budget)
     weights = [p.detach() for p in policy.model.parameters() if p.requires_grad]
     parts = sum(p.to_local().numel() for p in policy.model.parameters() if hasattr(p, "to_local"))
     whole = sum(p.numel() for n, p in policy.model.named_parameters()
                 if ".layers." in n and "lora_" not in n)
-    return figures, weights, parts / whole
+    return metrics, weights, parts / whole
 
 
-(figures, weights, none), (others, spread, part) = learned(False), learned(True)
+(metrics, weights, none), (others, parts, part) = learned(False), learned(True)
 assert none == 0 and 0.45 < part < 0.55, (none, part)
-gap = max(float((a - b).abs().max()) for a, b in zip(weights, spread, strict=True))
-assert gap <= 1e-6 and figures == others, (gap, figures, others)
+gap = max(float((a - b).abs().max()) for a, b in zip(weights, parts, strict=True))
+assert gap <= 1e-6 and metrics == others, (gap, metrics, others)
 print("held", world.rank)
 """
 

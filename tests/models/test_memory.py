@@ -136,16 +136,16 @@ def test_a_step_that_ran_out_of_memory_half_way_is_the_same_step(updates, failin
 
         optimizer.backward = scarce
         budget = TokenBudget(model, SIZE, 1024 if failing else 512)
-        figures = train_grpo.update(
+        metrics = train_grpo.update(
             policy, optimizer, batch, advantages(batch.rewards()), settings,
             ReferencePolicy(model), budget,
         )  # fmt: skip
         assert budget.tokens == 512
-        return figures, {n: p for n, p in model.named_parameters() if "lora" in n}
+        return metrics, {n: p for n, p in model.named_parameters() if "lora" in n}
 
-    (figures, weights), (others, other_weights) = step(failing), step(0)
+    (metrics, weights), (others, other_weights) = step(failing), step(0)
     # What was done before it ran out had larger micro-batches, and rounded otherwise.
-    assert figures == (others if failing == 1 else pytest.approx(others, rel=1e-3, abs=1e-5))
+    assert metrics == (others if failing == 1 else pytest.approx(others, rel=1e-3, abs=1e-5))
     near = torch.equal if failing == 1 else partial(torch.allclose, atol=1e-3)
     assert all(near(p, other_weights[n]) for n, p in weights.items())
 

@@ -136,7 +136,16 @@ def test_grpo_by_trl(folder):
 
 
 def test_both_stages_in_one_go(folder):
-    words = ["--num-samples", 8, "--sft-max-steps", 1, "--grpo-max-steps", 1, "--grpo-samples", 2]
+    words = [
+        "--num-samples",
+        8,
+        "--sft-max-steps",
+        1,
+        "--grpo-max-steps",
+        1,
+        "--grpo-group-size",
+        2,
+    ]
     run(folder, "train.py", *SMALL, *words, "--weights", "both", "--no-wandb")
     assert (folder / "both/final_rlm_lora/adapter_model.safetensors").is_file()
 

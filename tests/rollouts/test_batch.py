@@ -29,26 +29,26 @@ def batch(*groups: tuple[float, ...]) -> Batch:
 
 
 def test_figures_by_hand():
-    figures = describe(batch((1, 0), (0, 0), (1, 1), (0, 1)), "think")
-    assert figures["reward_mean"] == 0.5
-    assert figures["reward_spread"] == 0.5  # four ones, four zeros; divided by n
-    assert figures["live_fraction"] == 0.5
-    assert figures["all_right_fraction"] == 0.25
-    assert figures["all_wrong_fraction"] == 0.25
-    assert figures["mixed_fraction"] == 0.5
-    assert figures["completion_tokens"] == 1.5
+    metrics = describe(batch((1, 0), (0, 0), (1, 1), (0, 1)), "think")
+    assert metrics["reward_mean"] == 0.5
+    assert metrics["reward_spread"] == 0.5  # four ones, four zeros; divided by n
+    assert metrics["live_fraction"] == 0.5
+    assert metrics["all_right_fraction"] == 0.25
+    assert metrics["all_wrong_fraction"] == 0.25
+    assert metrics["mixed_fraction"] == 0.5
+    assert metrics["completion_tokens"] == 1.5
     # wrong completions: (.,0)->index 1, (0,0)->0 and 1, (0,.)->0: two "empty", two "no_close"
-    assert figures["unreadable_empty"] == 0.25
-    assert figures["unreadable_no_close"] == 0.25
-    assert figures["unreadable_fraction"] == 0.5
+    assert metrics["unreadable_empty"] == 0.25
+    assert metrics["unreadable_no_close"] == 0.25
+    assert metrics["unreadable_fraction"] == 0.5
 
 
 def test_truncated_completions_leave_the_count_only_if_asked():
     made = batch((1, 0))
     made.groups[0][1] = rollout(5, "length")
-    assert made.counted_tokens(True) == 6 and made.counted_tokens(False) == 1
-    assert made.counted([(0, ALL)], True).tolist() == [1, 1]
-    assert made.counted([(0, ALL)], False).tolist() == [1, 0]
+    assert made.loss_tokens(True) == 6 and made.loss_tokens(False) == 1
+    assert made.loss_mask([(0, ALL)], True).tolist() == [1, 1]
+    assert made.loss_mask([(0, ALL)], False).tolist() == [1, 0]
     assert describe(made, "think")["truncated_fraction"] == 0.5
 
 
@@ -80,11 +80,11 @@ def test_signs_of_hacking_are_counted_in_discarded_groups_too():
     fresh.groups[0][:] = [listed, empty]
     fresh.groups[1][:] = [empty, empty]
     # The first group is dead and replaced; the second of the fresh ones is not needed.
-    figures = describe(first.with_dead_replaced(fresh), "think")
-    assert figures["several_answers_fraction"] == 3 / 8
-    assert figures["empty_reasoning_fraction"] == 4 / 8
-    assert figures["copied_numbers_fraction"] == 1 / 8
-    assert figures["repeated_tags_fraction"] == 0
+    metrics = describe(first.with_dead_replaced(fresh), "think")
+    assert metrics["several_answers_fraction"] == 3 / 8
+    assert metrics["empty_reasoning_fraction"] == 4 / 8
+    assert metrics["copied_numbers_fraction"] == 1 / 8
+    assert metrics["repeated_tags_fraction"] == 0
 
 
 class Digits:

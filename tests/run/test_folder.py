@@ -94,7 +94,7 @@ def test_a_terminal_has_the_bar_and_console_log_the_lines(tmp_path, caplog, monk
     monkeypatch.setattr(sys, "stderr", terminal)
     run = Run(tmp_path / "x", {"max_steps": 3})
     run.log({"step": 2, "loss": 0.5})
-    run.say("adapter saved")
+    run.info("adapter saved")
     run.close()
     assert "step 2/3" in terminal.getvalue() and caplog.messages == ["adapter saved"]
     assert (run.path / "console.log").read_text() == "step 2: loss 0.5\nadapter saved\n"

@@ -10,7 +10,7 @@ import sys
 
 import pytest
 
-from rlm.run.progress import AboveBar, Progress
+from rlm.run.progress import AboveBar, ProgressBar
 from tests.support.running import ROOT
 
 
@@ -30,7 +30,7 @@ def told():
 
 def test_a_bar_has_step_time_left_reward_accuracy_live_groups_and_speed(monkeypatch):
     stream = Terminal()
-    bar = Progress(10, stream)
+    bar = ProgressBar(10, stream)
     now = [100.0]
     monkeypatch.setattr(bar._bar, "_time", lambda: now[0])
     bar.show({"step": 1, "reward_mean": 0.25, "live_fraction": 0.5, "loss": -0.1})
@@ -50,7 +50,7 @@ def test_a_bar_has_step_time_left_reward_accuracy_live_groups_and_speed(monkeypa
 
 def test_without_rewards_the_bar_has_the_loss_and_learns_its_length_late():
     stream = Terminal()
-    bar = Progress(None, stream)
+    bar = ProgressBar(None, stream)
     bar.expect(20)
     bar.show({"step": 5, "loss": 0.123456})
     assert "step 5/20" in stream.getvalue() and "loss 0.123" in stream.getvalue()
@@ -58,19 +58,19 @@ def test_without_rewards_the_bar_has_the_loss_and_learns_its_length_late():
 
 def test_there_is_no_bar_in_a_file_and_none_with_quiet(told):
     stream = io.StringIO()
-    bar = Progress(10, stream)
+    bar = ProgressBar(10, stream)
     bar.show({"step": 1, "loss": 1.0})
     assert not bar.shown and stream.getvalue() == ""
     told.setLevel("WARNING")
     terminal = Terminal()
-    bar = Progress(10, terminal)
+    bar = ProgressBar(10, terminal)
     bar.show({"step": 1, "loss": 1.0})
     assert not bar.shown and terminal.getvalue() == ""
 
 
 def test_a_line_of_the_log_stands_on_its_own_above_the_bar():
     stream = Terminal()
-    bar = Progress(10, stream)
+    bar = ProgressBar(10, stream)
     bar.show({"step": 1, "loss": 1.0})
     AboveBar(stream).emit(logging.makeLogRecord({"msg": "adapter saved"}))
     before, _, after = stream.getvalue().partition("adapter saved\n")

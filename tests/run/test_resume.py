@@ -230,7 +230,7 @@ def test_a_disk_that_refuses_is_told_in_one_line(capsys, number):
         code = getattr(errno, number)
         raise OSError(code, os.strerror(code), "runs/r/log.csv")
 
-    assert errors.run(main) == 1
+    assert errors.run_main(main) == 1
     told = capsys.readouterr().err
     assert told.count("\n") == 1 and told.startswith("error: runs/r/log.csv: ")
     assert "what was saved before is whole" in told and "go on with: python" in told
@@ -241,7 +241,7 @@ def test_other_errors_of_the_system_are_bugs():
         raise OSError(errno.ENOENT, "No such file", "x")
 
     with pytest.raises(FileNotFoundError):
-        errors.run(main)
+        errors.run_main(main)
 
 
 def test_done_remembers_and_does_the_rest(tmp_path):

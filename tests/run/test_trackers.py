@@ -183,7 +183,8 @@ def test_the_stages_of_a_run_are_tracked_as_in_log_csv_and_nothing_leaves_the_ma
     quiet = dict.fromkeys(("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy"), proxy.url)
     quiet |= {"NO_PROXY": "127.0.0.1,localhost", "no_proxy": "127.0.0.1,localhost"}
     quiet |= {"PYTHONPATH": str(tmp_path / "guard"), "GUARD": str(tmp_path / "asked")}
-    small = "--num-samples 16 --max-tokens 32 --sft-max-steps 2 --grpo-max-steps 2 --grpo-samples 2"
+    small = "--num-samples 16 --max-tokens 32 --sft-max-steps 2 --grpo-max-steps 2"
+    small += " --grpo-group-size 2"
     words = [*small.split(), "--output-dir", "out", "--model", ROOT / "weights" / "tiny_base"]
     named = ["--tracker", "wandb,tensorboard", "--tracker", "trackio", "--wandb-project", "mine"]
     done = succeed("train.py", *words, *named, "--quiet", cwd=place, EVAL_SAMPLES="2", **quiet)

@@ -81,14 +81,14 @@ def test_evaluate_compares_and_writes_a_row_per_question(folder):
 def test_evaluate_compares_with_a_card_the_figures_and_the_answers(folder):
     words = ["--compare", "base", "sft_lora", "final_rlm_lora", "--output-file", "out/c.csv"]
     done = succeed("evaluate.py", *words, *SMALL[2:], cwd=folder)
-    figures = json.loads((folder / "out/c.json").read_text())
-    assert [model["model"] for model in figures["models"]] == ["base", "sft_lora", "final_rlm_lora"]
+    metrics = json.loads((folder / "out/c.json").read_text())
+    assert [model["model"] for model in metrics["models"]] == ["base", "sft_lora", "final_rlm_lora"]
     # each with the first and with the one before
-    assert len(figures["differences"]) == 3 and figures["asked"]["items"].startswith(
+    assert len(metrics["differences"]) == 3 and metrics["asked"]["items"].startswith(
         "4 of the test"
     )
     answers = rows(folder / "out/c.csv")
-    for i, model in enumerate(figures["models"]):
+    for i, model in enumerate(metrics["models"]):
         own = rows(folder / f"out/c-{model['model']}.csv")
         assert [r["verdict"] for r in own] == [r[f"{model['model']}: verdict"] for r in answers]
         assert model["strict"]["count"] == sum(r["verdict"] == "right" for r in own), i
@@ -100,14 +100,14 @@ def test_evaluate_compares_with_a_card_the_figures_and_the_answers(folder):
 def test_evaluate_tries_the_questions_that_were_trained_on(folder):
     words = ["--robustness", "--adapter", "weights/sft_lora", *SMALL[2:6]]
     succeed("evaluate.py", *words, "--model", TINY, cwd=folder)
-    figures = json.loads((folder / "runs/evaluate/robustness.json").read_text())
+    metrics = json.loads((folder / "runs/evaluate/robustness.json").read_text())
     names = ["seen", "unseen", "numbers", "larger", "longer"]
-    assert [each["set"] for each in figures["sets"]] == names
+    assert [each["set"] for each in metrics["sets"]] == names
     assert (
         "16 questions, 16 of them drawn: made again, with the fing"
-        in figures["asked"]["trained on"]
+        in metrics["asked"]["trained on"]
     )
-    seen = {each["set"]: each for each in figures["overlap"]}
+    seen = {each["set"]: each for each in metrics["overlap"]}
     assert seen["seen"]["same"]["share"] == 1.0 and seen["unseen"]["same"]["share"] == 0.0
     table = rows(folder / "runs/evaluate/robustness.csv")
     assert len(table) == 2 * 5 * 4 and {r["model"] for r in table} == {"base", "weights/sft_lora"}
@@ -128,8 +128,8 @@ def test_evaluate_shows_the_spread_over_draws_of_a_template(folder):
     (folder / "s.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     words = ["--symbolic", "s.jsonl", "--models", "base", "sft_lora", "--json", "--max-tokens", 48]
     done = succeed("evaluate.py", *words, "--model", TINY, cwd=folder)
-    figures = json.loads(done.stdout)
-    assert [m["by_draw"]["draws"] for m in figures["models"]] == [2, 2]
+    metrics = json.loads(done.stdout)
+    assert [m["by_draw"]["draws"] for m in metrics["models"]] == [2, 2]
     assert len(rows(folder / "runs/evaluate/symbolic.csv")) == 8
     assert "By template" in (folder / "runs/evaluate/symbolic.md").read_text()
 
@@ -146,7 +146,7 @@ def test_evaluate_by_the_names_of_a_config_file(folder):
 
 def test_train_runs_both_stages_by_the_known_command_line(tmp_path):
     known = "--mode full --num-samples 16 --seed 1 --sft-epochs 1 --sft-batch-size 8 --sft-lr 0.001"
-    more = "--grpo-epochs 0.25 --grpo-samples 2 --grpo-lr 0.001 --no-wandb --log-level INFO"
+    more = "--grpo-epochs 0.25 --grpo-samples 8 --grpo-lr 0.001 --no-wandb --log-level INFO"
     places = ["--output-dir", "out", "--model", TINY, "--max-tokens", 32]
     words = [*known.split(), *more.split(), *places]
     done = succeed("train.py", *words, cwd=tmp_path, EVAL_SAMPLES="3")
@@ -155,7 +155,8 @@ def test_train_runs_both_stages_by_the_known_command_line(tmp_path):
     summary = json.loads((tmp_path / "runs/train/summary.json").read_text())
     assert [row["model"] for row in summary] == ["base", "sft", "grpo"]
     assert "| base " in done.stdout and "Question:" in done.stdout
-    # 16 questions, a quarter of a pass, 16 a step: one step
+    # 8 questions, a quarter of a pass, 16 a step: one step
+    assert done.stderr.count("--grpo-samples 8: GRPO gets that many questions") == 1
     assert [row["step"] for row in rows(tmp_path / "runs/train/grpo/log.csv")] == ["0", "1"]
 
 

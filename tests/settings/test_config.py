@@ -161,7 +161,9 @@ BAD = [
     (InferenceSettings, ["--interactive", "--batch"], "--interactive and --batch: two ways"),
     (InferenceSettings, ["Calculate", "2"], "'2': one word too many; put a text with spaces in"),
     (InferenceSettings, ["--checkpoint", "no"], "--checkpoint no: no folder no; train it first"),
-    (TrainSettings, ["--grpo-samples", "1"], "--grpo-samples 1: a group needs at least 2 samples"),
+    (TrainSettings, ["--grpo-samples", "-1"], "--grpo-samples -1: out of range; use 0 or more"),
+    (TrainSettings, ["--grpo-group-size", "1"],
+     "--grpo-group-size 1: a group needs at least 2 samples"),
     (TrainSettings, ["--sft-checkpoint", "none", "--mode", "all"], "--mode all: unknown; use sft"),
 ]  # fmt: skip
 
@@ -412,8 +414,8 @@ def test_robustness_asks_what_the_adapter_was_trained_on():
 
 
 KNOWN = """--mode full --num-samples 100 --seed 3 --sft-epochs 2 --sft-batch-size 4 --sft-lr 1e-4
-    --grpo-epochs 2 --grpo-samples 6 --grpo-lr 2e-5 --output-dir out --wandb-project demo
-    --no-wandb --log-level INFO --run mine"""
+    --grpo-epochs 2 --grpo-samples 60 --grpo-lr 2e-5 --output-dir out --wandb-project demo
+    --grpo-group-size 6 --no-wandb --log-level INFO --run mine"""
 
 
 def test_known_command_line_reaches_the_stages(monkeypatch):
@@ -423,11 +425,25 @@ def test_known_command_line_reaches_the_stages(monkeypatch):
     assert (sft.num_samples, sft.seed, sft.epochs, sft.batch_size) == (100, 3, 2, 4)
     assert (sft.learning_rate, sft.output, sft.wandb, sft.log_level) == (
         1e-4, "out/sft_lora", False, "info")  # fmt: skip
-    # 2 passes over 100 questions, 16 a step: 200 / 16 rounded up
-    assert (grpo.max_steps, grpo.group_size, grpo.learning_rate) == (13, 6, 2e-5)
+    # 2 passes over 60 questions, 16 a step: 120 / 16 rounded up
+    assert (grpo.num_samples, grpo.max_steps, grpo.group_size) == (60, 8, 6)
+    assert grpo.learning_rate == 2e-5
     assert (grpo.adapter, grpo.output) == ("out/sft_lora", "out/final_rlm_lora")
     assert evaluate.models == ["base", "out/sft_lora", "out/final_rlm_lora"]
     assert (evaluate.seed, sft.run, grpo.run) == (3, "mine/sft", "mine/grpo")
+
+
+def test_grpo_samples_are_questions_and_a_small_number_of_them_is_doubted():
+    few = config.load(TrainSettings, ["--grpo-samples", "16", "--num-samples", "100"])
+    assert (few.sft().num_samples, few.grpo().num_samples, few.grpo().group_size) == (100, 16, 8)
+    assert few.doubt() == (
+        "--grpo-samples 16: GRPO gets that many questions; for that many samples of each question "
+        "use --grpo-group-size 16"
+    )
+    for sure in (["--grpo-samples", "17"], ["--grpo-samples", "8", "--grpo-group-size", "4"], []):
+        assert config.load(TrainSettings, sure).doubt() is None
+    as_the_stage = config.load(TrainSettings, ["--config", file({"grpo": {"num_samples": 30}})])
+    assert as_the_stage.grpo_samples == 0 and as_the_stage.grpo().num_samples == 30
 
 
 def test_a_stage_reads_its_section_and_train_goes_over_it(monkeypatch):

@@ -8,12 +8,12 @@ import struct
 import time
 from pathlib import Path
 
-Figures = dict[tuple[str, int], float]
+Metrics = dict[tuple[str, int], float]
 
 
-def log_figures(run: Path) -> Figures:
+def log_figures(run: Path) -> Metrics:
     """Return the numbers of log.csv and times.csv, but what is not finite."""
-    found: Figures = {}
+    found: Metrics = {}
     for name in ("log.csv", "times.csv"):
         if not (run / name).exists():
             continue
@@ -25,7 +25,7 @@ def log_figures(run: Path) -> Figures:
     return found
 
 
-def tensorboard_figures(run: Path) -> Figures:
+def tensorboard_figures(run: Path) -> Metrics:
     """Return the scalars of TensorBoard's event files; they are float32."""
     events = _accumulator(run)
     return {
@@ -57,7 +57,7 @@ def trackio_rows(run: Path) -> list[tuple[int, dict]]:
     return [(step, json.loads(metrics)) for step, metrics in rows]
 
 
-def trackio_figures(run: Path) -> Figures:
+def trackio_figures(run: Path) -> Metrics:
     """Return the numbers of trackio's database."""
     return {
         (name, step): value
@@ -113,9 +113,9 @@ def _wandb_records(run: Path) -> list:
     return found
 
 
-def wandb_figures(run: Path) -> Figures:
+def wandb_figures(run: Path) -> Metrics:
     """Return the numbers of W&B's history."""
-    found: Figures = {}
+    found: Metrics = {}
     for record in wandb_records(run):
         if record.WhichOneof("record_type") != "history":
             continue

@@ -162,7 +162,7 @@ def test_what_is_rewarded_becomes_likelier(tmp_path):
     with torch.no_grad():
         now, then = (token_logprobs(p.model.eval(), packed)[0] for p in (learner, before))
     # A small step up the gradient of sum A log p, A the rewards' own, not TRL's.
-    assert ((now - then) * packed.spread(better.flatten())).sum() > 1e-3
+    assert ((now - then) * packed.per_token(better.flatten())).sum() > 1e-3
 
 
 @pytest.mark.parametrize(
@@ -301,7 +301,7 @@ def test_a_signal_ends_it_and_a_stopped_run_of_ours_is_not_gone_on_with(tmp_path
         "    os.kill(os.getpid(), signal.SIGTERM)\n"
         "    write(run, records)\n"
         "Run.write_rollouts = stop\n"
-        "sys.exit(errors.run(train_grpo.main))\n"
+        "sys.exit(errors.run_main(train_grpo.main))\n"
     )
     words = [*SMALL, *STEPS, "--adapter", "none"]
     done = start(str(tmp_path / "stop.py"), *words, "--backend", "trl", cwd=tmp_path)

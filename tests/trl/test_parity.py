@@ -125,7 +125,7 @@ def ours(model, rollouts, *, with_old, kl_weight, masked, loss_type, kl_unbiased
         loss, more = policy_loss(
             logprobs,
             old[part] if with_old else None,
-            packed.spread(advantage[g]),
+            packed.per_token(advantage[g]),
             packed.sequence,
             loss_type=loss_type,
             tokens=tokens,
@@ -136,7 +136,7 @@ def ours(model, rollouts, *, with_old, kl_weight, masked, loss_type, kl_unbiased
             ref_logprobs=ref[part] if kl_weight else None,
             kl_weight=kl_weight,
             kl_unbiased=kl_unbiased,
-            mask=packed.spread(counts),
+            mask=packed.per_token(counts),
         )
         loss.backward()
         total += loss.item()
