@@ -49,5 +49,5 @@ def test_a_figure_that_was_changed_by_hand_is_told_and_put_back(documents, capsy
 
 def test_a_document_without_its_table_is_named(documents):
     (documents / "docs" / "serving.md").write_text("# Serving\n", encoding="utf-8")
-    with pytest.raises(SystemExit, match="docs/serving.md: no block <!-- table serve -->"):
+    with pytest.raises(SystemExit, match=r"docs/serving\.md: no block <!-- table serve -->"):
         tables.filled(documents)

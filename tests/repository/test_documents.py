@@ -28,6 +28,8 @@ SCRIPTS = {
     "train_sft.py": "sft", "train_grpo.py": "grpo", "train.py": "train",
     "evaluate.py": "evaluate", "inference.py": "inference", "serve.py": "serve",
 }  # fmt: skip
+# Where the columns of log.csv are made.
+ROOMS = ("training", "rlm/answers", "rlm/evaluation", "rlm/learner", "rlm/rollouts", "rlm/run")
 # Flags in running text that are other programs' own.
 FOREIGN = {
     "--", "--enable-lora", "--max-num-seqs", "--hypothesis-profile", "--index-url",
@@ -277,6 +279,19 @@ def test_flags_and_paths_in_the_text_are_there(path):
     given = {re.split(r"[ =]", span)[0] for span in code if span.startswith("--")}
     assert given - known == set()
     assert [p for span in code for p in PATH.findall(span) if not list(ROOT.glob(p))] == []
+
+
+def test_the_columns_are_those_of_the_log():
+    """Each has its name, or the stem that a share is named by, in the source of a run's figures."""
+    table = TEXTS[ROOT / "docs/numbers.md"].partition("## The report")[0]
+    cells = re.findall(r"^\| (`.*?) \|", table, re.MULTILINE)
+    names = re.findall(r"`([\w<>]+)`", "".join(cells))
+    files = [ROOT / "train_grpo.py", *(p for room in ROOMS for p in (ROOT / room).glob("*.py"))]
+    source = "".join(file.read_text(encoding="utf-8") for file in files)
+    assert len(names) > 30
+    for name in names:
+        stem = name.partition("<")[0].removeprefix("validation_").removesuffix("_fraction")
+        assert re.search(rf'"{stem}|\b{stem}(_fraction)?=', source), name
 
 
 # --- licence and citation --------------------------------------------------------------------
