@@ -1,7 +1,7 @@
 """GRPO by our own loop and by TRL's GRPOTrainer: the tiny demo's stage from one SFT adapter.
 
     python benchmarks/backends.py                   # one seed; --seeds 0 1 2 for more
-    python benchmarks/tables.py                     # puts the results into README.md
+    python benchmarks/tables.py                     # puts the results into the documents
 
 Each seed: SFT as configs/tiny_demo.yaml has it, then its GRPO stage (32 steps of 32 questions with
 8 samples, additions) by train_grpo.py with --backend own, trl, and trl in larger micro-batches (64

@@ -3,7 +3,7 @@
     python benchmarks/learning.py --part addition       # base, SFT, GRPO; and the control run
     python benchmarks/learning.py --part word_problems
     python benchmarks/learning.py --part samples        # demonstrations against accuracy; last
-    python benchmarks/tables.py                         # puts the results into README.md
+    python benchmarks/tables.py                         # puts the results into the documents
 
 It runs the scripts of the repository as a user would, in processes of their own, and keeps what
 they measured on held-out test questions in benchmarks/results/learning_<part>.json.

@@ -1,9 +1,10 @@
-"""Puts the measured tables into README.md, and draws the learning curve.
+"""Puts the measured tables into README.md and docs/, and draws the learning curve.
 
     python benchmarks/tables.py            # rewrites what stands between the markers
-    python benchmarks/tables.py --check    # exits with 1 if README.md is not what it would write
+    python benchmarks/tables.py --check    # exits with 1 and names what it would write otherwise
 
-Every figure comes from benchmarks/results/; none is typed by hand.
+Every figure comes from benchmarks/results/; none is typed by hand. `PLACES` says which document
+has which table. The tables of docs/scale.md are made by benchmarks/scale_model.py.
 """
 
 import json
@@ -222,28 +223,37 @@ def _order(path: Path) -> tuple:
     return path.stem.rsplit("_", 1)[1], sizes.index(path.stem.split("_")[3]), "bfloat" in path.stem
 
 
-def filled(readme: str) -> str:
-    """Return README's text with every `<!-- table NAME -->` block made anew."""
-    tables = {
-        "addition": learning_table("addition"),
-        "word_problems": learning_table("word_problems"),
-        "samples": samples_table(),
-        "speed": speed_table(),
-        "scaling": scaling_table(),
-        "robustness": robustness_table(),
-        "serve": serve_table(),
-        "backends": backends_table(),
-        "orchestrator": orchestrator_table(),
-    }
-    return fill(readme, tables)
+# Document -> its tables, each between `<!-- table NAME -->` and `<!-- end -->`.
+PLACES: dict[str, dict[str, Callable[[], str]]] = {
+    "README.md": {"addition": partial(learning_table, "addition")},
+    "docs/training.md": {
+        "word_problems": partial(learning_table, "word_problems"),
+        "samples": samples_table,
+    },
+    "docs/evaluation.md": {"robustness": robustness_table},
+    "docs/serving.md": {"serve": serve_table},
+    "docs/agents.md": {"orchestrator": orchestrator_table},
+    "docs/speed.md": {"speed": speed_table, "scaling": scaling_table, "backends": backends_table},
+}
 
 
-def fill(text: str, tables: dict[str, str]) -> str:
+def filled(root: Path) -> dict[Path, str]:
+    """Return the text of each document that is not as it should be, with its tables made anew."""
+    found = {}
+    for name, tables in PLACES.items():
+        now = (root / name).read_text(encoding="utf-8")
+        made = fill(now, {table: make() for table, make in tables.items()}, name)
+        if made != now:
+            found[root / name] = made
+    return found
+
+
+def fill(text: str, tables: dict[str, str], document: str = "the document") -> str:
     """Return the text with each table in its `<!-- table NAME -->` block, which has to be there."""
     for name, table in tables.items():
         block = re.compile(rf"(<!-- table {name} -->\n).*?(<!-- end -->)", re.DOTALL)
         if not block.search(text):
-            raise SystemExit(f"there is no block <!-- table {name} --> ... <!-- end -->")
+            raise SystemExit(f"{document}: no block <!-- table {name} --> ... <!-- end -->")
         # In a function of its own: in a plain replacement backslashes would be read.
         text = block.sub(partial(_filled, table), text)
     return text
@@ -253,16 +263,19 @@ def _filled(table: str, block: re.Match[str]) -> str:
     return block[1] + table + "\n" + block[2]
 
 
-def main() -> int:
+def main(argv: list[str] | None = None) -> int:
     from rlm import files
 
-    path = ROOT / "README.md"
-    now = path.read_text(encoding="utf-8")
-    if "--check" in sys.argv[1:]:
-        return int(filled(now) != now)
+    if "--check" in (sys.argv[1:] if argv is None else argv):
+        stale = sorted(filled(ROOT))
+        for path in stale:
+            print(f"{path.relative_to(ROOT)}: its tables are not those of benchmarks/results/; "
+                  "run python benchmarks/tables.py", file=sys.stderr)  # fmt: skip
+        return int(bool(stale))
     for part in ("addition", "word_problems"):
         keep_curves(part, read(part))
-    files.write_text(path, filled(now))
+    for path, text in filled(ROOT).items():
+        files.write_text(path, text)
     draw(ROOT / "docs" / "learning_curve.png")
     return 0
 
