@@ -192,7 +192,7 @@ class Meeting:
         world.all_gather = self.all_gather
         return world
 
-    def gather(self, value, stage):
+    def all_gather(self, value, stage):
         self.parts[self.rank.value] = value
         self.gate.wait()
         found = list(self.parts)

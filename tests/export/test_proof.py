@@ -162,7 +162,7 @@ def test_where_logits_cannot_be_compared_the_tensors_are(base_folder, tmp_path, 
     if why == "quantised":
         live.model.get_base_model().config.quantization_config = {"bits": 4}
     else:
-        monkeypatch.setattr("rlm.models.memory.free_bytes", lambda device: 1000)
+        monkeypatch.setattr("rlm.export.save.free_bytes", lambda device: 1000)
     monkeypatch.setattr(policy, "open_policy", lambda *a, **k: pytest.fail("loaded again"))
     saved, run = save(live, tmp_path)
     skipped = loading.read_manifest(saved)["proof"]["skipped"]

@@ -42,7 +42,7 @@ class Recorder:
 @pytest.fixture
 def run(tmp_path):
     made = Run(tmp_path / "x", {"run": "x", "max_steps": 3})
-    made._others = Recorder()
+    made._trackers = Recorder()
     yield made
     made.close()
 
@@ -59,7 +59,7 @@ def test_a_validation_is_in_the_row_that_has_its_accuracy(run):
     first, second = rows(run)
     assert first["validation_format_rate"] == "" and second["validation_format_rate"] == "0.9"
     assert (second["validation_accuracy_low"], second["validation_accuracy_high"]) == ("0.4", "0.6")
-    assert run._others.rows[1]["validation_format_rate"] == 0.9, "the trackers have the same"
+    assert run._trackers.rows[1]["validation_format_rate"] == 0.9, "the trackers have the same"
 
 
 def test_samples_go_to_the_trackers_with_a_validation_and_with_an_evaluation(run):
@@ -70,13 +70,13 @@ def test_samples_go_to_the_trackers_with_a_validation_and_with_an_evaluation(run
     run.write_rollouts([record] * 99)
     run.log({"step": 2, "validation_accuracy": 0.5})
     run.write_rollouts([record] * 99)
-    ((name, step, table),) = run._others.tables
+    ((name, step, table),) = run._trackers.tables
     assert (name, step, len(table)) == ("rollouts", 2, 16) and "logprobs" not in table[0]
     assert len((run.path / "rollouts.jsonl").read_text().splitlines()) == 198
     row = {"id": 1, "prompt": "1 + 2?", "reasoning": "", "answer": "3", "gold": "3",
            "verdict": "right", "reason": ""}  # fmt: skip
     run.write_evaluation("validation", Evaluation("x", [row] * 99, SUMMARY))
-    name, step, table = run._others.tables[1]
+    name, step, table = run._trackers.tables[1]
     assert (name, step, len(table)) == ("validation", 2, 16) and "id" not in table[0]
 
 

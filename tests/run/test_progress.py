@@ -83,7 +83,7 @@ def test_a_terminal_that_says_it_has_no_size_has_a_bar_too():
     mine, its = pty.openpty()  # of 0 lines and 0 columns, as in some containers
     code = (
         "import logging; logging.getLogger('rlm').setLevel('INFO')\n"
-        "from rlm.run.progress import Progress; Progress(10).show({'step': 1, 'loss': 0.5})"
+        "from rlm.run.progress import ProgressBar; ProgressBar(10).show({'step': 1, 'loss': 0.5})"
     )
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, stderr=its, check=True)
     os.close(its)
