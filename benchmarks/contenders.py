@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 
 import torch
-from shapes import Shape, clock, peak_memory, random_model, word_prompts, word_tokenizer
+from shapes import Workload, clock, peak_memory, random_model, word_prompts, word_tokenizer
 
 import config
 import data
@@ -41,7 +41,7 @@ class Work:
     """What both sides do. dtype: of the base model's weights."""
 
     size: str
-    shape: Shape
+    shape: Workload
     dtype: torch.dtype
     device: str
 

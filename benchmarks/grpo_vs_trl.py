@@ -26,7 +26,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
 import torch  # noqa: E402
 from contenders import Ours, Theirs, Work  # noqa: E402
-from shapes import SHAPES, SMALL, clock, machine, rates, spread  # noqa: E402
+from shapes import WORKLOADS, clock, machine, median_and_range, rates  # noqa: E402
 
 PHASES = ("rollout", "learn", "step")
 SIZES = ("tiny", "small", "q05", "q7b")
@@ -39,13 +39,13 @@ def work_of(size: str, dtype: str, device: str, overrides: dict) -> Work:
     if size == "tiny":
         config = AutoConfig.from_pretrained(ROOT / "weights/tiny_base")
         shape = replace(
-            SMALL, hidden=config.hidden_size, layers=config.num_hidden_layers,
+            WORKLOADS["cpu"]["small"], hidden=config.hidden_size, layers=config.num_hidden_layers,
             heads=config.num_attention_heads, kv_heads=config.num_key_value_heads,
             mlp=config.intermediate_size, vocabulary=config.vocab_size,
             prompts=16, max_tokens=160, rows=64,
         )  # fmt: skip
     else:
-        shape = SHAPES[device][size]
+        shape = WORKLOADS[device][size]
     return Work(size, replace(shape, **overrides), getattr(torch, dtype), device)
 
 
@@ -87,7 +87,7 @@ def compare(work: Work, kl_weight: float, repeats: int) -> dict:
     names = ("default", "fastest")
     return {
         "seconds": {
-            name: {phase: spread([t[phase] for t in found]) for phase in PHASES}
+            name: {phase: median_and_range([t[phase] for t in found]) for phase in PHASES}
             for name, found in turns.items()
         },
         "tokens_per_second": {
@@ -108,7 +108,8 @@ def compare(work: Work, kl_weight: float, repeats: int) -> dict:
             name: round(max(t["rollout_mb"] for t in found), 1) for name, found in turns.items()
         },
         "ratios": {
-            name: {phase: spread(ratios(turns, name, phase)) for phase in PHASES} for name in names
+            name: {phase: median_and_range(ratios(turns, name, phase)) for phase in PHASES}
+            for name in names
         },
         "ours_tokens": turns["ours"][-1]["detail"],
         "padded_over_true_tokens": padding(turns["ours"]),
@@ -127,7 +128,7 @@ def padding(turns: list[dict]) -> dict[str, float]:
         d = turn["detail"]
         padded = turn["rows"] * (d["longest_prompt"] + d["longest"])
         shares.append(padded / (d["prompt"] + d["completion"]))
-    return spread(shares)
+    return median_and_range(shares)
 
 
 def ratios(turns: dict, name: str, phase: str) -> list[float]:
@@ -201,10 +202,10 @@ def main() -> int:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     cases = [(options.size, options.dtype)]
     if options.all:
-        sizes = ("tiny", *SHAPES[device])
+        sizes = ("tiny", *WORKLOADS[device])
         cases = [(s, d) for d in ("float32", "bfloat16") for s in sizes if usable(s, d, device)]
-    elif options.size not in ("tiny", *SHAPES[device]):
-        parser.error(f"--size {options.size}: only on a GPU; use {', '.join(SHAPES[device])}")
+    elif options.size not in ("tiny", *WORKLOADS[device]):
+        parser.error(f"--size {options.size}: only on a GPU; use {', '.join(WORKLOADS[device])}")
     overrides = {
         name: getattr(options, name)
         for name in ("prompts", "group", "max_tokens")

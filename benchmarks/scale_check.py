@@ -9,12 +9,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import scale_model as scale
-from scale_model import HALF, MODELS, SINGLE, Load, Machine, Model, Rates
+from qwen2_shape import MIDDLE, MODELS, SIZES, SMALL, Qwen2Shape, resized
+from scale_model import HALF, SINGLE, Load, Machine, Rates
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = Path(__file__).parent / "results"
-SMALL = Model("small", 512, 8, 8, 2, 2048, 8192, tied=True)
-MIDDLE = Model("middle", 256, 4, 4, 2, 1024, 8192, tied=True)
 FITTED = "grpo_vs_trl_small_float32_cpu"  # the rates come from this file, and hold for all others
 CPU_TOKENS, CPU_LEAST, CPU_BYTES = 1024, 256, 2**29  # rlm.learner.token_budget
 
@@ -39,7 +38,7 @@ def fitted(found: dict) -> Rates:
     )
 
 
-def case(found: dict) -> tuple[Model, Load, Machine, int]:
+def case(found: dict) -> tuple[Qwen2Shape, Load, Machine, int]:
     """Return the model, load and machine of a measurement, and the bytes of a number."""
     shape = {"small": SMALL, "q05": MODELS[0]}.get(found["size"]) or tiny()
     asked, tokens, machine = found["load"], found["ours_tokens"], found["machine"]
@@ -52,17 +51,17 @@ def case(found: dict) -> tuple[Model, Load, Machine, int]:
     return shape, load, Machine("CPU", 1, 0, flops, bandwidth, 1), size
 
 
-def tiny() -> Model:
+def tiny() -> Qwen2Shape:
     path = ROOT / "weights" / "tiny_base" / "config.json"
     c = json.loads(path.read_text(encoding="utf-8"))
     names = ("hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
              "intermediate_size", "vocab_size")  # fmt: skip
     hidden, layers, heads, kv_heads, mlp, vocabulary = (c[name] for name in names)
     tied = c["tie_word_embeddings"]
-    return Model("tiny", hidden, layers, heads, kv_heads, mlp, vocabulary, tied)
+    return Qwen2Shape(hidden, layers, heads, kv_heads, mlp, vocabulary, tied, "tiny")
 
 
-def learning_bytes(m: Model, load: Load, size: float) -> float:
+def learning_bytes(m: Qwen2Shape, load: Load, size: float) -> float:
     """Return what learning adds on a CPU: a micro-batch's activations and the logits' chunk."""
     each = scale.activation_bytes(m, size, on_cpu=True)
     most = max(CPU_LEAST, min(CPU_TOKENS, CPU_BYTES / each))
@@ -108,7 +107,7 @@ def measured_axes(results: Path = RESULTS) -> list[dict]:
     return made
 
 
-def axis_case(axis: str, x: int) -> tuple[Model, Load]:
+def axis_case(axis: str, x: int) -> tuple[Qwen2Shape, Load]:
     """Return the model and load of a point of scaling.py."""
     m, load = MIDDLE, Load(4, 8, 128, 128, 128)
     if axis == "group":
@@ -117,7 +116,5 @@ def axis_case(axis: str, x: int) -> tuple[Model, Load]:
         return m, replace(load, completion=x, longest=x)
     if axis == "vocabulary":
         return replace(m, vocabulary=x), load
-    sizes = [(128, 4), (256, 4), (512, 8), (768, 10)]  # hidden, layers
-    shapes = [replace(m, hidden=h, layers=n, heads=h // 64, mlp=4 * h) for h, n in sizes]
-    shapes = [replace(s, kv_heads=2 if s.heads % 2 == 0 else 1) for s in shapes]
-    return next(s for s in shapes if scale.body_weights(s) == x), load
+    shapes = [resized(m, *size) for size in SIZES.values()]
+    return next(s for s in shapes if s.body_weights == x), load

@@ -1,20 +1,14 @@
 """What a GRPO run needs of a machine, by arithmetic: bytes, operations, seconds.
 
-    python benchmarks/scale_model.py          # prints the tables, writes benchmarks/results/
-                                              # scale_model.json and the tables of docs/scale.md
-    python benchmarks/scale_model.py --check  # exits with 1 if docs/scale.md is not what it'd write
-
 Pure functions of a model's shape, a step's load and a machine; what is assumed is in `Rates`. No
 GPU was at hand: every figure of a GPU is computed, none is measured. benchmarks/scale_tables.py
-holds it against what was measured on a CPU, and makes the tables.
+makes the tables of docs/scale.md of it, benchmarks/scale_check.py holds it against a CPU.
 """
 
 import math
-import sys
 from dataclasses import dataclass
-from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
+from qwen2_shape import Qwen2Shape
 
 HALF, SINGLE = 2, 4  # bytes of a bfloat16 or float16 number, and of a float32 one
 FOUR_BIT = 0.5 + 4 / 64  # NF4, a float32 factor per 64 weights (arXiv:2305.14314 section 3)
@@ -23,36 +17,6 @@ MICRO_TOKENS = 32_768  # rlm.learner.token_budget.MOST["cuda"]
 SHARE = 0.5  # of the free memory that a micro-batch or the cache may take, rlm.models.memory.SHARE
 ROWS = 256  # sequences that the engine runs at once, rlm.engine.batching.RollingBatch
 RESERVED = 1.5e9  # bytes: the CUDA context and what an allocator cannot use
-
-
-@dataclass(frozen=True)
-class Model:
-    """A Qwen2 shape. mlp: width of the feed-forward part; tied: the head is the embedding."""
-
-    name: str
-    hidden: int
-    layers: int
-    heads: int
-    kv_heads: int
-    mlp: int
-    vocabulary: int
-    tied: bool = False
-
-    @property
-    def kv(self) -> int:
-        """Width of the keys, and of the values."""
-        return self.hidden // self.heads * self.kv_heads
-
-
-# `config.json` of Qwen/Qwen2.5-<name> on the hub; layers and heads also in arXiv:2412.15115.
-MODELS = (
-    Model("0.5B", 896, 24, 14, 2, 4864, 151_936, tied=True),
-    Model("1.5B", 1536, 28, 12, 2, 8960, 151_936, tied=True),
-    Model("7B", 3584, 28, 28, 4, 18_944, 152_064),
-    Model("14B", 5120, 48, 40, 8, 13_824, 152_064),
-    Model("32B", 5120, 64, 40, 8, 27_648, 152_064),
-    Model("72B", 8192, 80, 64, 8, 29_568, 152_064),
-)
 
 
 @dataclass(frozen=True)
@@ -124,22 +88,13 @@ LAUNCHES = 5e-4  # seconds a layer and decode step without CUDA graphs: Python, 
 # --- numbers of weights
 
 
-def body_weights(m: Model) -> int:
-    """Return the weights of all linear layers but the head."""
-    return m.layers * (2 * m.hidden**2 + 2 * m.hidden * m.kv + 3 * m.hidden * m.mlp)
-
-
-def head_weights(m: Model) -> int:
-    return m.hidden * m.vocabulary
-
-
-def all_weights(m: Model) -> int:
+def all_weights(m: Qwen2Shape) -> int:
     """Return every parameter: linear layers, biases of q, k, v, norms, embedding and head."""
     small = m.layers * (m.hidden + 2 * m.kv + 2 * m.hidden) + m.hidden
-    return body_weights(m) + small + head_weights(m) * (1 if m.tied else 2)
+    return m.body_weights + small + m.head_weights * (1 if m.tied else 2)
 
 
-def lora_weights(m: Model, rank: int = 16) -> int:
+def lora_weights(m: Qwen2Shape, rank: int = 16) -> int:
     """Return those of a LoRA on all linear layers but the head: rank * (in + out) of each."""
     return m.layers * rank * (9 * m.hidden + 2 * m.kv + 3 * m.mlp)
 
@@ -147,24 +102,24 @@ def lora_weights(m: Model, rank: int = 16) -> int:
 # --- bytes
 
 
-def weight_bytes(m: Model, size: float = HALF) -> float:
+def weight_bytes(m: Qwen2Shape, size: float = HALF) -> float:
     """Return the base's bytes. size: bytes of a weight; FOUR_BIT leaves all but linear in half."""
-    rest = all_weights(m) - body_weights(m)
-    return body_weights(m) * size + rest * max(size, HALF)
+    rest = all_weights(m) - m.body_weights
+    return m.body_weights * size + rest * max(size, HALF)
 
 
-def lora_bytes(m: Model, rank: int = 16, *, reference: bool = False) -> float:
+def lora_bytes(m: Qwen2Shape, rank: int = 16, *, reference: bool = False) -> float:
     """Return what learning keeps of the LoRA, float32: itself, gradient, two moments of AdamW, the
     best so far; with a KL term the reference, too; and the engine's copy in half precision."""
     return lora_weights(m, rank) * (SINGLE * (5 + reference) + HALF)
 
 
-def cache_bytes(m: Model, size: float = HALF) -> float:
+def cache_bytes(m: Qwen2Shape, size: float = HALF) -> float:
     """Return the bytes of keys and values of a token."""
     return 2 * m.layers * m.kv * size
 
 
-def activation_bytes(m: Model, size: float = HALF, *, on_cpu: bool = False) -> float:
+def activation_bytes(m: Qwen2Shape, size: float = HALF, *, on_cpu: bool = False) -> float:
     """Return what a forward keeps for its backward, a token, without gradient checkpointing.
 
     Per layer: both residuals and both norms' outputs, q and the attention's output (6 hidden), k
@@ -180,18 +135,18 @@ def activation_bytes(m: Model, size: float = HALF, *, on_cpu: bool = False) -> f
     return m.layers * kept
 
 
-def logits_bytes(m: Model) -> float:
+def logits_bytes(m: Qwen2Shape) -> float:
     """Return the head's chunk: logits and their shares in float32, and as they came."""
     rows = max(16, min(512, LOGITS // m.vocabulary))
     return 3 * SINGLE * rows * m.vocabulary
 
 
-def sync_bytes(m: Model, rank: int = 16) -> int:
+def sync_bytes(m: Qwen2Shape, rank: int = 16) -> int:
     """Return what travels to another engine after an update: the adapter in float32."""
     return SINGLE * lora_weights(m, rank)
 
 
-def all_reduce_bytes(m: Model, ranks: int, rank: int = 16) -> float:
+def all_reduce_bytes(m: Qwen2Shape, ranks: int, rank: int = 16) -> float:
     """Return what each process sends for the sum of the LoRA's gradients: 2 (n - 1) / n of it."""
     return 2 * (ranks - 1) / ranks * SINGLE * lora_weights(m, rank)
 
@@ -199,19 +154,21 @@ def all_reduce_bytes(m: Model, ranks: int, rank: int = 16) -> float:
 # --- operations
 
 
-def attention_flops(m: Model, tokens: float, context: float) -> float:
+def attention_flops(m: Qwen2Shape, tokens: float, context: float) -> float:
     """Return those of q k and of the weighted sum of v, for tokens that see `context` others."""
     return 4 * m.layers * m.hidden * context * tokens
 
 
-def sampling_flops(m: Model, load: Load) -> float:
+def sampling_flops(m: Qwen2Shape, load: Load) -> float:
     """Return those of a step's sampling: two a weight and token, the head on completions only."""
     tokens = load.prompt_tokens + load.completion_tokens
     seen = attention_flops(m, load.completion_tokens, load.prompt + load.completion / 2)
-    return 2 * body_weights(m) * tokens + 2 * head_weights(m) * load.completion_tokens + seen
+    return 2 * m.body_weights * tokens + 2 * m.head_weights * load.completion_tokens + seen
 
 
-def learning_flops(m: Model, load: Load, *, updates: int = 1, reference: bool = False) -> float:
+def learning_flops(
+    m: Qwen2Shape, load: Load, *, updates: int = 1, reference: bool = False
+) -> float:
     """Return those of a step's learning: forward, and backward without the base's gradients.
 
     That is twice a forward; a reference adds one. Groups that are not live are left out.
@@ -219,10 +176,10 @@ def learning_flops(m: Model, load: Load, *, updates: int = 1, reference: bool = 
     return sampling_flops(m, load) * load.learned * (2 * updates + reference)
 
 
-def decode_bytes(m: Model, load: Load, rows: int = ROWS, size: float = HALF) -> float:
+def decode_bytes(m: Qwen2Shape, load: Load, rows: int = ROWS, size: float = HALF) -> float:
     """Return what decoding reads: all weights each step, each token's keys and values so far."""
     context = load.prompt + load.completion / 2
-    read = weight_bytes(m, size) - (0 if m.tied else head_weights(m) * HALF)  # no whole embedding
+    read = weight_bytes(m, size) - (0 if m.tied else m.head_weights * HALF)  # no whole embedding
     cached = load.completion_tokens * context * cache_bytes(m, max(size, HALF))
     return decode_steps(load, rows) * read + cached
 
@@ -235,18 +192,18 @@ def decode_steps(load: Load, rows: int = ROWS) -> float:
 # --- seconds
 
 
-def sampling_seconds(m: Model, load: Load, machine: Machine, rates=GPU, size=HALF) -> float:
+def sampling_seconds(m: Qwen2Shape, load: Load, machine: Machine, rates=GPU, size=HALF) -> float:
     """Return those of sampling on one GPU: operations or bytes, whichever take longer."""
     compute = sampling_flops(m, load) / (machine.flops * rates.sampling)
     reading = decode_bytes(m, load, size=size) / (machine.bandwidth * rates.reading)
     return max(compute, reading) + decode_steps(load) * rates.token_seconds
 
 
-def learning_seconds(m: Model, load: Load, machine: Machine, rates=GPU, **options) -> float:
+def learning_seconds(m: Qwen2Shape, load: Load, machine: Machine, rates=GPU, **options) -> float:
     return learning_flops(m, load, **options) / (machine.flops * rates.learning)
 
 
-def shard_seconds(m: Model, load: Load, machine: Machine) -> float:
+def shard_seconds(m: Qwen2Shape, load: Load, machine: Machine) -> float:
     """Return what FSDP adds: the base's weights gathered twice a micro-batch, not hidden."""
     tokens = load.prompt_tokens + load.completion_tokens
     passes = 2 * math.ceil(tokens / max(1, micro_tokens(m, machine, shards=machine.gpus)))
@@ -256,39 +213,33 @@ def shard_seconds(m: Model, load: Load, machine: Machine) -> float:
 # --- what fits
 
 
-def fixed_bytes(m: Model, size: float = HALF, shards: int = 1) -> float:
+def fixed_bytes(m: Qwen2Shape, size: float = HALF, shards: int = 1) -> float:
     """Return what is there all the time on each GPU; FSDP cuts the base into `shards`."""
     gathered = weight_bytes(m) / m.layers if shards > 1 else 0  # a layer at a time is whole
     return weight_bytes(m, size) / shards + gathered + lora_bytes(m) + RESERVED
 
 
-def micro_tokens(m: Model, machine: Machine, size: float = HALF, shards: int = 1) -> int:
+def micro_tokens(m: Qwen2Shape, machine: Machine, size: float = HALF, shards: int = 1) -> int:
     """Return the tokens of a micro-batch that fit into half of what is free, 0 if nothing is."""
     free = machine.memory - fixed_bytes(m, size, shards) - logits_bytes(m)
     return max(0, min(MICRO_TOKENS, int(SHARE * free / activation_bytes(m))))
 
 
-def cached_rows(m: Model, load: Load, machine: Machine, size: float = HALF) -> int:
+def cached_rows(m: Qwen2Shape, load: Load, machine: Machine, size: float = HALF) -> int:
     """Return the completions whose keys and values fit into half of what is free, 256 at most."""
     free = machine.memory - fixed_bytes(m, size)
     row = (load.prompt + load.longest) * cache_bytes(m)
     return max(0, min(ROWS, int(SHARE * free / row)))
 
 
-def fits(m: Model, load: Load, machine: Machine, size: float = HALF) -> bool:
+def fits(m: Qwen2Shape, load: Load, machine: Machine, size: float = HALF) -> bool:
     """Return whether one GPU learns from one completion and samples one group."""
     learns = micro_tokens(m, machine, size) >= load.prompt + load.longest
     return learns and cached_rows(m, load, machine, size) >= load.group
 
 
-def needed_bytes(m: Model, load: Load, size: float = HALF) -> float:
+def needed_bytes(m: Qwen2Shape, load: Load, size: float = HALF) -> float:
     """Return the least memory of a GPU that `fits`: weights, LoRA and the larger of the two."""
     learning = (load.prompt + load.longest) * activation_bytes(m) / SHARE + logits_bytes(m)
     sampling = load.group * (load.prompt + load.longest) * cache_bytes(m) / SHARE
     return fixed_bytes(m, size) + max(learning, sampling)
-
-
-if __name__ == "__main__":
-    import scale_tables
-
-    sys.exit(scale_tables.main())

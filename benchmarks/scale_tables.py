@@ -1,5 +1,9 @@
 """The tables of docs/scale.md: what fits where, how it is started, seconds a step, and the check.
 
+    python benchmarks/scale_tables.py          # prints the tables, writes benchmarks/results/
+                                               # scale_model.json and the tables of docs/scale.md
+    python benchmarks/scale_tables.py --check  # exits with 1 if docs/scale.md is another
+
 It knows benchmarks/scale_model.py and what lies in benchmarks/results/; torch is not imported.
 """
 
@@ -8,8 +12,9 @@ import sys
 from dataclasses import asdict, replace
 
 import scale_model as scale
+from qwen2_shape import MODELS, Qwen2Shape
 from scale_check import RESULTS, ROOT, measured, measured_axes
-from scale_model import FOUR_BIT, HALF, MACHINES, MODELS, Load, Machine, Model
+from scale_model import FOUR_BIT, HALF, MACHINES, Load, Machine
 
 sys.path.insert(0, str(ROOT))
 LOAD = Load()
@@ -32,7 +37,7 @@ def table(head: list[str], lines: list[list]) -> str:
 # --- which way a model is trained on a machine
 
 
-def way(m: Model, load: Load, machine: Machine) -> str:
+def way(m: Qwen2Shape, load: Load, machine: Machine) -> str:
     """Return the key of WAYS: whole on each GPU if it fits, else cut over many, else in 4 bits."""
     if scale.fits(m, load, machine):
         return "torchrun" if machine.gpus > 1 else "own"
@@ -44,13 +49,13 @@ def way(m: Model, load: Load, machine: Machine) -> str:
     return "4bit" if scale.fits(m, load, machine, FOUR_BIT) else "no"
 
 
-def tensor_parallel(m: Model, machine: Machine) -> int:
+def tensor_parallel(m: Qwen2Shape, machine: Machine) -> int:
     """Return the GPUs that one copy of the base is cut over in vLLM: with 30 % left for a cache."""
     needed = scale.weight_bytes(m) / 0.7 / machine.memory
     return 2 ** max(0, math.ceil(math.log2(needed)))
 
 
-def seconds(m: Model, load: Load, machine: Machine) -> dict[str, float]:
+def seconds(m: Qwen2Shape, load: Load, machine: Machine) -> dict[str, float]:
     """Return a step's seconds by phase, {} where the model is not trained there.
 
     Groups stay whole, so the busiest process counts: it has ceil(questions / processes) of them.
@@ -81,7 +86,7 @@ def share(load: Load, processes: int) -> Load:
     return replace(load, questions=math.ceil(load.questions / max(1, processes)))
 
 
-def stage_seconds(m: Model, load: Load, machine: Machine) -> float | None:
+def stage_seconds(m: Qwen2Shape, load: Load, machine: Machine) -> float | None:
     """Return those of STEPS steps and their validations, one greedy answer a question."""
     step = seconds(m, load, machine)
     if not step:
@@ -215,3 +220,7 @@ def main() -> int:
     files.write_json(RESULTS / "scale_model.json", found)
     files.write_text(path, fill(now, made))
     return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -19,15 +19,14 @@ sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
 import torch  # noqa: E402
 from contenders import Ours, Work  # noqa: E402
-from shapes import Shape, machine, spread  # noqa: E402
+from qwen2_shape import MIDDLE, SIZES, resized  # noqa: E402
+from shapes import Workload, machine, median_and_range, workload  # noqa: E402
 
 from rlm.files import write_json  # noqa: E402
 
 PROMPT = 128
-MIDDLE = Shape(
-    256, 4, 4, 2, 1024, 8192, prompts=4, group=8, max_tokens=128, prompt_tokens=(PROMPT, PROMPT)
-)
-SIZES = {"0.9M": (128, 4), "3.7M": (256, 4), "29M": (512, 8), "84M": (768, 10)}  # hidden, layers
+LOAD = {"prompts": 4, "group": 8, "max_tokens": 128, "prompt_tokens": (PROMPT, PROMPT)}
+WORK = workload(MIDDLE, **LOAD)
 AXES = {
     "group": (2, 4, 8, 16, 32, 64),
     "completion_tokens": (64, 128, 256, 512, 1024),
@@ -43,35 +42,28 @@ TITLES = {
 }
 
 
-def shape_of(axis: str, value) -> Shape:
-    """Return the middle shape with one property changed."""
+def work_of(axis: str, value) -> Workload:
+    """Return the work on the middle shape with one property changed."""
     if axis == "group":
-        return replace(MIDDLE, group=value)
+        return replace(WORK, group=value)
     if axis == "completion_tokens":
-        return replace(MIDDLE, max_tokens=value)
+        return replace(WORK, max_tokens=value)
     if axis == "vocabulary":
-        return replace(MIDDLE, vocabulary=value)
-    hidden, layers = SIZES[value]
-    heads = hidden // 64
-    return replace(
-        MIDDLE,
-        hidden=hidden,
-        layers=layers,
-        heads=heads,
-        kv_heads=2 if heads % 2 == 0 else 1,
-        mlp=4 * hidden,
-    )
+        return replace(WORK, vocabulary=value)
+    return resized(WORK, *SIZES[value])
 
 
 def measure(axis: str, value, repeats: int, device: str) -> dict:
     """Return the figures of one point."""
-    shape = shape_of(axis, value)
+    shape = work_of(axis, value)
     work = Work("random", shape, torch.float32, device)
     ours = Ours(work, 0.0)
     ours.engine.stop_ids = frozenset()  # every completion runs to its maximum
     ours.step(-1)
     turns = [ours.step(turn) for turn in range(repeats)]
-    point = {name: spread([t[name] for t in turns]) for name in ("rollout", "learn", "step")}
+    point = {
+        name: median_and_range([t[name] for t in turns]) for name in ("rollout", "learn", "step")
+    }
     memory = {
         f"{name}_mb": round(max(t[f"{name}_mb"] for t in turns), 1) for name in ("rollout", "learn")
     }
@@ -138,7 +130,7 @@ def main() -> int:
         }
         results = {
             "machine": machine(device),
-            "middle": vars(MIDDLE),
+            "middle": vars(WORK),
             "axes": axes,
             "slopes": slopes,
         }

@@ -13,67 +13,52 @@ import random
 import statistics
 import time
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from typing import Any
 
 import torch
+from qwen2_shape import MODELS, SMALL, Qwen2Shape
 
 PAD, EOS = 0, 1
 END_RATE = 1.594  # of 1 / max_tokens: then the mean of the cut-off geometric law is max_tokens / 2
 
 
 @dataclass(frozen=True)
-class Shape:
+class Workload(Qwen2Shape):
     """A model's shape and a step's load.
 
-    vocabulary, hidden, layers, heads, kv_heads, mlp: of a Qwen2; tied: its output head is its
-    embedding. prompts, group, max_tokens: a step. prompt_tokens: shortest and longest prompt.
-    rows: completions of one of TRL's micro-batches at its fastest.
+    prompts, group, max_tokens: a step. prompt_tokens: shortest and longest prompt. rows:
+    completions of one of TRL's micro-batches at its fastest.
     """
 
-    hidden: int
-    layers: int
-    heads: int
-    kv_heads: int
-    mlp: int
-    vocabulary: int
-    tied: bool = True
     prompts: int = 8
     group: int = 8
     max_tokens: int = 128
     prompt_tokens: tuple[int, int] = (32, 96)
     rows: int = 16
 
-    @property
-    def head_weights(self) -> int:
-        return self.hidden * self.vocabulary
 
-    @property
-    def body_weights(self) -> int:
-        """Weights of the linear layers: what a token is multiplied by, the head aside."""
-        kv = self.hidden // self.heads * self.kv_heads
-        attention = 2 * self.hidden * self.hidden + 2 * self.hidden * kv
-        return self.layers * (attention + 3 * self.hidden * self.mlp)
+def workload(shape: Qwen2Shape, **load: Any) -> Workload:
+    """Return the work of a step on a model of that shape."""
+    return Workload(**asdict(shape), **load)
 
 
-SMALL = Shape(512, 8, 8, 2, 2048, 8192)
-# Qwen2.5-0.5B and 7B; on a CPU with few tokens, on a GPU with the load of a real step.
-Q05: dict[str, Any] = dict(
-    hidden=896, layers=24, heads=14, kv_heads=2, mlp=4864, vocabulary=151_936
-)
-Q7B: dict[str, Any] = dict(
-    hidden=3584, layers=28, heads=28, kv_heads=4, mlp=18944, vocabulary=152_064, tied=False
-)
+# Qwen2.5-0.5B and 7B: on a CPU with few tokens, on a GPU with the load of a real step.
+Q05, Q7B = MODELS[0], MODELS[2]
 FEW: dict[str, Any] = dict(prompts=4, group=8, max_tokens=64, prompt_tokens=(32, 64), rows=8)
 REAL: dict[str, Any] = dict(prompts=32, group=8, max_tokens=256, prompt_tokens=(64, 160), rows=32)
-SHAPES = {
-    "cpu": {"small": SMALL, "q05": Shape(**Q05, **FEW)},
-    "cuda": {"small": SMALL, "q05": Shape(**Q05, **REAL), "q7b": Shape(**Q7B, **REAL)},
+WORKLOADS = {
+    "cpu": {"small": workload(SMALL), "q05": workload(Q05, **FEW)},
+    "cuda": {
+        "small": workload(SMALL),
+        "q05": workload(Q05, **REAL),
+        "q7b": workload(Q7B, **REAL),
+    },
 }
 
 
-def random_model(shape: Shape, *, dtype=torch.float32, device="cpu", seed: int = 0):
+def random_model(shape: Workload, *, dtype=torch.float32, device="cpu", seed: int = 0):
     """Return a Qwen2 of that shape whose completions have the lengths that this file describes."""
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
@@ -112,7 +97,7 @@ def word_tokenizer(size: int):
     )
 
 
-def word_prompts(shape: Shape, count: int, seed: int) -> list[str]:
+def word_prompts(shape: Workload, count: int, seed: int) -> list[str]:
     """Return prompts of random words, of the shape's lengths."""
     draw = random.Random(seed)
     lengths = [draw.randint(*shape.prompt_tokens) for _ in range(count)]
@@ -219,7 +204,7 @@ def _status(name: str) -> int:
         return next(int(line.split()[1]) for line in file if line.startswith(f"{name}:"))
 
 
-def spread(values: list[float]) -> dict[str, float]:
+def median_and_range(values: list[float]) -> dict[str, float]:
     """Return the median with the lowest and the highest value."""
     return {
         "median": round(statistics.median(values), 4),

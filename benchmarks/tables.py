@@ -4,7 +4,7 @@
     python benchmarks/tables.py --check    # exits with 1 and names what it would write otherwise
 
 Every figure comes from benchmarks/results/; none is typed by hand. `PLACES` says which document
-has which table. The tables of docs/scale.md are made by benchmarks/scale_model.py.
+has which table. The tables of docs/scale.md are made by benchmarks/scale_tables.py.
 """
 
 import json
@@ -214,8 +214,8 @@ def invalid(log: list[dict]) -> float:
     return 1 - sum(row["graph_valid_fraction"] for row in log) / len(log)
 
 
-def _ratio(spread: dict) -> str:
-    return f"{spread['median']:.1f} ({spread['low']:.1f}–{spread['high']:.1f})"
+def _ratio(found: dict) -> str:
+    return f"{found['median']:.1f} ({found['low']:.1f}–{found['high']:.1f})"
 
 
 def _order(path: Path) -> tuple:

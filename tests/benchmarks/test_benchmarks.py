@@ -13,11 +13,11 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 import grpo_vs_trl  # noqa: E402
 import scaling  # noqa: E402
 import tables  # noqa: E402
-from shapes import END_RATE, EOS, Shape, random_model, spread, word_prompts  # noqa: E402
+from shapes import END_RATE, EOS, Workload, median_and_range, random_model, word_prompts  # noqa: E402
 
 from tests.support.running import succeed  # noqa: E402
 
-SMALL = Shape(32, 2, 4, 2, 64, 300, prompts=2, group=2, max_tokens=40, prompt_tokens=(3, 9))
+SMALL = Workload(32, 2, 4, 2, 64, 300, prompts=2, group=2, max_tokens=40, prompt_tokens=(3, 9))
 
 
 def test_the_weights_are_counted_as_the_model_has_them():
@@ -46,7 +46,7 @@ def test_prompts_have_the_lengths_of_the_shape():
 
 
 def test_the_floor_by_hand():
-    work = grpo_vs_trl.Work("x", Shape(2, 1, 1, 1, 4, 10), torch.float32, "cpu")
+    work = grpo_vs_trl.Work("x", Workload(2, 1, 1, 1, 4, 10), torch.float32, "cpu")
     # Linear layers: 4 * 2 * 2 + 3 * 2 * 4 = 40 weights, the head 20. 10 prompt tokens, 5 sampled.
     rates = {"matrix_gflops": 1e-9, "memory_gbs": 1e-9}  # one operation, one byte a second
     found = grpo_vs_trl.floor(work, rates, {"prompt": 10, "completion": 5, "longest": 3})
@@ -60,7 +60,7 @@ def test_ratios_are_per_token_and_turn_by_turn():
         "default": [{"step": 8.0, "tokens": 20}, {"step": 8.0, "tokens": 10}],
     }
     assert grpo_vs_trl.ratios(turns, "default", "step") == [4.0, 4.0]
-    assert spread([3.0, 1.0, 2.0]) == {"median": 2.0, "low": 1.0, "high": 3.0}
+    assert median_and_range([3.0, 1.0, 2.0]) == {"median": 2.0, "low": 1.0, "high": 3.0}
 
 
 def test_a_slope_is_the_exponent_between_the_largest_two():

@@ -14,7 +14,8 @@ import scale_check  # noqa: E402
 import scale_model as scale  # noqa: E402
 import scale_tables  # noqa: E402
 import shapes  # noqa: E402
-from scale_model import FOUR_BIT, HALF, SINGLE, Load, Machine, Model, Rates  # noqa: E402
+from qwen2_shape import MODELS, Qwen2Shape  # noqa: E402
+from scale_model import FOUR_BIT, HALF, SINGLE, Load, Machine, Rates  # noqa: E402
 from tables import fill  # noqa: E402
 
 import rlm.learner.lm_head  # noqa: E402
@@ -24,13 +25,13 @@ from rlm.models import memory  # noqa: E402
 from rlm.models.loading import add_lora  # noqa: E402
 
 # Keys are 2 wide. A layer: 2 * 4 * 4 + 2 * 4 * 2 + 3 * 4 * 8 = 144 linear weights.
-M = Model("by hand", 4, 2, 2, 1, 8, 10, tied=True)
+M = Qwen2Shape(4, 2, 2, 1, 8, 10)
 # 24 completion tokens, 10 of prompts; a token of a completion sees 5 + 4 / 2 = 7 on average.
 LOAD = Load(questions=2, group=3, prompt=5, completion=4, longest=6)
 
 
 def test_weights_by_hand():
-    assert M.kv == 2 and scale.body_weights(M) == 288 and scale.head_weights(M) == 40
+    assert M.kv == 2 and M.body_weights == 288 and M.head_weights == 40
     # Biases of q, k, v and two norms a layer: 4 + 2 + 2 + 8; the last norm 4.
     assert scale.all_weights(M) == 288 + 2 * 16 + 4 + 40
     # q, o: 4 + 4 each; k, v: 4 + 2 each; gate, up, down: 4 + 8 each; so 64 a rank and layer.
@@ -67,7 +68,7 @@ def test_decoding_by_hand():
     assert scale.decode_steps(LOAD) == 6
     assert scale.decode_steps(LOAD, rows=2) == 12  # 24 tokens, two at a time
     assert scale.decode_bytes(M, LOAD) == 6 * 728 + 24 * 7 * 16
-    untied = Model("untied", 4, 2, 2, 1, 8, 10)
+    untied = Qwen2Shape(4, 2, 2, 1, 8, 10, tied=False)
     # The embedding has 40 weights more, and only some of its rows are read.
     assert scale.decode_bytes(untied, LOAD) == scale.decode_bytes(M, LOAD)
 
@@ -83,7 +84,7 @@ def test_sampling_takes_the_longer_of_operations_and_bytes():
 
 
 def test_what_fits_is_where_memory_ends():
-    m, load = scale.MODELS[2], Load()
+    m, load = MODELS[2], Load()
     for size in (HALF, FOUR_BIT):
         needed = scale.needed_bytes(m, load, size)
         for factor, wanted in ((1.001, True), (0.999, False)):
@@ -96,20 +97,20 @@ PUBLISHED = {"0.5B": (0.49, 0.36), "1.5B": (1.54, 1.31), "7B": (7.61, 6.53), "14
              "32B": (32.5, 31.0), "72B": (72.7, 70.0)}  # fmt: skip
 
 
-@pytest.mark.parametrize("m", scale.MODELS, ids=lambda m: m.name)
+@pytest.mark.parametrize("m", MODELS, ids=lambda m: m.name)
 def test_qwen_has_as_many_weights_as_published(m):
     found = scale.all_weights(m)
-    without = found - scale.head_weights(m) * (1 if m.tied else 2)
+    without = found - m.head_weights * (1 if m.tied else 2)
     assert (found / 1e9, without / 1e9) == pytest.approx(PUBLISHED[m.name], rel=0.01)
 
 
 def test_counts_are_those_of_a_real_model():
-    shape = shapes.Shape(64, 3, 4, 2, 160, 300)
-    m = Model("x", 64, 3, 4, 2, 160, 300, tied=True)
-    model = shapes.random_model(shape)
+    m = shapes.Workload(64, 3, 4, 2, 160, 300)
+    model = shapes.random_model(m)
     bias = model.lm_head.bias.numel()  # of the benchmark's models alone
     assert scale.all_weights(m) == sum(p.numel() for p in model.parameters()) - bias
-    assert scale.body_weights(m) == shape.body_weights
+    linear = [w for n, w in model.named_parameters() if "proj.weight" in n]
+    assert m.body_weights == sum(weight.numel() for weight in linear)
     lora = add_lora(model, r=5, alpha=10, seed=0)
     trained = sum(p.numel() for p in lora.parameters() if p.requires_grad)
     assert scale.lora_weights(m, 5) == trained
@@ -117,8 +118,8 @@ def test_counts_are_those_of_a_real_model():
 
 @pytest.mark.parametrize("dtype, size", [(torch.float32, SINGLE), (torch.bfloat16, HALF)])
 def test_activations_are_near_what_autograd_keeps(dtype, size):
-    m = Model("x", 256, 2, 4, 2, 1024, 300, tied=True)
-    model = shapes.random_model(shapes.Shape(256, 2, 4, 2, 1024, 300), dtype=dtype)
+    m = shapes.Workload(256, 2, 4, 2, 1024, 300)
+    model = shapes.random_model(m, dtype=dtype)
     lora = add_lora(model, r=4, alpha=8, seed=0)
     kept = token_budget.activation_bytes(lora, 300)
     assert scale.activation_bytes(m, size, on_cpu=True) == pytest.approx(kept, rel=0.2)
@@ -133,18 +134,16 @@ def test_its_numbers_of_our_code_are_ours():
     assert batching.RollingBatch.__init__.__kwdefaults__["max_rows"] == scale.ROWS
 
 
-def test_the_measured_shapes_are_those_of_the_benchmarks():
+def test_the_points_of_the_scaling_benchmark_are_found_again():
     import scaling
 
     def same(m, shape):
         names = ("hidden", "layers", "heads", "kv_heads", "mlp", "vocabulary", "tied")
         return all(getattr(m, name) == getattr(shape, name) for name in names)
 
-    assert same(scale_check.SMALL, shapes.SMALL) and same(scale_check.MIDDLE, scaling.MIDDLE)
-    assert same(scale.MODELS[0], shapes.SHAPES["cpu"]["q05"])
     for axis, values in scaling.AXES.items():
         for value in values:
-            shape = scaling.shape_of(axis, value)
+            shape = scaling.work_of(axis, value)
             x = shape.body_weights if axis == "body_weights" else value
             m, load = scale_check.axis_case(axis, x)
             assert same(m, shape), (axis, value)
@@ -165,7 +164,7 @@ def test_the_fit_is_exact_where_it_was_made_and_nowhere_else():
 
 
 def test_ways_by_the_size_of_the_machine():
-    by_name = {m.name: m for m in scale.MODELS}
+    by_name = {m.name: m for m in MODELS}
     h100 = next(m for m in scale.MACHINES if m.name == "H100")
     node = next(m for m in scale.MACHINES if m.name == "8 × H100")
     load = Load()
@@ -185,7 +184,7 @@ def test_groups_are_whole_on_the_busiest_process():
 
 
 def test_the_document_has_the_tables_of_the_code():
-    """Run `python benchmarks/scale_model.py` after a change of the model or of the results."""
+    """Run `python benchmarks/scale_tables.py` after a change of the model or of the results."""
     text = (ROOT / "docs" / "scale.md").read_text(encoding="utf-8")
     assert fill(text, scale_tables.tables()) == text
     assert text.count("<!-- table ") == len(scale_tables.tables())

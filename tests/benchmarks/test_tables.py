@@ -30,7 +30,7 @@ def test_the_documents_have_the_tables_of_the_results():
 def test_no_marked_table_is_left_out():
     made = {name: [f"<!-- table {t} -->" for t in found] for name, found in tables.PLACES.items()}
     for path in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")):
-        if path.name == "scale.md":  # benchmarks/scale_model.py makes its tables
+        if path.name == "scale.md":  # benchmarks/scale_tables.py makes its tables
             continue
         lines = path.read_text(encoding="utf-8").splitlines()
         found = [line for line in lines if line.startswith("<!-- table ")]
