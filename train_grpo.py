@@ -172,7 +172,7 @@ def update(policy, optimizer, batch, advantage, settings, reference, budget) -> 
     from rlm.learner.metrics import Metrics
 
     kept = [b for b in range(len(batch.groups)) if settings.kl_weight or advantage[b].any()]
-    mine = parallel.share(kept, [batch.cost(b) for b in kept])
+    mine = parallel.balanced_share(kept, [batch.cost(b) for b in kept])
     packs = cache(partial(packed, policy, batch, advantage, settings, reference, mine))
     metrics = Metrics()
     if kept and not settings.kl_weight:

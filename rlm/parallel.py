@@ -172,7 +172,7 @@ def balanced(weights: Sequence[float], shares: int) -> list[list[int]]:
     return [sorted(share) for share in found]
 
 
-def share(work: Sequence, weights: Sequence[float]) -> list:
+def balanced_share(work: Sequence, weights: Sequence[float]) -> list:
     """Return this process's part of the work, whose pieces are as heavy as told."""
     return [work[i] for i in balanced(weights, world().size)[world().rank]]
 

@@ -9,7 +9,7 @@ from pydantic import field_validator, model_validator
 from rlm.cli.layers import option
 from rlm.cli.parsing import words_of
 from rlm.errors import InputError
-from rlm.models.folders import (
+from rlm.models.lookup import (
     adapter_base,
     adapter_format,
     adapter_settings,

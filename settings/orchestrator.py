@@ -8,7 +8,7 @@ from rlm.agents.graph import ROLES
 from rlm.cli.layers import Settings, option
 from rlm.cli.parsing import parse_range
 from rlm.errors import InputError
-from rlm.models.folders import check_adapter, check_model, folder_of, is_adapter
+from rlm.models.lookup import check_adapter, check_model, folder_of, is_adapter
 from settings.shared import by_model
 
 

@@ -8,7 +8,7 @@ from rlm.addresses import UPSTREAM_KEY, server_url
 from rlm.cli.layers import flag_of, option
 from rlm.cli.parsing import words_of
 from rlm.errors import InputError
-from rlm.models.folders import check_model
+from rlm.models.lookup import check_model
 from settings.shared import Shared
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")

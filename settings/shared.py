@@ -6,7 +6,7 @@ from pydantic import field_validator, model_validator
 
 from rlm.cli.layers import Settings, option
 from rlm.cli.parsing import words_of
-from rlm.models.folders import (
+from rlm.models.lookup import (
     adapter_base,
     adapter_format,
     check_adapter,

@@ -191,7 +191,7 @@ def open_runner(
     """
     from contextlib import nullcontext
 
-    from rlm.models.folders import folder_of, is_adapter
+    from rlm.models.lookup import folder_of, is_adapter
     from rlm.models.policy import open_policy
 
     if agent_model is None:

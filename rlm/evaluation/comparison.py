@@ -61,7 +61,7 @@ def compare(
     }
 
 
-def share(count: int, total: int) -> dict:
+def proportion(count: int, total: int) -> dict:
     """Return a count with its share of the total and the share's 95 % Wilson interval."""
     low, high = wilson(count, total)
     return {"count": count, "share": count / total, "low": low, "high": high}
@@ -77,12 +77,12 @@ def one_model(evaluation: Evaluation) -> dict:
     reasons = Counter(row["reason"] for row in rows if row["verdict"] == "unreadable")
     return {
         "model": evaluation.name,
-        "strict": share(sum(strict(row) for row in rows), total),
-        "lenient": share(sum(lenient(row) for row in rows), total),
-        "wrong": share(sum(row["verdict"] == "wrong" for row in rows), total),
-        "unreadable": share(sum(row["verdict"] == "unreadable" for row in rows), total),
-        "truncated": share(sum(row["finish"] == "length" for row in rows), total),
-        "reasons": {name: share(reasons[name], total) for name in REASONS if reasons[name]},
+        "strict": proportion(sum(strict(row) for row in rows), total),
+        "lenient": proportion(sum(lenient(row) for row in rows), total),
+        "wrong": proportion(sum(row["verdict"] == "wrong" for row in rows), total),
+        "unreadable": proportion(sum(row["verdict"] == "unreadable" for row in rows), total),
+        "truncated": proportion(sum(row["finish"] == "length" for row in rows), total),
+        "reasons": {name: proportion(reasons[name], total) for name in REASONS if reasons[name]},
     }
 
 
@@ -166,8 +166,8 @@ def strata(evaluations: list[Evaluation], labels: list[int]) -> list[dict]:
         places = [i for i, each in enumerate(labels) if each == label]
         right = {
             e.name: {
-                "strict": share(sum(strict(e.rows[i]) for i in places), len(places)),
-                "lenient": share(sum(lenient(e.rows[i]) for i in places), len(places)),
+                "strict": proportion(sum(strict(e.rows[i]) for i in places), len(places)),
+                "lenient": proportion(sum(lenient(e.rows[i]) for i in places), len(places)),
             }
             for e in evaluations
         }

@@ -18,7 +18,7 @@ from rlm.data.rows import own_example
 from rlm.data.splits import keys, question_key, split_of, subset
 from rlm.data.variants import ADDITION_CHANGES, WORD_CHANGES, variants
 from rlm.errors import InputError
-from rlm.evaluation.comparison import RESAMPLES, lenient, paired, share, strict
+from rlm.evaluation.comparison import RESAMPLES, lenient, paired, proportion, strict
 from rlm.evaluation.markdown import WIDTH, p_value, percent, points, table
 from rlm.evaluation.measure import Evaluation
 from rlm.evaluation.statistics import mean_and_spread
@@ -116,8 +116,8 @@ def robustness_metrics(
                 place = derive("robustness", seed, name, made.name)
                 change = paired(outcomes, seed=place, resamples=resamples)
             models[name] = {
-                "strict": share(sum(map(strict, mine.values())), total),
-                "lenient": share(sum(map(lenient, mine.values())), total),
+                "strict": proportion(sum(map(strict, mine.values())), total),
+                "lenient": proportion(sum(map(lenient, mine.values())), total),
                 "change": change,
             }
         figure = {"set": made.name, "meaning": made.meaning, "questions": total}
@@ -143,10 +143,10 @@ def overlap(sets: list[QuestionSet], training: list[Example]) -> list[dict]:
     for made in sets:
         questions = [e.question for e in made.examples]
         row = {"set": made.name, "questions": len(questions), "words": WORDS}
-        row["same"] = share(sum(question_key(q) in known for q in questions), len(questions))
+        row["same"] = proportion(sum(question_key(q) in known for q in questions), len(questions))
         for name, keep in (("kept", True), ("normalised", False)):
             hits = shared(questions, texts, keep_numbers=keep)
-            row[name] = share(sum(hits), len(questions))
+            row[name] = proportion(sum(hits), len(questions))
         found.append(row)
     return found
 
@@ -289,7 +289,7 @@ def symbolic_metrics(found: Draws, evaluation: Evaluation) -> dict:
     variance = sum(each["deviation"] ** 2 for each in by_template.values())
     return {
         "model": evaluation.name,
-        "accuracy": share(sum(right), len(right)),
+        "accuracy": proportion(sum(right), len(right)),
         "by_template": by_template,
         "by_draw": {"draws": len(whole), "templates": len(templates), "mean": mean,
                     "deviation": deviation, "accuracy": whole},

@@ -19,7 +19,7 @@ from rlm import files
 from rlm.errors import InputError
 from rlm.export import model_card
 from rlm.models import adapters
-from rlm.models.folders import adapter_base, check_adapter, folder_of
+from rlm.models.lookup import adapter_base, check_adapter, folder_of
 
 DTYPES = ("bfloat16", "float32")
 # Copied as they are: a tokenizer that is loaded and saved again can come out as another one.

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from rlm import files
 from rlm.errors import InputError
-from rlm.models.folders import ROOT
+from rlm.models.lookup import ROOT
 
 WEIGHTS = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"

@@ -19,7 +19,7 @@ from rlm.models.adapters import (
     read_manifest,
     save_adapter,
 )
-from rlm.models.folders import folder_of
+from rlm.models.lookup import folder_of
 from rlm.seeds import derive
 
 __all__ = [

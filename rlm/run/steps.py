@@ -18,7 +18,7 @@ from rlm.errors import Stopped, command
 from rlm.parallel import world
 from rlm.preflight.forecast import duration
 from rlm.run import checkpoint
-from rlm.run.stopping import Stopper
+from rlm.run.stopping import StopSignal
 from rlm.run.time_budget import TimeBudget
 
 logger = logging.getLogger("rlm")
@@ -109,7 +109,7 @@ class Steps(RunState):
 
     def __iter__(self) -> Iterator[int]:
         """Yield each step; Stopped after the one in which a signal came, its state saved."""
-        with Stopper() as stopper:
+        with StopSignal() as stopper:
             began = time.monotonic()
             while self.step < self.last:
                 yield self.step + 1

@@ -11,7 +11,7 @@ logger = logging.getLogger("rlm")
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
-class Stopper:
+class StopSignal:
     """A context inside which the first signal is only noted.
 
     requested: the exit code that the signal asks for (130 for Ctrl-C, 143 for SIGTERM), or 0.

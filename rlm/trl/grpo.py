@@ -23,7 +23,7 @@ from rlm.errors import InputError
 from rlm.models.text_stream import decode
 from rlm.records import Example, Prompt, Rollout, Score
 from rlm.rollouts.batch import Batch
-from rlm.run.stopping import Stopper
+from rlm.run.stopping import StopSignal
 
 # TRL's name of a figure -> ours.
 NAMES = {
@@ -75,7 +75,7 @@ def train(
         optimizer, lambda i: rate(min(i, last) // updates + 1)
     )
     asked = {"prompt": [str(i) for i in questions.order]}
-    with Stopper() as stopper:
+    with StopSignal() as stopper:
         trainer: Trainer = Trainer(
             model=model,
             reward_funcs=lambda **given: trainer.rewards(**given),
@@ -192,7 +192,7 @@ class Trainer(GRPOTrainer):
 class _Each(TrainerCallback):
     """Makes the metrics of each batch out of TRL's and hands them on."""
 
-    def __init__(self, trainer: Trainer, after_batch: AfterBatch, stopper: Stopper):
+    def __init__(self, trainer: Trainer, after_batch: AfterBatch, stopper: StopSignal):
         self.trainer, self.after_batch, self.stopper = trainer, after_batch, stopper
         self.seconds, self._began = 0.0, 0.0
 

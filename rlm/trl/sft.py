@@ -18,7 +18,7 @@ from rlm.parallel import world
 from rlm.run.checkpoint import open_checkpoint
 from rlm.run.nonfinite import Guard
 from rlm.run.steps import RandomState, RunState
-from rlm.run.stopping import Stopper
+from rlm.run.stopping import StopSignal
 from rlm.run.time_budget import MARGIN, TimeBudget, fitting_steps
 
 STATE = "trainer_state.json"  # what the Trainer itself goes on from
@@ -29,7 +29,7 @@ class Trainer(SFTTrainer):
 
     def __init__(self, *arguments, run_state: RunState, guard: Guard, **options):
         super().__init__(*arguments, **options)
-        self.run_state, self.guard, self.stopper = run_state, guard, Stopper()
+        self.run_state, self.guard, self.stopper = run_state, guard, StopSignal()
         self.stopped = 0  # the exit code that a signal to any of the processes asks for
         self.budget: TimeBudget | None = None
         self.reserve = 0.0  # seconds to keep for the end
