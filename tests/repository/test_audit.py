@@ -5,6 +5,7 @@ import importlib.util
 import json
 import subprocess
 import threading
+from importlib.metadata import distributions
 from pathlib import Path
 
 import pytest
@@ -56,6 +57,20 @@ def test_an_exception_needs_a_reason():
 def test_the_builds_mark_is_no_part_of_a_version():
     assert "+" not in "".join(audit.installed().values())
     assert {"torch", "fastapi", "huggingface-hub"} <= audit.installed().keys()
+
+
+def test_this_project_is_not_asked_after(tmp_path, monkeypatch):
+    # As pip and uv write it of what is installed from a folder; a wheel's address has no dir_info.
+    for name, where in (
+        ("ours", {"dir_info": {"editable": True}}),
+        ("theirs", {"archive_info": {}}),
+    ):
+        folder = tmp_path / f"{name}-1.0.dist-info"
+        folder.mkdir()
+        (folder / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
+        (folder / "direct_url.json").write_text(json.dumps({"url": "file:///x", **where}))
+    monkeypatch.setattr(audit, "distributions", lambda: distributions(path=[str(tmp_path)]))
+    assert audit.installed() == {"theirs": "1.0"}
 
 
 @pytest.fixture
