@@ -22,7 +22,7 @@ class StopSignal:
         self.requested = 0
         self._before: dict = {}
 
-    def __enter__(self) -> "Stopper":
+    def __enter__(self) -> "StopSignal":
         if threading.current_thread() is threading.main_thread():
             self._before = {number: signal.signal(number, self._note) for number in SIGNALS}
         return self
