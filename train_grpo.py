@@ -8,12 +8,12 @@
 
 Group Relative Policy Optimization (arXiv:2402.03300). One step:
 
-    sample      G answers to each of B questions, from the current policy     rlm/engine/engine.py
-    reward      1 if the final number is right, else 0                        training/tasks.py,
-    rewards.py advantage   how much better an answer is than its own group
-    rlm/learner/losses.py update      make the better answers' tokens likelier, the others' less so
-    rlm/learner/logprobs.py
+    sample      G answers to each of B questions, from the current policy   rlm/engine/engine.py
+    reward      1 if the final number is right, else 0                      training/tasks.py
+    advantage   how much better an answer is than its own group             rlm/learner/losses.py
+    update      make the better answers' tokens likelier, others' less so   rlm/learner/logprobs.py
 
+The same without settings, checkpoints and processes: examples/grpo_from_scratch.py.
 No value network, no reward model. A group whose answers are all right or all wrong has
 advantage 0 and teaches nothing. What differs from the paper by default: the loss is averaged
 over all tokens of the step (DAPO, arXiv:2503.14476), and there is no KL term (--kl-weight 0).
