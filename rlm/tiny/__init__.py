@@ -4,10 +4,15 @@ import argparse
 from dataclasses import asdict
 
 
-def recipe_parser(description: str | None, defaults) -> argparse.ArgumentParser:
-    """Return a parser with a flag for each field of a dataclass, whose values are the defaults."""
+def recipe_parser(module: str, description: str | None, defaults) -> argparse.ArgumentParser:
+    """Return a parser with a flag for each field of a dataclass, whose values are the defaults.
+
+    module: what is run, by `python -m`.
+    """
     parser = argparse.ArgumentParser(
-        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog=f"python -m {module}",
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     for name, default in asdict(defaults).items():
         flag = "--" + name.replace("_", "-")

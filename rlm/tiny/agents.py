@@ -197,7 +197,7 @@ def scores(model, tokenizer, seed: int, questions: int = 200) -> dict[str, float
 
 def main(arguments: list[str] | None = None) -> int:
     """The command line: a flag for each field of Settings."""
-    parser = recipe_parser(__doc__, Settings())
+    parser = recipe_parser("rlm.tiny.agents", __doc__, Settings())
     parser.add_argument("--output", default="weights/tiny_agents_lora", help="the adapter's folder")
     parser.add_argument("--threads", type=int, default=1, help="processor threads, default 1")
     options = vars(parser.parse_args(arguments))

@@ -248,7 +248,7 @@ def round_weights(model) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     """The command line: a flag for each field of Settings."""
-    parser = recipe_parser(__doc__, Settings())
+    parser = recipe_parser("rlm.tiny", __doc__, Settings())
     parser.add_argument("--start", default="", help="folder of a base to go on from; else new")
     parser.add_argument("--output", default="weights/tiny_base", help="the base's folder")
     parser.add_argument("--checkpoint", default="", help="folder saved to every 200 steps")

@@ -163,7 +163,7 @@ def score(model, tokenizer, seed: int, questions: int = 200) -> float:
 
 def main(arguments: list[str] | None = None) -> int:
     """The command line: a flag for each field of Settings."""
-    parser = recipe_parser(__doc__, Settings())
+    parser = recipe_parser("rlm.tiny.json_base", __doc__, Settings())
     parser.add_argument("--output", default="weights/tiny_json_base", help="the new base's folder")
     parser.add_argument("--threads", type=int, default=1, help="processor threads, default 1")
     options = vars(parser.parse_args(arguments))
