@@ -11,14 +11,15 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from random import Random
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from rlm.answers.reading import read_gold, read_value
 
-MAX_CHARACTERS = 20_000  # of a text that is looked at; bounds the work, and the nesting
+MAX_CHARACTERS = 20_000  # of a text that is looked at; bounds the work
+MAX_DEPTH = 100  # brackets in brackets; a graph needs 4, and Pythons differ in how many they read
 ID = re.compile(r"[a-z][a-z0-9_]{0,15}")
 FENCE = re.compile(r"```(?:json)?[ \t]*\n(.*?)\n?[ \t]*```", re.DOTALL)
 NUMBER = re.compile(r"\d+(?:,\d{3})*(?:\.\d+)?|\.\d+")
@@ -182,11 +183,19 @@ def _has_cycle(graph: Graph) -> bool:
     return bool(left)
 
 
+def _depth(text: str) -> int:
+    """Return how many brackets are open at once, at most, outside the text's strings."""
+    steps = ((c in "{[") - (c in "}]") for _, c in _marks(text))
+    return max(accumulate(steps), default=0)
+
+
 def _load(text: str) -> dict | None:
     """Return the JSON object that the text is; None if it is none, or a key stands twice."""
+    if _depth(text) > MAX_DEPTH:
+        return None
     try:
         value = json.loads(text, object_pairs_hook=_object, parse_constant=_refuse)
-    except (ValueError, RecursionError):  # of digits without end, or of nesting
+    except ValueError:  # of digits without end, too
         return None
     return value if isinstance(value, dict) else None
 

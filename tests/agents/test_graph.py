@@ -84,6 +84,8 @@ def test_a_comma_inside_a_prompt_is_not_repaired_away():
         ("{oops}", "not_json"),
         ('{"agents": NaN}', "not_json"),
         ('{"agents":' + "[" * 5000, "not_json"),
+        ('{"agents":' + "[" * 100 + "]" * 100 + "}", "not_json"),  # one deeper than is read
+        ('{"agents":' + "[" * 99 + "]" * 99 + "}", "schema"),
         (CHAIN[:-1] + ', "agents": []}', "not_json"),  # a key twice
         (f"{CHAIN} {CHAIN}", "not_json"),
         ('{"agents": {}}', "schema"),
