@@ -5,10 +5,14 @@
 # make test-vllm   sets that up and runs the tests that need it
 # make audit   asks whether an installed package has a known vulnerability; needs the network
 # Another Python: make PYTHON=python3.12 demo. README.md has the same as plain commands.
+# Tests run in two processes, each file in one of them; more: make WORKERS=4 test; WORKERS=0: in one.
 
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.stamp
+
+WORKERS ?= 2
+PARALLEL := -n $(WORKERS) --dist loadfile
 
 VLLM := .venv-vllm/bin
 VLLM_STAMP := .venv-vllm/.stamp
@@ -33,7 +37,7 @@ demo: setup
 	$(BIN)/python train.py --config configs/tiny_demo.yaml
 
 test: setup
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q -m "not slow"
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q -m "not slow" $(PARALLEL) --durations=10
 
 lint: setup
 	$(BIN)/ruff check .
@@ -53,7 +57,7 @@ $(VLLM_STAMP): $(wildcard requirements*.txt)
 		$(VLLM)/python -m pip install --quiet -r requirements.txt -r .venv-vllm/cpu.txt && \
 		$(VLLM)/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec; \
 	fi
-	$(VLLM)/python -m pip install --quiet $$(grep -E '^(pytest|pytest-timeout|hypothesis)==' requirements-dev.txt)
+	$(VLLM)/python -m pip install --quiet $$(grep -E '^(pytest|pytest-timeout|pytest-xdist|hypothesis)==' requirements-dev.txt)
 	@touch $(VLLM_STAMP)
 
 test-vllm: vllm

@@ -9,6 +9,10 @@ from tests.support.running import QWEN
 
 # Nothing is downloaded, so a plain `pytest` asks no hub; this is read when its client is imported.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # Workers share the cores: one thread each, their subprocesses too. torch reads it once, when it
+    # is imported.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 settings.register_profile("long", max_examples=20 * settings.get_profile("default").max_examples)
 

@@ -180,7 +180,8 @@ def test_what_is_exported(folder):
 
 
 def test_the_server(folder):
-    with process("--adapter", folder / "weights/sft_lora", cwd=folder, **guarded(folder)) as place:
+    words = ("--adapter", folder / "weights/sft_lora")
+    with process(*words, cwd=folder, forked=False, **guarded(folder)) as place:
         asked = {"prompt": "Calculate 1 + 2 + 3", "max_tokens": 8}
         assert httpx.post(f"{place.url}/phase1/reasoning", json=asked).status_code == 200
         assert httpx.get(place.url).status_code == 200

@@ -215,7 +215,7 @@ def check_run(folder) -> None:
 @pytest.mark.ci
 def test_a_training_with_vllm_in_it(tmp_path):
     words = ["--engine", "vllm", "--model", TINY, "--adapter", SHIPPED, "--output", "out"]
-    succeed("train_grpo.py", *words, *SMALL, cwd=tmp_path, timeout=1700)
+    succeed("train_grpo.py", *words, *SMALL, cwd=tmp_path, timeout=1700, forked=False)
     check_run(tmp_path)
 
 
@@ -223,7 +223,7 @@ def test_a_training_with_a_server(url, place, tmp_path):
     base = place / "base"
     policy(base).model.save_pretrained(tmp_path / "start")
     words = ["--vllm-url", url, "--model", base, "--adapter", "start", "--output", "out"]
-    succeed("train_grpo.py", *words, *SMALL, cwd=tmp_path, timeout=1700)
+    succeed("train_grpo.py", *words, *SMALL, cwd=tmp_path, timeout=1700, forked=False)
     check_run(tmp_path)
     cards = httpx.get(f"{url}/v1/models").json()["data"]
     assert sum(card["parent"] is not None for card in cards) <= 1, "only the other tests' is left"

@@ -16,6 +16,7 @@ from rlm import errors
 from rlm.errors import InputError
 from rlm.run import checkpoint
 from rlm.run.done import Done
+from tests.support import forking
 from tests.support.running import ROOT
 
 START = ROOT / "weights/final_rlm_lora"
@@ -39,13 +40,16 @@ def environment():
     return os.environ | {"HF_HUB_OFFLINE": "1"}
 
 
-def go(folder, what, *more, before=(), output=("--output", "out"), **options):
+def go(folder, what, *more, before=(), output=("--output", "out"), forked=True, **options):
     """Run to the end, or until it is killed; return (exit code, what it printed)."""
     folder.mkdir(exist_ok=True)
-    done = subprocess.run(
-        command(*what, *more, before=before, output=output), cwd=folder, env=environment(),
-        capture_output=True, text=True, timeout=300, check=False, **options,
-    )  # fmt: skip
+    words = command(*what, *more, before=before, output=output)
+    place = {"cwd": folder, "env": environment(), "timeout": 300}
+    if forked and forking.POSSIBLE:
+        done = forking.run(words[1:], **place)
+    else:
+        pipes = {"capture_output": True, "text": True, "check": False}
+        done = subprocess.run(words, **place, **pipes, **options)
     return done.returncode, done.stdout + done.stderr
 
 
@@ -53,7 +57,11 @@ def until(folder, what, line: str, number, wait: float = 0.0, **place):
     """Send the signal once a line has been printed and some seconds are over."""
     folder.mkdir(exist_ok=True)
     pipe = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    process = subprocess.Popen(command(*what, **place), cwd=folder, env=environment(), **pipe)
+    words, place = command(*what, **place), {"cwd": folder, "env": environment()}
+    if forking.POSSIBLE:
+        process = forking.popen(words[1:], merged=True, **place)
+    else:
+        process = subprocess.Popen(words, **pipe, **place)
     seen = []
     for text in process.stdout:
         seen.append(text)
@@ -61,8 +69,8 @@ def until(folder, what, line: str, number, wait: float = 0.0, **place):
             break
     time.sleep(wait)
     process.send_signal(number)
-    rest = process.communicate(timeout=300)[0]
-    return process.returncode, "".join(seen) + rest
+    rest = process.stdout.read()
+    return process.wait(300), "".join(seen) + rest
 
 
 def contents(folder) -> dict[str, bytes]:
@@ -84,13 +92,16 @@ def assert_same(one, other):
 
 @pytest.fixture(scope="module")
 def unbroken(tmp_path_factory):
-    """Return a function: stage -> the folder of a run of it that nothing has stopped."""
+    """Return a function: stage -> the folder of a run of it that nothing has stopped.
+
+    Python is started for it, so that its seed of hashes is not that of the runs beside it.
+    """
     made: dict = {}
 
     def run(what):
         if what[0] not in made:
             folder = made[what[0]] = tmp_path_factory.mktemp("unbroken") / "work"
-            code, text = go(folder, what)
+            code, text = go(folder, what, forked=False)
             assert code == 0, text
         return made[what[0]]
 
@@ -191,7 +202,7 @@ def test_a_disk_that_is_full_is_one_line_and_the_older_checkpoint_serves(tmp_pat
     folder.mkdir()
     # A checkpoint's tensors are over 2 MB, all else is smaller.
     limit = partial(resource.setrlimit, resource.RLIMIT_FSIZE, (1_000_000, 1_000_000))
-    code, text = go(folder, GRPO, preexec_fn=limit)
+    code, text = go(folder, GRPO, forked=False, preexec_fn=limit)
     assert code == 1 and "Traceback" not in text, text
     assert "File too large" in text.splitlines()[-1] and "go on with" in text.splitlines()[-1]
     assert checkpoint.newest(folder / "runs/r") is None

@@ -187,7 +187,8 @@ def test_the_stages_of_a_run_are_tracked_as_in_log_csv_and_nothing_leaves_the_ma
     small += " --grpo-group-size 2"
     words = [*small.split(), "--output-dir", "out", "--model", ROOT / "weights" / "tiny_base"]
     named = ["--tracker", "wandb,tensorboard", "--tracker", "trackio", "--wandb-project", "mine"]
-    done = succeed("train.py", *words, *named, "--quiet", cwd=place, EVAL_SAMPLES="2", **quiet)
+    quiet |= {"EVAL_SAMPLES": "2"}
+    done = succeed("train.py", *words, *named, "--quiet", cwd=place, forked=False, **quiet)
     proxy.socket.close()
     assert proxy.asked == [] and (tmp_path / "asked").read_text() == ""
     assert done.stderr == "" and done.stdout.lstrip().startswith("Question:"), "--quiet"

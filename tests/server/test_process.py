@@ -51,7 +51,7 @@ def test_a_port_that_is_taken_is_one_line_and_quick():
 @pytest.mark.slow
 @pytest.mark.ci
 def test_it_serves_at_once_and_ends_in_good_order():
-    with process() as place:
+    with process(forked=False) as place:
         assert place.lines[0] == f"local: {place.url}"
         done = subprocess.run(
             place.lines[1], shell=True, capture_output=True, text=True, timeout=60

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.support import forking
+
 ROOT = Path(__file__).resolve().parents[2]
 GSM8K = ROOT.parent / "shared" / "data" / "gsm8k"
 QWEN = ROOT.parent / "shared" / "data" / "qwen2_0.5b_shape"
@@ -15,13 +17,22 @@ needs_real_data = pytest.mark.skipif(
 )
 
 
-def start(script: str, *arguments, cwd=ROOT, stdin: str = "", timeout=600, **environment):
-    """Return the finished process; `cwd` is where runs/ and relative paths are."""
+def start(
+    script: str, *arguments, cwd=ROOT, stdin: str = "", timeout=600, forked=False, **environment
+):
+    """Return the finished process; `cwd` is where runs/ and relative paths are.
+
+    forked: it takes torch over from a process that has it, see tests/support/forking.py.
+    """
     variables = {k: v for k, v in os.environ.items() if not k.startswith("RLM_")}
+    variables |= {"HF_HUB_OFFLINE": "1"} | environment
+    words = [str(ROOT / script), *map(str, arguments)]
+    if forked and forking.POSSIBLE:
+        return forking.run(words, cwd=cwd, env=variables, stdin=stdin, timeout=timeout)
     return subprocess.run(
-        [sys.executable, str(ROOT / script), *map(str, arguments)],
+        [sys.executable, *words],
         cwd=cwd,
-        env=variables | {"HF_HUB_OFFLINE": "1"} | environment,
+        env=variables,
         input=stdin,
         capture_output=True,
         text=True,
@@ -30,8 +41,8 @@ def start(script: str, *arguments, cwd=ROOT, stdin: str = "", timeout=600, **env
     )
 
 
-def succeed(script: str, *arguments, **options):
+def succeed(script: str, *arguments, forked=True, **options):
     """Return the finished process of a script that has to exit with 0."""
-    done = start(script, *arguments, **options)
+    done = start(script, *arguments, forked=forked, **options)
     assert done.returncode == 0, done.stdout + done.stderr
     return done

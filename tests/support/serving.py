@@ -20,6 +20,7 @@ from rlm.server.app import make_app
 from rlm.server.run import Server, bind
 from rlm.server.service import Service
 from rlm.server.worker import Worker
+from tests.support import forking
 from tests.support.running import ROOT
 
 SUM = "Calculate 23 + 15 + 8"
@@ -119,13 +120,19 @@ def until(condition, seconds: float = 20.0) -> float:
 
 
 @contextmanager
-def process(*arguments, cwd=ROOT, **environment):
-    """Run serve.py --port 0 until its `local:` line. Yields the process, its url and its lines."""
+def process(*arguments, cwd=ROOT, forked=True, **environment):
+    """Run serve.py --port 0 until its `local:` line. Yields the process, its url and its lines.
+
+    forked: it takes torch over from a process that has it, see tests/support/forking.py.
+    """
     variables = {k: v for k, v in os.environ.items() if not k.startswith("RLM_")}
     variables |= {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"} | environment
-    words = [sys.executable, str(ROOT / "serve.py"), "--port", "0", *map(str, arguments)]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    running = subprocess.Popen(words, cwd=cwd, env=variables, **pipes)
+    words = [str(ROOT / "serve.py"), "--port", "0", *map(str, arguments)]
+    if forked and forking.POSSIBLE:
+        running = forking.popen(words, cwd=cwd, env=variables)
+    else:
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        running = subprocess.Popen([sys.executable, *words], cwd=cwd, env=variables, **pipes)
     lines, errors = [], []
     reader = threading.Thread(target=lambda: errors.extend(running.stderr), daemon=True)
     reader.start()

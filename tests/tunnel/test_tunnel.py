@@ -20,7 +20,7 @@ from rlm.tunnel.tunnel import Tunnel
 from tests.support.running import ROOT
 from tests.support.serving import joined, process, read_events
 
-STUB = ROOT / "tests" / "stub_ngrok.py"
+STUB = ROOT / "tests" / "support" / "stub_ngrok.py"
 TOKEN = "a-token-that-nobody-may-see"
 SOON = 5.0  # seconds: what a fault may take to be told, and a new URL after a death
 
