@@ -57,8 +57,8 @@ def train(settings) -> dict:
     from rlm.learner.optimizer import Optimizer
     from rlm.learner.token_budget import TokenBudget
     from rlm.rollouts.batch import records
-    from rlm.run.best import Best
-    from rlm.run.nonfinite import Guard
+    from rlm.run.best import BestAdapter
+    from rlm.run.nonfinite import NonFiniteGuard
 
     # 1. Questions with known answers; the policy; the engine that samples from it.
     examples, validation = data.training_sets(settings)
@@ -67,9 +67,9 @@ def train(settings) -> dict:
     reference = ReferencePolicy(policy.model)  # the policy as it is now, for the KL
     optimizer = Optimizer(policy.model, max_grad_norm=settings.max_grad_norm)
     questions = data.Batches(examples, settings.questions_per_step, seed=settings.seed)
-    best = Best(policy.model, lambda: stage.validate(validation))
+    best = BestAdapter(policy.model, lambda: stage.validate(validation))
     budget = TokenBudget(policy.model, len(policy.tokenizer), stage.token_budget)
-    guard, watch = Guard(run.path), Watch(run.info)
+    guard, watch = NonFiniteGuard(run.path), Watch(run.info)
 
     # 2. From the start, or from where a stopped run ended. Can these settings teach anything?
     parts = {"optimizer": optimizer, "questions": questions, "reference": reference}

@@ -86,17 +86,17 @@ def token_records(examples, task, settings) -> list[dict]:
 def fit(stage, records: list[dict], questions: int):
     """Run trl's SFTTrainer over the records; its metrics go to the run's log.
 
-    questions: of the validation that follows. Returns the `rlm.run.nonfinite.Guard` of its batches.
+    questions: of the validation that follows. Returns the `NonFiniteGuard` of its batches.
     """
     from datasets import Dataset, disable_progress_bars
     from transformers import PrinterCallback
 
-    from rlm.run.nonfinite import Guard
+    from rlm.run.nonfinite import NonFiniteGuard
     from rlm.run.steps import RunState
     from rlm.trl.sft import Trainer
 
     disable_progress_bars()
-    settings, guard = stage.settings, Guard(stage.run.path)
+    settings, guard = stage.settings, NonFiniteGuard(stage.run.path)
     arguments, steps = trainer_arguments(stage.policy, len(records), settings, stage.run.path)
     trainer = Trainer(
         model=stage.policy.model,

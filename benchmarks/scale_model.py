@@ -15,7 +15,7 @@ FOUR_BIT = 0.5 + 4 / 64  # NF4, a float32 factor per 64 weights (arXiv:2305.1431
 LOGITS = 2**23  # logits of a chunk, rlm.learner.lm_head.LOGITS
 MICRO_TOKENS = 32_768  # rlm.learner.token_budget.MOST["cuda"]
 SHARE = 0.5  # of the free memory that a micro-batch or the cache may take, rlm.models.memory.SHARE
-ROWS = 256  # sequences that the engine runs at once, rlm.engine.batching.RollingBatch
+ROWS = 256  # sequences that the engine runs at once, rlm.engine.batching.ContinuousBatch
 RESERVED = 1.5e9  # bytes: the CUDA context and what an allocator cannot use
 
 

@@ -22,8 +22,8 @@ from training.stage import begin
 def train(settings, began: float) -> dict:
     """Train by TRL; return what train_grpo.train does."""
     from rlm.answers.reward_hacking import Watch
-    from rlm.run.best import Best
-    from rlm.run.nonfinite import Guard
+    from rlm.run.best import BestAdapter
+    from rlm.run.nonfinite import NonFiniteGuard
     from rlm.trl import grpo
 
     settings.check_values()  # settings made in Python have not been
@@ -31,8 +31,8 @@ def train(settings, began: float) -> dict:
     # 1. Questions with known answers; the policy; the engine that validates it.
     examples, validation = data.training_sets(settings)
     stage = begin(settings, began)
-    best = Best(stage.policy.model, lambda: stage.validate(validation))
-    guard, watch = Guard(stage.run.path), Watch(stage.run.info)
+    best = BestAdapter(stage.policy.model, lambda: stage.validate(validation))
+    guard, watch = NonFiniteGuard(stage.run.path), Watch(stage.run.info)
     questions = asked(stage, examples)
     stage.run.expect(settings.max_steps)
     stage.run.log({"step": 0, "validation_accuracy": best.offer(step=0)})

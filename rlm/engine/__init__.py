@@ -1,1 +1,1 @@
-"""Generation: a rolling batch over a key-value cache, sampling, CUDA graphs."""
+"""Generation: continuous batching over a key-value cache, sampling, CUDA graphs."""

@@ -1,4 +1,4 @@
-"""A rolling batch: requests wait in a queue, join the running rows, and leave when they end.
+"""Continuous batching: requests wait in a queue, join the running rows, and leave when they end.
 
 A step is one forward: a token for each running row, and the prompts that join. A prompt is
 prefilled once for all its samples. Each request has its own random numbers, so it gets the
@@ -10,8 +10,8 @@ from collections import deque
 import torch
 
 from rlm.engine.cuda_graphs import DecodeGraphs
-from rlm.engine.inference_model import RolloutModel, context_tokens, stop_ids
-from rlm.engine.kv_cache import Prefix, Slots
+from rlm.engine.inference_model import InferenceModel, context_tokens, stop_ids
+from rlm.engine.kv_cache import KVCache, Prefix
 from rlm.engine.requests import Event, Group, Row, uniforms
 from rlm.engine.sampling import Sampling, sample
 from rlm.errors import InputError
@@ -22,7 +22,7 @@ from rlm.records import Prompt
 ROUND = 64  # the cache grows by at least so many tokens
 
 
-class RollingBatch:
+class ContinuousBatch:
     """The engine step by step; see rlm.engine.engine for what the arguments mean.
 
     prefill_tokens: prompt tokens of one step; a longer prompt goes alone, in one piece.
@@ -46,16 +46,16 @@ class RollingBatch:
         self.tokenizer = tokenizer
         self.max_rows = max_rows
         self.prefill_tokens, self.admissions = prefill_tokens, admissions or max_rows
-        self._model = RolloutModel(model)
+        self._model = InferenceModel(model)
         network = self._model.network
         self.cache_tokens = cache_tokens or fitting_tokens(network)
         self.context_tokens = context_tokens(network)
         self.stop_ids = stop_ids(network, tokenizer)
         self._layers = network.config.get_text_config().num_hidden_layers
         self._vocabulary = min(len(tokenizer), network.get_input_embeddings().num_embeddings)
-        self._slots = Slots()
+        self._cache = KVCache()
         graphs = cuda_graphs and self._model.device.type == "cuda"
-        self._graphs = DecodeGraphs(self._slots) if graphs else None
+        self._graphs = DecodeGraphs(self._cache) if graphs else None
         self._queue: deque[Group] = deque()
         self._rows: list[Row] = []
         self._kept: list[Event] = []
@@ -160,7 +160,7 @@ class RollingBatch:
         """
         self._rows = []
         if self._graphs is None:
-            self._slots.clear()
+            self._cache.clear()
 
     def _check(self, prompt: Prompt, sampling: Sampling) -> None:
         tokens, most = len(prompt.ids), len(prompt.ids) + sampling.max_tokens
@@ -216,14 +216,14 @@ class RollingBatch:
         if old or fresh:
             logits = self._run(old, [group.prompt.ids for group in fresh])
         if fresh:
-            prefixes = self._slots.prefixes(self._layers)
+            prefixes = self._cache.prefixes(self._layers)
             for group, prefix, row in zip(fresh, prefixes, logits[len(old) :], strict=True):
                 group.prefix, group.logits = prefix, row
         parts, start = [logits[: len(old)]] if old else [], len(old)
         for group, count in admitted:
             assert group.prefix is not None and group.logits is not None
             self._grow(start + count, group.prefix.length + 1, group.prefix)
-            self._slots.store(start, count, group.prefix)
+            self._cache.store(start, count, group.prefix)
             parts.append(group.logits.expand(count, -1))
             start += count
             if not group.waiting:
@@ -240,28 +240,28 @@ class RollingBatch:
             positions += range(len(prompt))
             last.append(len(ids) - 1)
         if self._graphs and not prompts and not self._graphs.broken:
-            memory = self._model.addresses, self._slots.addresses()
+            memory = self._model.addresses, self._cache.addresses()
             logits = self._graphs.run(self._decode, ids, positions, memory)
         else:
             filler = [0] * self._model.lacking(len(ids))
             flat = [ids + filler, positions + filler]
             flat = torch.tensor(flat, device=self._model.device)  # [2, N]
             width = 1 + max(positions[: len(old)], default=0)
-            self._slots.begin(flat[1, : len(old)], width, [len(prompt) for prompt in prompts])
+            self._cache.begin(flat[1, : len(old)], width, [len(prompt) for prompt in prompts])
             keep = torch.tensor(last, device=flat.device) if prompts else 0
-            logits = self._model.logits(flat, keep, self._slots)[: len(last)]
+            logits = self._model.logits(flat, keep, self._cache)[: len(last)]
         for row in old:
             row.cached += 1
         return logits
 
     def _decode(self, flat: torch.Tensor, width: int) -> torch.Tensor:
         """Return the logits [n, V] of a step without prompts; flat [2, n]: ids, positions."""
-        self._slots.begin(flat[1], width, [])
-        return self._model.logits(flat, 0, self._slots)
+        self._cache.begin(flat[1], width, [])
+        return self._model.logits(flat, 0, self._cache)
 
     def _grow(self, rows: int, tokens: int, like: Prefix | None) -> None:
         """Make room in the cache for so many rows and tokens, and some more if it must grow."""
-        has_rows, has_tokens = self._slots.capacity
+        has_rows, has_tokens = self._cache.capacity
         if rows <= has_rows and tokens <= has_tokens:
             return
         most = max(row.most for row in self._rows)
@@ -271,7 +271,7 @@ class RollingBatch:
             has_tokens = min(most, max(tokens + ROUND, has_tokens * 3 // 2))
         if self.cache_tokens and has_rows * has_tokens > self.cache_tokens:
             has_rows, has_tokens = min(self.max_rows, self.cache_tokens // most), most
-        self._slots.resize(has_rows, has_tokens, like)
+        self._cache.resize(has_rows, has_tokens, like)
 
     def _record(self, tokens: list[int], logprobs: list[float]) -> list[Event]:
         """Give each row its token; return the events and retire the rows that have ended."""
@@ -294,7 +294,7 @@ class RollingBatch:
         movers = [index for index in range(left, len(self._rows)) if index not in gone]
         if holes:
             width = max(self._rows[index].cached for index in movers)
-            self._slots.move(movers, holes, width)
+            self._cache.move(movers, holes, width)
             for hole, mover in zip(holes, movers, strict=True):
                 self._rows[hole] = self._rows[mover]
         del self._rows[left:]

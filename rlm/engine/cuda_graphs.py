@@ -11,7 +11,7 @@ from functools import partial
 
 import torch
 
-from rlm.engine.kv_cache import Slots
+from rlm.engine.kv_cache import KVCache
 
 logger = logging.getLogger("rlm")
 
@@ -41,8 +41,8 @@ class DecodeGraphs:
     capture: makes a replayable of a function; another one lets this be tried without CUDA.
     """
 
-    def __init__(self, slots: Slots, capture: Callable = capture_cuda):
-        self._slots, self._capture = slots, capture
+    def __init__(self, cache: KVCache, capture: Callable = capture_cuda):
+        self._cache, self._capture = cache, capture
         self._pool = torch.cuda.graph_pool_handle() if capture is capture_cuda else None
         self.broken = False
         self.forget()
@@ -61,12 +61,12 @@ class DecodeGraphs:
         if memory != self._memory:
             self.forget()
             self._memory = memory
-        rows, tokens = self._slots.capacity
+        rows, tokens = self._cache.capacity
         count = len(ids)
         room = min(rows, next((r for r in ROWS if r >= count), rows))
         width = min(tokens, -(-(max(positions) + 1) // WIDTH) * WIDTH)
         spare = [0] * (room - count)
-        device = self._slots.bias.device
+        device = self._cache.bias.device
         flat = torch.tensor([ids + spare, positions + spare], device=device)  # [2, R]
         if (room, width) not in self._graphs:
             try:

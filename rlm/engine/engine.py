@@ -13,7 +13,7 @@ for several threads at once.
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 
-from rlm.engine.batching import RollingBatch
+from rlm.engine.batching import ContinuousBatch
 from rlm.engine.requests import Event
 from rlm.engine.sampling import Sampling
 from rlm.records import Prompt, Rollout
@@ -22,7 +22,7 @@ from rlm.seeds import derive
 __all__ = ["Engine", "Event", "Sampling"]
 
 
-class Engine(RollingBatch):
+class Engine(ContinuousBatch):
     """Samples from a transformers or PEFT model, whose own state it never changes.
 
     max_rows: sequences that run at once; others wait. cache_tokens: bound on rows times the

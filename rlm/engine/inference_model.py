@@ -18,14 +18,14 @@ from torch import nn
 
 from rlm.errors import InputError
 from rlm.models import attention
-from rlm.models.lora_linear import LowRank, plain_lora
+from rlm.models.lora_linear import LoraLinear, plain_lora
 from rlm.models.matmul import DenseLinear, PackedLinear, lacking, packable
 from rlm.models.memory import free_bytes
 
 AMPLE = 4  # times what packed weights take that has to be free
 
 
-class RolloutModel:
+class InferenceModel:
     """Keeps the tree of a transformers or PEFT model; `sync` takes over its weights."""
 
     def __init__(self, model):
@@ -70,7 +70,7 @@ class RolloutModel:
     def addresses(self) -> tuple[int, ...]:
         """Return where the weights lie: what was captured for them holds as long as they stay."""
         weights = list(self.network.parameters())
-        low = [m for m in self.network.modules() if isinstance(m, LowRank)]
+        low = [m for m in self.network.modules() if isinstance(m, LoraLinear)]
         weights += [x for module in low for x in (module.down, module.up)]
         return tuple(weight.data_ptr() for weight in weights)
 
@@ -129,7 +129,7 @@ class RolloutModel:
         down = torch.cat([layer.lora_A[key].weight for key in adapters])
         up = torch.cat([layer.lora_B[key].weight * layer.scaling[key] for key in adapters], 1)
         down, up = (self._copy(f"{name}.{x}", y, base.weight) for x, y in (("A", down), ("B", up)))
-        return LowRank(self._plain(base, name), down, up)
+        return LoraLinear(self._plain(base, name), down, up)
 
     def _copy(self, name: str, source: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
         """Return a copy of `source` in the format of `like`, at the same address every time."""

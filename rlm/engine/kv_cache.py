@@ -16,7 +16,7 @@ class Prefix:
         self.length = length
 
 
-class Slots:
+class KVCache:
     """Layout of the engine: a cache with one row per running sequence, each of its own length.
 
     The N flat tokens of a forward are the next token of rows 0..n-1, then whole prompts one

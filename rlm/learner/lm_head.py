@@ -14,7 +14,7 @@ from rlm.models.matmul import linear, matmul
 LOGITS = 2**23  # logits held at once, 32 MB in float32
 
 
-class Head:
+class LMHead:
     """The output head of a transformers model, as `rlm.learner.logprobs` uses it.
 
     temperature: divides the logits. size: tokens the tokenizer knows; rows of the head from
@@ -71,7 +71,7 @@ class FrozenHead(torch.autograd.Function):
     """Log-probabilities with the gradient of the hidden states only."""
 
     @staticmethod
-    def forward(ctx, hidden, weight, bias, targets, rows, head: Head, entropies: list | None):
+    def forward(ctx, hidden, weight, bias, targets, rows, head: LMHead, entropies: list | None):
         logits, slope = head.scaled(linear(hidden, weight, bias))  # [chunk, size]
         highest = logits.amax(-1, keepdim=True)
         logits.sub_(highest)  # in place, as all below: fresh memory costs more than the sums

@@ -14,7 +14,7 @@ from itertools import pairwise
 import torch
 
 from rlm.engine.inference_model import check
-from rlm.learner.lm_head import Head
+from rlm.learner.lm_head import LMHead
 from rlm.models import attention
 from rlm.models.lora_linear import fused
 
@@ -176,7 +176,7 @@ def token_logprobs(
             layout=packed.layout,
         ).last_hidden_state[0]
     hidden = hidden.index_select(0, packed.rows)  # [U, H]
-    head = Head(base, temperature, vocab_size)
+    head = LMHead(base, temperature, vocab_size)
     chunk = chunk or head.chunk
     starts = list(range(0, len(packed.rows), chunk))
     cuts = torch.searchsorted(packed.row_of, torch.tensor([*starts, len(packed.rows)])).tolist()

@@ -2,7 +2,7 @@
 
 PEFT adds `scaling * B(A(x))` to the base's output by three passes over a tensor of the output's
 size, and as many backward. Here the products add up in place. The learner (`fused`) and the
-rollouts in bfloat16 and float16 (`LowRank`) round alike, so that they are the same policy: A and
+rollouts in bfloat16 and float16 (`LoraLinear`) round alike, so that they are the same policy: A and
 scaling * B are rounded to the input's format, and stay float32 as parameters.
 """
 
@@ -15,7 +15,7 @@ from torch import nn
 from rlm.models.matmul import linear, matmul
 
 
-class LowRankLinear(torch.autograd.Function):
+class LoraLinearFunction(torch.autograd.Function):
     """y = x W^T + b + scaling * (x A^T) B^T; gradients of x, A and B, none of W and b.
 
     x [..., in], weight [out, in], bias [out] or None, down (A) [r, in], up (B) [out, r].
@@ -46,7 +46,7 @@ class LowRankLinear(torch.autograd.Function):
         return grad_x, None, None, grad_down, grad_up, None
 
 
-class LowRank(nn.Module):
+class LoraLinear(nn.Module):
     """y = x W^T + b + (x A^T) B^T, for sampling only. base: makes x W^T + b.
 
     down (A) [r, in], up (B) [out, r], times its scaling; several LoRAs stand beside each other.
@@ -96,4 +96,4 @@ def _forward(layer, x: torch.Tensor) -> torch.Tensor:
     if name not in layer.lora_A or noisy or base.weight.requires_grad:
         return type(layer).forward(layer, x)
     down, up = layer.lora_A[name].weight, layer.lora_B[name].weight
-    return LowRankLinear.apply(x, base.weight, base.bias, down, up, layer.scaling[name])
+    return LoraLinearFunction.apply(x, base.weight, base.bias, down, up, layer.scaling[name])

@@ -12,7 +12,7 @@ from rlm.evaluation.statistics import standard_error
 logger = logging.getLogger("rlm")
 
 
-class Best:
+class BestAdapter:
     """Measures the model when asked and keeps its trainable tensors whenever it got better.
 
     measure: returns an `rlm.evaluation.measure.Evaluation` of the model as it is now.

@@ -18,7 +18,7 @@ IN_A_ROW = 5  # so many end the run
 KEPT = 20  # files; a run that goes on skipping must not fill the disk
 
 
-class Guard:
+class NonFiniteGuard:
     """folder: of the run; what is skipped is kept in its `skipped/`. limit: so many in a row."""
 
     def __init__(self, folder: Path, limit: int = IN_A_ROW):

@@ -16,7 +16,7 @@ from trl import SFTTrainer
 
 from rlm.parallel import world
 from rlm.run.checkpoint import open_checkpoint
-from rlm.run.nonfinite import Guard
+from rlm.run.nonfinite import NonFiniteGuard
 from rlm.run.steps import RandomState, RunState
 from rlm.run.stopping import StopSignal
 from rlm.run.time_budget import MARGIN, TimeBudget, fitting_steps
@@ -27,7 +27,7 @@ STATE = "trainer_state.json"  # what the Trainer itself goes on from
 class Trainer(SFTTrainer):
     """progress: where its checkpoints go. guard: of the batches. The rest is SFTTrainer's."""
 
-    def __init__(self, *arguments, run_state: RunState, guard: Guard, **options):
+    def __init__(self, *arguments, run_state: RunState, guard: NonFiniteGuard, **options):
         super().__init__(*arguments, **options)
         self.run_state, self.guard, self.stopper = run_state, guard, StopSignal()
         self.stopped = 0  # the exit code that a signal to any of the processes asks for

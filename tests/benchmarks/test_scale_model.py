@@ -131,7 +131,7 @@ def test_its_numbers_of_our_code_are_ours():
     assert token_budget.MOST["cpu"] == scale_check.CPU_TOKENS
     assert scale_check.CPU_LEAST == token_budget.LEAST
     assert scale_check.CPU_BYTES == token_budget.CPU_BYTES
-    assert batching.RollingBatch.__init__.__kwdefaults__["max_rows"] == scale.ROWS
+    assert batching.ContinuousBatch.__init__.__kwdefaults__["max_rows"] == scale.ROWS
 
 
 def test_the_points_of_the_scaling_benchmark_are_found_again():

@@ -9,7 +9,7 @@ from transformers import Gemma2Config, GptOssConfig, MistralConfig
 from rlm.engine.cuda_graphs import DecodeGraphs
 from rlm.engine.engine import Engine, Sampling
 from rlm.errors import InputError
-from rlm.models.lora_linear import LowRank
+from rlm.models.lora_linear import LoraLinear
 from rlm.models.text_stream import TextStream
 from rlm.records import Prompt
 from rlm.seeds import derive
@@ -103,7 +103,7 @@ def test_the_cache_keeps_to_its_bound():
     most = 0
     while not engine.idle:
         engine.step()
-        rows, tokens = engine._slots.capacity
+        rows, tokens = engine._cache.capacity
         assert rows * tokens <= 160
         most = max(most, len(engine.running))
     assert most == 7  # 160 // (1 + 20)
@@ -236,7 +236,7 @@ def test_nothing_is_merged_in_bfloat16():
     engine = Engine(model, TOKENIZER)
     layer = engine._model.network.model.layers[0].self_attn.q_proj
     base = model.get_base_model().model.layers[0].self_attn.q_proj.base_layer
-    assert isinstance(layer, LowRank)
+    assert isinstance(layer, LoraLinear)
     assert layer.base.weight.data_ptr() == base.weight.data_ptr()
     assert layer.down.dtype == torch.bfloat16
     ((rollout,),) = engine.generate([PROMPTS[0]], 1, Sampling(20), seed=0)
@@ -317,7 +317,7 @@ def test_decoding_by_graphs_gives_the_same_tokens():
     model, sampling = tiny_lora(tiny_model()), Sampling(40, temperature=0.8)
     model.generation_config.eos_token_id = [EOS, *range(0, 256, 16)]  # uneven lengths
     plain, engine = (Engine(model, TOKENIZER, max_rows=11) for _ in range(2))
-    graphs = engine._graphs = DecodeGraphs(engine._slots, captured_without_cuda)
+    graphs = engine._graphs = DecodeGraphs(engine._cache, captured_without_cuda)
     shapes = []
     for seed in (5, 6):
         expected = plain.generate(PROMPTS, 4, sampling, seed=seed)
@@ -347,7 +347,7 @@ def test_a_graph_that_cannot_be_captured_is_done_without(caplog):
     def fails(work, pool):
         raise RuntimeError("operation not permitted\nwhen stream is capturing")
 
-    engine._graphs = DecodeGraphs(engine._slots, fails)
+    engine._graphs = DecodeGraphs(engine._cache, fails)
     groups = engine.generate(PROMPTS, 2, Sampling(20, temperature=0.0), seed=0)
     assert [g[0].ids for g in groups] == [reference(model, prompt, 20) for prompt in PROMPTS]
     assert caplog.text.count("no CUDA graphs: operation not permitted; going on without") == 1

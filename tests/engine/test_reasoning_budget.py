@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from rlm.engine.batching import RollingBatch
+from rlm.engine.batching import ContinuousBatch
 from rlm.engine.engine import Engine
 from rlm.engine.sampling import Closing, Sampling
 from rlm.records import Prompt
@@ -16,7 +16,7 @@ CLOSE = Closing(after=6, ids=tuple(CLOSER), opener="<t>", closer="</t>")
 PRINTABLE = 94  # the first ids of this tokenizer are ! to ~
 
 
-def run(engine: RollingBatch, *asked: tuple[Prompt, Sampling, int]) -> list:
+def run(engine: ContinuousBatch, *asked: tuple[Prompt, Sampling, int]) -> list:
     """Return the rollouts of requests that run together, in order."""
     ids = [engine.submit(prompt, sampling, [seed])[0] for prompt, sampling, seed in asked]
     found = {}

@@ -5,7 +5,7 @@ import torch
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
-from rlm.engine.kv_cache import Prefix, Slots
+from rlm.engine.kv_cache import KVCache, Prefix
 from rlm.learner.logprobs import micro_batches, pack, token_logprobs
 from rlm.learner.losses import EPSILON, SCALES, advantages, live
 from rlm.models.attention import PackedGroups
@@ -157,7 +157,7 @@ def test_micro_batches_hold_every_completion_once_and_keep_to_the_budget(shape, 
             assert pieces == 1, "a group that fits is not cut"
 
 
-# --- slots -------------------------------------------------------------------------------------
+# --- the cache ---------------------------------------------------------------------------------
 
 
 class Plain:
@@ -179,19 +179,19 @@ class Plain:
         return naive(*stacked, 0.7)[-1]
 
 
-def forward(slots: Slots, plain: Plain, prompts: list[int]) -> list[Prefix]:
+def forward(cache: KVCache, plain: Plain, prompts: list[int]) -> list[Prefix]:
     """One forward of all rows and of new prompts, checked; return the prompts' caches."""
     n = len(plain.rows)
     positions = [len(row[0]) for row in plain.rows]
     width = 1 + max(positions, default=0)
     if n:
-        rows, tokens = slots.capacity
-        slots.resize(max(rows, n), max(tokens, width), None)
-    slots.begin(torch.tensor(positions, dtype=torch.long), width, prompts)
+        rows, tokens = cache.capacity
+        cache.resize(max(rows, n), max(tokens, width), None)
+    cache.begin(torch.tensor(positions, dtype=torch.long), width, prompts)
     told = []
     for layer in range(plain.layers):
         new = plain.fresh(n + sum(prompts))
-        out = slots.attend(layer, *new, 0.7)[0]
+        out = cache.attend(layer, *new, 0.7)[0]
         for index, row in enumerate(plain.rows):
             row[layer].append([x[:, index] for x in new])
             assert_same(out[index], plain.attend(row[layer]))
@@ -202,7 +202,7 @@ def forward(slots: Slots, plain: Plain, prompts: list[int]) -> list[Prefix]:
             caches.append(list(zip(*part, strict=True)))
             start += length
         told.append(caches)
-    prefixes = slots.prefixes(plain.layers) if prompts else []
+    prefixes = cache.prefixes(plain.layers) if prompts else []
     for index, prefix in enumerate(prefixes):
         prefix.told = [caches[index] for caches in told]
     return prefixes
@@ -223,30 +223,30 @@ STEPS = st.lists(
 @given(STEPS, HEADS, st.integers(1, 2), SEEDS)
 @example([([(3, 2)], set(), 0), ([(1, 1)], {0}, 2), ([], {0, 1}, 0)], (2, 2, 3), 2, 0)
 def test_a_cache_whose_rows_come_and_go_attends_as_each_sequence_alone(steps, heads, layers, seed):
-    slots, plain = Slots(), Plain(heads, layers, seed)
+    cache, plain = KVCache(), Plain(heads, layers, seed)
     for joining, leaving, spare in steps:
         if not plain.rows and not joining:
             continue
-        prefixes = forward(slots, plain, [length for length, _ in joining])
+        prefixes = forward(cache, plain, [length for length, _ in joining])
         for prefix, (_, samples) in zip(prefixes, joining, strict=True):
             start = len(plain.rows)
-            rows, tokens = slots.capacity
+            rows, tokens = cache.capacity
             room = max(rows, start + samples) + spare, max(tokens, prefix.length + 1) + spare
-            slots.resize(*room, prefix)
-            slots.store(start, samples, prefix)
+            cache.resize(*room, prefix)
+            cache.store(start, samples, prefix)
             copies = [[list(layer) for layer in prefix.told] for _ in range(samples)]
             plain.rows += copies
         # The last rows move into the holes, as the engine does it.
         for hole in sorted((i for i in leaving if i < len(plain.rows)), reverse=True):
             last = len(plain.rows) - 1
             if hole != last:
-                slots.move([last], [hole], len(plain.rows[last][0]))
+                cache.move([last], [hole], len(plain.rows[last][0]))
             plain.rows[hole] = plain.rows[last]
             plain.rows.pop()
         if plain.rows and spare == 0:  # a smaller cache keeps what is in it
-            slots.resize(len(plain.rows), max(len(row[0]) for row in plain.rows), None)
+            cache.resize(len(plain.rows), max(len(row[0]) for row in plain.rows), None)
     if plain.rows:
-        forward(slots, plain, [])
+        forward(cache, plain, [])
 
 
 # --- advantages --------------------------------------------------------------------------------

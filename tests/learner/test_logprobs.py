@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from rlm.learner import logprobs as logprobs_module
-from rlm.learner.lm_head import Head
+from rlm.learner.lm_head import LMHead
 from rlm.learner.logprobs import ReferencePolicy, micro_batches, pack, token_logprobs, use
 from rlm.learner.losses import policy_loss
 from rlm.models import attention
@@ -209,8 +209,8 @@ def test_a_group_is_cut_only_where_it_is_larger_than_the_budget():
 def test_logits_never_exist_for_more_than_a_chunk(monkeypatch, trained_head):
     model, packed = tiny_lora(tiny_model()), pack(random_groups(SHAPE))
     model.get_base_model().get_output_embeddings().weight.requires_grad_(trained_head)
-    seen, scaled = [], Head.scaled
-    monkeypatch.setattr(Head, "scaled", lambda head, x: seen.append(len(x)) or scaled(head, x))
+    seen, scaled = [], LMHead.scaled
+    monkeypatch.setattr(LMHead, "scaled", lambda head, x: seen.append(len(x)) or scaled(head, x))
     logprobs, _ = token_logprobs(model, packed, chunk=16)
     forward = len(seen)
     logprobs.sum().backward()

@@ -7,9 +7,9 @@ from hypothesis import strategies as st
 from torch.nn import functional
 
 from rlm.engine.engine import Engine, Sampling
-from rlm.engine.inference_model import RolloutModel
+from rlm.engine.inference_model import InferenceModel
 from rlm.models import matmul as matmul_module
-from rlm.models.lora_linear import LowRank
+from rlm.models.lora_linear import LoraLinear
 from rlm.models.matmul import DenseLinear, PackedLinear, linear, matmul, packable
 from rlm.records import Prompt
 from tests.support.tiny_models import SIZE, byte_tokenizer, tiny_lora, tiny_model
@@ -90,7 +90,7 @@ def test_only_other_processors_than_intels_take_onednn(tmp_path, monkeypatch):
 @needs_packing
 def test_weights_are_packed_once_and_anew_when_they_change():
     model = tiny_model()
-    rollout = RolloutModel(model)
+    rollout = InferenceModel(model)
     layers = {n: m for n, m in rollout.network.named_modules() if isinstance(m, PackedLinear)}
     assert any("q_proj" in n for n in layers) and "lm_head" in layers
     rollout.sync()
@@ -122,7 +122,9 @@ def test_small_products_are_left_to_torch(monkeypatch):
 def test_scarce_memory_packs_only_what_is_copied_anyway(monkeypatch):
     monkeypatch.setattr("rlm.engine.inference_model.free_bytes", lambda device: 0)
     model = tiny_lora(tiny_model())
-    layers = [n for n, m in RolloutModel(model).network.named_modules() if "Packed" in repr(m)[:9]]
+    layers = [
+        n for n, m in InferenceModel(model).network.named_modules() if "Packed" in repr(m)[:9]
+    ]
     assert any("q_proj" in n for n in layers) and "lm_head" not in layers
 
 
@@ -144,6 +146,8 @@ def test_the_engine_says_the_same_with_and_without(dtype, monkeypatch):
 def test_a_low_rank_layer_by_hand():
     # x W^T + b = [1 + 2, 3 + 10] = [3, 13]; x A^T = [2]; (x A^T) B^T = [4, 2].
     weight, bias = torch.tensor([[1.0], [3.0]]), torch.nn.Parameter(torch.tensor([2.0, 10.0]))
-    layer = LowRank(DenseLinear(weight, bias), torch.tensor([[2.0]]), torch.tensor([[2.0], [1.0]]))
+    layer = LoraLinear(
+        DenseLinear(weight, bias), torch.tensor([[2.0]]), torch.tensor([[2.0], [1.0]])
+    )
     with torch.no_grad():
         assert layer(torch.tensor([[1.0]])).tolist() == [[7.0, 15.0]]

@@ -6,7 +6,7 @@ import torch
 from rlm.evaluation.measure import Evaluation
 from rlm.records import Example, Prompt, Rollout, Score
 from rlm.rollouts.batch import ALL, Batch, describe, records
-from rlm.run.best import Best
+from rlm.run.best import BestAdapter
 
 
 def rollout(tokens: int, finish: str = "stop", text: str = "<think>\n</think>\n1") -> Rollout:
@@ -107,7 +107,7 @@ def test_records_have_the_tokens_lengths_and_log_probabilities():
 def test_the_best_is_kept_not_the_last_and_ties_keep_the_earlier():
     model = torch.nn.Linear(1, 1)
     accuracies = iter([0.2, 0.6, 0.6, 0.4])
-    best = Best(model, lambda: Evaluation("x", [], {"accuracy": next(accuracies)}))
+    best = BestAdapter(model, lambda: Evaluation("x", [], {"accuracy": next(accuracies)}))
     for step in range(4):
         with torch.no_grad():
             model.weight.fill_(float(step))

@@ -5,13 +5,13 @@ import json
 import pytest
 
 from rlm.errors import RunError
-from rlm.run.nonfinite import Guard
+from rlm.run.nonfinite import NonFiniteGuard
 
 NAN = float("nan")
 
 
 def test_a_batch_that_is_not_finite_is_kept(tmp_path, caplog):
-    guard = Guard(tmp_path)
+    guard = NonFiniteGuard(tmp_path)
     assert guard.passed(1, {"loss": 0.5}, lambda: pytest.fail("not needed"))
     assert not guard.passed(2, {"loss": NAN, "gradient_norm": 3.0}, lambda: [{"text": "x"}])
     kept = json.loads((tmp_path / "skipped/step-000002.json").read_text())
@@ -21,7 +21,7 @@ def test_a_batch_that_is_not_finite_is_kept(tmp_path, caplog):
 
 
 def test_five_in_a_row_end_the_run(tmp_path):
-    guard = Guard(tmp_path)
+    guard = NonFiniteGuard(tmp_path)
     for step in (1, 2, 3, 4):
         guard.passed(step, {"loss": float("inf")}, list)
     guard.passed(5, {"loss": 0.0}, list)
@@ -37,17 +37,17 @@ def test_five_in_a_row_end_the_run(tmp_path):
 
 
 def test_it_goes_on_counting_after_a_stop(tmp_path):
-    guard = Guard(tmp_path)
+    guard = NonFiniteGuard(tmp_path)
     for step in (1, 2, 3, 4):
         guard.passed(step, {"loss": NAN}, list)
-    again = Guard(tmp_path)
+    again = NonFiniteGuard(tmp_path)
     again.restore(guard.state())
     again.passed(5, {"loss": NAN}, list)
     assert again.gave_up and again.skipped == 5
 
 
 def test_the_files_have_a_bound(tmp_path):
-    guard = Guard(tmp_path, limit=99)
+    guard = NonFiniteGuard(tmp_path, limit=99)
     for step in range(40):
         guard.passed(step, {"loss": NAN}, list)
     assert len(list((tmp_path / "skipped").iterdir())) == 20

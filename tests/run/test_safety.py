@@ -13,7 +13,7 @@ import train_sft
 from rlm.errors import RunError
 from rlm.evaluation.measure import Evaluation
 from rlm.learner.optimizer import Optimizer
-from rlm.run.best import Best
+from rlm.run.best import BestAdapter
 from rlm.run.steps import Steps
 from tests.support.running import ROOT
 
@@ -113,7 +113,7 @@ def evaluation(accuracy: float, questions: int = 100) -> Evaluation:
 
 def test_two_standard_errors_below_the_best_is_a_fall():
     values = iter([evaluation(0.6), evaluation(0.51), evaluation(0.49)])
-    best = Best(torch.nn.Linear(1, 1), lambda: next(values))
+    best = BestAdapter(torch.nn.Linear(1, 1), lambda: next(values))
     best.offer(0)
     # sqrt(0.51 * 0.49 / 100) = 0.04999: 0.6 - 2 * 0.04999 = 0.5000 and 0.51 is above that.
     assert not best.fell(best.offer(1))
@@ -123,7 +123,7 @@ def test_two_standard_errors_below_the_best_is_a_fall():
 def test_early_stop_ends_at_the_fall(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     falling = iter([1.0, 0.9, 0.2, 0.1])
-    offer = Best.offer
+    offer = BestAdapter.offer
 
     def fallen(best, step):
         measured = best.measure
@@ -140,7 +140,7 @@ def test_early_stop_ends_at_the_fall(tmp_path, monkeypatch):
         finally:
             best.measure = measured
 
-    monkeypatch.setattr(Best, "offer", fallen)
+    monkeypatch.setattr(BestAdapter, "offer", fallen)
     train_grpo.main([*SMALL, "--max-steps", "9", "--eval-every", "1", "--early-stop"])
     assert [row["step"] for row in log(tmp_path / "runs/grpo")] == ["1", "2"]
 
