@@ -13,6 +13,7 @@ that there are other servers.
 import asyncio
 import json
 from collections.abc import Callable, Iterable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 import httpx
@@ -105,9 +106,7 @@ class Client:
         timeout = httpx.Timeout(None, connect=CONNECT_SECONDS)
         finish = None
         try:
-            async with self._http.stream(
-                "POST", "/v1/completions", json=asked, timeout=timeout
-            ) as response:
+            async with self._stream("/v1/completions", asked, timeout) as response:
                 if response.status_code != 200:
                     raise _refusal(response.status_code)
                 async for event in _events(response.aiter_bytes()):
@@ -121,6 +120,16 @@ class Client:
                 raise Lost(_named(error), out=True) from None
         if not finish:
             raise Lost("the stream ended without its end", out=False)
+
+    @asynccontextmanager
+    async def _stream(self, path: str, body: dict, timeout: httpx.Timeout):
+        """As httpx's own `stream`; but a task that is cancelled while it closes has closed."""
+        request = self._http.build_request("POST", path, json=body, timeout=timeout)
+        response = await self._http.send(request, stream=True)
+        try:
+            yield response
+        finally:
+            await asyncio.shield(response.aclose())
 
     async def _ask(self, method: str, path: str, **more) -> httpx.Response:
         try:

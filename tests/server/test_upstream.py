@@ -12,6 +12,7 @@ from rlm.models.prompts import make_prompt, token_ids
 from rlm.seeds import derive
 from rlm.server import pool as pool_module
 from rlm.server.pool import look_at
+from rlm.server.upstream import Client
 from tests.support.fake_vllm import BASE, TURN, FakeVLLM, by_engine, canned, check_api, probe_ids
 from tests.support.serving import PATH, SUM, ask, joined, policy, read_events, served, until
 from tests.support.upstreams import Asking, fronted
@@ -219,6 +220,27 @@ def test_a_stop_text_and_the_deadline_close_the_connection(fake):
         assert joined(streamed, "reasoning").startswith("23 + 15 = 38")
         assert streamed[-1][1]["usage"]["completion_tokens"] == fake.allowed
         until(lambda: [asked.gone for asked in fake.asked] == [True] * 3)
+
+
+def test_a_task_that_is_cancelled_while_it_closes_has_closed(fake):
+    # As a request's are: its end is told before its connection is closed, and then all is let go.
+    fake.allowed = 4
+
+    body = {"model": "rlm", "prompt": ids_of("1 + 2"), "max_tokens": 9}
+
+    async def cancel_at_the_first_token():
+        def take(ids, finish):
+            asyncio.get_running_loop().call_soon(task.cancel)
+            return True
+
+        task = asyncio.create_task(Client(fake.url, None).complete(body, take))
+        await asyncio.wait([task])
+        assert task.cancelled()
+        async with asyncio.timeout(20):
+            while not fake.asked[0].gone:
+                await asyncio.sleep(0.01)
+
+    asyncio.run(cancel_at_the_first_token())
 
 
 def test_a_stop_of_the_server_ends_what_still_runs(fake):
