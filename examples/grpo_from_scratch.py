@@ -1,11 +1,14 @@
 """GRPO on one page: train_grpo.py without the machinery around it, the same names in their order.
 
-    python examples/grpo_from_scratch.py          # the tiny base, additions: about a minute
+    python examples/grpo_from_scratch.py          # additions; about 90 seconds of one core
 
-@@CURVE@@
+    step         0     1     2     3     4     6     8    10    % of 250 held-out questions
+    seed 0     5.6   4.8  24.4  94.4  94.4  94.8  95.2  95.2
+    seed 1     4.8   5.2  68.0  94.4  93.6  94.0  94.0  94.0
+    seed 2     9.6  15.2  78.0  93.6  93.6  91.6  92.0  92.0
 
 Left out on purpose:
-    settings, runs   one experiment of a minute, in one process; nothing of it is written
+    settings, runs   one experiment in one process; nothing of it is written
     token budget     a micro-batch is a group, divided by the counts of the whole step
     clipping         one update a batch, so the ratio to the policy that sampled is always 1
 """
