@@ -1,14 +1,16 @@
 """GRPO on one page: train_grpo.py without the machinery around it, the same names in their order.
 
-    python examples/grpo_from_scratch.py          # the tiny base, additions: about a minute
+    python examples/grpo_from_scratch.py          # additions; about 90 seconds of one core
 
-@@CURVE@@
+    step         0     1     2     3     4     6     8    10    % of 250 held-out questions
+    seed 0     5.6   4.8  24.4  94.4  94.4  94.8  95.2  95.2
+    seed 1     4.8   5.2  68.0  94.4  93.6  94.0  94.0  94.0
+    seed 2     9.6  15.2  78.0  93.6  93.6  91.6  92.0  92.0
 
 Left out on purpose:
-    settings, checkpoints   one experiment of a minute: its numbers are the constants below
-    processes               one samples and learns
-    token budget            a micro-batch is a group; what divides its loss is the whole step's
-    clipping                one update a batch: the ratio to the policy that sampled is always 1
+    settings, runs   one experiment in one process; nothing of it is written
+    token budget     a micro-batch is a group, divided by the counts of the whole step
+    clipping         one update a batch, so the ratio to the policy that sampled is always 1
 """
 
 import argparse
@@ -27,7 +29,7 @@ from rlm.seeds import derive
 
 FORMAT, MAX_TOKENS = "think", 160  # <think>reasoning</think>answer; the longest that is sampled
 BATCH_SIZE, QUESTIONS_PER_STEP, GROUP_SIZE = 8, 16, 8  # of SFT; B and G of GRPO
-SFT_RATE, LEARNING_RATE = 6e-3, 1e-3  # at their peak; a model of real size takes a tenth
+SFT_RATE, LEARNING_RATE = 6e-3, 1e-3  # at their peak; 2e-4 and 2e-5 for a real model
 
 
 def train(count: int, steps: int, seed: int) -> None:
@@ -36,7 +38,7 @@ def train(count: int, steps: int, seed: int) -> None:
     asked = frozenset(example.question for example in examples)
     validation = additions(seed, 250, split="validation", exclude=asked)
     model, tokenizer = load_base("weights/tiny_base")
-    model = add_lora(model, r=16, alpha=32, seed=seed)
+    model = add_lora(model, r=16, alpha=32, seed=seed).train()
     engine = Engine(model, tokenizer)
 
     # 2. The adapter to start from: SFT teaches the format, to guess and to work step by step.
@@ -51,7 +53,8 @@ def train(count: int, steps: int, seed: int) -> None:
         prompts, groups = sample(engine, tokenizer, questions, derive("rollouts", seed, step))
         rewards = score(questions, groups)
         advantage = advantages(rewards)  # [B, G]
-        optimizer.param_groups[0]["lr"] = LEARNING_RATE * (1 - (step - 1) / steps)
+        warmup, fall = min(1, step / 3), 1 - (step - 1) / steps
+        optimizer.param_groups[0]["lr"] = LEARNING_RATE * warmup * fall
         update(model, tokenizer, optimizer, prompts, groups, advantage)
         engine.sync(step)
         show(step, engine, tokenizer, validation)
@@ -76,7 +79,7 @@ def update(model, tokenizer, optimizer, prompts, groups, advantage) -> None:
     whole_step = {"tokens": tokens, "sequences": advantage.numel(), "max_tokens": MAX_TOKENS}
     for b in advantage.any(1).nonzero()[:, 0].tolist():  # the others' gradient is exactly 0
         pieces = pack([(prompts[b].ids, [r.ids for r in groups[b]])], device=model.device)
-        logprobs, _ = token_logprobs(model.train(), pieces, vocab_size=len(tokenizer))  # [N]
+        logprobs, _ = token_logprobs(model, pieces, vocab_size=len(tokenizer))  # [N]
         each_token = pieces.per_token(advantage[b])  # [N]
         loss, _ = policy_loss(logprobs, None, each_token, pieces.sequence, **whole_step)
         loss.backward()
@@ -91,7 +94,7 @@ def sft(model, tokenizer, examples) -> None:
     groups = [(each["prompt_ids"], [each["completion_ids"]]) for each in tokens]
     for start in range(0, len(groups), BATCH_SIZE):
         pieces = pack(groups[start : start + BATCH_SIZE], device=model.device)
-        logprobs, _ = token_logprobs(model.train(), pieces, vocab_size=len(tokenizer))  # [N]
+        logprobs, _ = token_logprobs(model, pieces, vocab_size=len(tokenizer))  # [N]
         (-logprobs.mean()).backward()
         warmup, fall = min(1, (start + BATCH_SIZE) / 100), 1 - start / len(groups)
         optimizer.param_groups[0]["lr"] = SFT_RATE * warmup * fall
@@ -113,5 +116,5 @@ if __name__ == "__main__":
     parser.add_argument("--seed", type=int, default=0, help="of data, LoRA and samples (default 0)")
     given = parser.parse_args()
     if given.examples < QUESTIONS_PER_STEP or given.steps < 1:
-        parser.error(f"--examples {given.examples} --steps {given.steps}: use 16 and 1, or more")
+        parser.error(f"--examples {given.examples} --steps {given.steps}: use 16 and 1 or more")
     train(given.examples, given.steps, given.seed)

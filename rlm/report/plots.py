@@ -45,6 +45,7 @@ def write(curves: list[Curve], folder: Path) -> list[Path]:
             temporary = files.beside(path, kind)
             figure.savefig(temporary, format=kind, **options)
             written.append(temporary.replace(path))
+            figure.set_layout_engine(None)  # found once: it takes as long as to draw
     return written
 
 

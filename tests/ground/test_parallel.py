@@ -3,6 +3,7 @@
 import math
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -18,6 +19,7 @@ from rlm.errors import RunError
 from rlm.learner.metrics import Metrics
 from rlm.parallel import World, balanced
 from rlm.run.log import TIMES
+from tests.support import forking
 from tests.support.running import ROOT
 
 START = ROOT / "weights/final_rlm_lora"
@@ -55,12 +57,41 @@ def finished(process, code: int = 0) -> str:
     return said
 
 
-def by_one_and_by_two(path, *words):
+def forked(count: int, folder, script: str, *arguments, code: int = 0) -> str:
+    """Run a script in so many processes that have torch already, without a launcher, to its end.
+
+    They find each other by the variables that a launcher would set. Returns what they printed.
+    """
+    if not forking.POSSIBLE:
+        return finished(in_processes(count, folder, script, *arguments), code)
+    folder.mkdir(exist_ok=True)
+    words = [ROOT / script, *arguments, "--threads", "1", "--run", "r", "--output", "out"]
+    with socket.create_server(("127.0.0.1", 0)) as found:
+        port = found.getsockname()[1]
+    every = {"HF_HUB_OFFLINE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    every |= dict.fromkeys(("WORLD_SIZE", "LOCAL_WORLD_SIZE"), str(count))
+    processes = []
+    with open(folder / "said", "w+") as said, open(os.devnull) as nothing:
+        pipes = [nothing.fileno(), said.fileno(), said.fileno()]
+        for rank in map(str, range(count)):
+            env = os.environ | every | {"RANK": rank, "LOCAL_RANK": rank}
+            processes.append(forking.Forked(words, cwd=folder, env=env, pipes=pipes))
+        try:
+            codes = [process.wait(300) for process in processes]
+        finally:
+            for process in processes:
+                process.kill()
+        said.seek(0)
+        text = said.read()
+    assert codes == [code] * count, text
+    return text
+
+
+def by_one_and_by_two(path, *words, two=forked):
     """Return the folders of the same run by one process and by two."""
-    places = path / "one", path / "two"
-    for count, place in enumerate(places, 1):
-        finished(in_processes(count, place, *words))
-    return places
+    forked(1, path / "one", *words)
+    two(2, path / "two", *words)
+    return path / "one", path / "two"
 
 
 def adapter(folder):
@@ -151,7 +182,7 @@ def test_figures_of_parts_are_those_of_the_whole(monkeypatch):
 @pytest.mark.slow
 @pytest.mark.ci
 def test_two_processes_learn_the_adapter_of_one(tmp_path):
-    one, two = by_one_and_by_two(tmp_path, *GRPO)
+    one, two = by_one_and_by_two(tmp_path, *GRPO, two=lambda *run: finished(in_processes(*run)))
     first = load_file(one / "runs/r/checkpoints/step-000002/tensors.safetensors")
     assert far(last(one), {name: first[name] for name in last(one)}) > 1e-4  # it learns something
     assert far(last(one), last(two)) <= 1e-5
@@ -183,7 +214,7 @@ def test_two_processes_of_sft_learn_the_adapter_of_one(tmp_path):
     assert max(float(x.abs().max()) for n, x in adapter(one).items() if "lora_B" in n) > 1e-4
     assert far(adapter(one), adapter(two)) <= 1e-5
     assert len(log(one)) == len(log(two)) == 7
-    said = finished(in_processes(2, tmp_path / "odd", *SFT, "--batch-size", 5), code=2)
+    said = forked(2, tmp_path / "odd", *SFT, "--batch-size", 5, code=2)
     assert "--batch-size 5: 2 processes share it evenly; use a multiple of 2" in said
 
 
@@ -202,9 +233,9 @@ def test_a_stop_is_agreed_and_gone_on_from(tmp_path):
     assert "of 40, all of it saved in runs/r" in said
     assert "torchrun --standalone --nproc_per_node 2 -- " in said
     steps = len(log(tmp_path / "a")) - 1
-    said = finished(in_processes(2, tmp_path / "a", *GRPO, *few, "--max-steps", steps + 1))
+    said = forked(2, tmp_path / "a", *GRPO, *few, "--max-steps", steps + 1)
     assert f"goes on after step {steps}" in said and len(log(tmp_path / "a")) == steps + 2
-    finished(in_processes(2, tmp_path / "b", *GRPO, *few, "--max-steps", steps + 1))
+    forked(2, tmp_path / "b", *GRPO, *few, "--max-steps", steps + 1)
     assert far(last(tmp_path / "a"), last(tmp_path / "b")) == 0
 
 

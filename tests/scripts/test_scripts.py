@@ -216,7 +216,7 @@ def test_an_adapter_of_another_base_is_refused(folder, tmp_path):
 
 
 def test_a_prompt_that_leaves_no_room_is_told_with_the_numbers():
-    said = one_line(start("inference.py", "Calculate 1 + 2 + 3 " * 200))
+    said = one_line(start("inference.py", "Calculate 1 + 2 + 3 " * 200, forked=True))
     assert "1024" in said and "tokens" in said
 
 
@@ -238,9 +238,9 @@ def test_bad_data_is_one_line_with_its_place(tmp_path):
     words = ["--task", "jsonl", "--data", "d.jsonl", "--model", TINY]
     good = '{"question": "How many is 1 + %d?", "answer": "%d"}\n'
     (tmp_path / "d.jsonl").write_text("".join(good % (n, n + 1) for n in range(50)) + "{oops\n")
-    assert "d.jsonl:51" in one_line(start("train_grpo.py", *words, cwd=tmp_path))
+    assert "d.jsonl:51" in one_line(start("train_grpo.py", *words, cwd=tmp_path, forked=True))
     (tmp_path / "d.jsonl").write_text(good % (1, 2) + '{"question": "?", "answer": "many"}\n')
-    assert "d.jsonl:2" in one_line(start("train_grpo.py", *words, cwd=tmp_path))
+    assert "d.jsonl:2" in one_line(start("train_grpo.py", *words, cwd=tmp_path, forked=True))
     (tmp_path / "d.jsonl").write_text(good % (1, 2))
-    assert "empty" in one_line(start("train_grpo.py", *words, cwd=tmp_path))
+    assert "empty" in one_line(start("train_grpo.py", *words, cwd=tmp_path, forked=True))
     assert "--group-size 1" in one_line(start("train_grpo.py", "--group-size", 1))

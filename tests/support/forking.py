@@ -1,4 +1,4 @@
-"""A script in a process of its own that need not import torch, transformers and peft again.
+"""A script in a process of its own that need not import torch, transformers and trl again.
 
 A server imports them once, then forks for each script: the new process has its own arguments,
 variables, folder and pipes, runs the script as __main__, gets signals and leaves an exit code, as
@@ -7,6 +7,7 @@ has one thread, and sitecustomize was run before. Tests that mean these start Py
 """
 
 import functools
+import importlib
 import json
 import os
 import select
@@ -16,9 +17,13 @@ import subprocess
 import sys
 import tempfile
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 
 POSSIBLE = sys.platform == "linux"
+LIBRARIES = (
+    "torch", "transformers.models.qwen2.modeling_qwen2", "transformers.models.llama.modeling_llama",
+    "peft", "trl.trainer.sft_trainer", "matplotlib.figure",
+)  # fmt: skip
 LARGEST = 1 << 20  # bytes of a request: words, folder and variables
 
 
@@ -121,10 +126,9 @@ def server() -> socket.socket:
 
 def serve(control: socket.socket) -> list[str]:
     """Fork for each request. Returns in the new processes only: the words that each has to run."""
-    import peft  # noqa: F401
-    import torch  # noqa: F401
-    import transformers.models.qwen2.modeling_qwen2  # noqa: F401
-
+    for name in LIBRARIES:
+        with suppress(ImportError):  # vLLM's environment has not all of them
+            importlib.import_module(name)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for those that wait
     while True:
         content, descriptors, _, _ = socket.recv_fds(control, LARGEST, 4)

@@ -32,7 +32,7 @@ def checked(request, tmp_path_factory):
     """The adapter, the finished process, and what it wrote."""
     folder = tmp_path_factory.mktemp("check")
     words = ["--check", "--model", TINY, "--adapter", request.param, "--eval-samples", 20]
-    done = start("train_grpo.py", *words, cwd=folder)
+    done = start("train_grpo.py", *words, cwd=folder, forked=True)
     return request.param, done, files(folder)
 
 
