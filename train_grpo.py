@@ -29,7 +29,15 @@ from rlm import parallel
 from rlm.errors import run_main
 from rlm.seeds import derive
 from training import trl, tryout
-from training.micro_batches import checked, due, first_kl, keep_best, learning_rate, packed, scale
+from training.micro_batches import (
+    checked,
+    due,
+    first_kl,
+    keep_best,
+    learning_rate,
+    logits_options,
+    micro_batches,
+)
 from training.stage import begin
 
 
@@ -173,21 +181,24 @@ def update(policy, optimizer, batch, advantage, settings, reference, budget) -> 
 
     kept = [b for b in range(len(batch.groups)) if settings.kl_weight or advantage[b].any()]
     mine = parallel.balanced_share(kept, [batch.cost(b) for b in kept])
-    packs = cache(partial(packed, policy, batch, advantage, settings, reference, mine))
+    make = cache(partial(micro_batches, policy, batch, advantage, settings, reference, mine))
     metrics = Metrics()
     if kept and not settings.kl_weight:
         measured = first_kl(policy, batch, kept[0], settings, reference)  # the same in each process
         metrics.mean(kl=measured)
     for _ in range(settings.updates_per_batch):
-        work = partial(backward, policy, optimizer, batch, settings, packs)
+        work = partial(backward, policy, optimizer, batch, settings, make)
         learned = budget.attempt(work, undo=optimizer.clear)
         metrics = metrics.plus(learned.all_reduce("learning"))
         metrics.add(gradient_norm=optimizer.step())
     return metrics.values(settings.updates_per_batch)
 
 
-def backward(policy, optimizer, batch, settings, packs, *, token_budget):
-    """Add the loss's gradients of all micro-batches; return their `rlm.learner.metrics.Metrics`."""
+def backward(policy, optimizer, batch, settings, make, *, token_budget):
+    """Add the loss's gradients of all micro-batches; return their `rlm.learner.metrics.Metrics`.
+
+    make: returns the micro-batches of a token budget.
+    """
     from rlm.learner import sharding
     from rlm.learner.logprobs import token_logprobs
     from rlm.learner.losses import importance_weights, kl_estimate, policy_loss
@@ -196,32 +207,34 @@ def backward(policy, optimizer, batch, settings, packs, *, token_budget):
     policy.model.train()
     metrics = Metrics()
     loss_tokens = batch.loss_tokens(settings.truncated == "keep")
-    micro = packs(token_budget)
-    missing = sharding.missing_turns(policy.model, len(micro))
-    for pieces, each_token, sampler, old, mask, ref in micro:
-        options = scale(policy, settings)
-        logprobs, entropy = token_logprobs(policy.model, pieces, statistics=True, **options)
-        now = logprobs.detach()
+    parts = make(token_budget)
+    missing = sharding.missing_turns(policy.model, len(parts))
+    for part in parts:
+        logprobs, entropy = token_logprobs(
+            policy.model, part.pieces, statistics=True, **logits_options(policy, settings)
+        )
+        now, token_advantages = logprobs.detach(), part.advantages
         if cap := settings.importance_cap:  # another engine rounds otherwise than the learner
-            weights, ratios = importance_weights(now if old is None else old, sampler, cap)
-            each_token = each_token * weights
-            ratios = ratios[mask > 0]
+            before = now if part.old_logprobs is None else part.old_logprobs
+            weights, ratios = importance_weights(before, part.sampler_logprobs, cap)
+            token_advantages = token_advantages * weights
+            ratios = ratios[part.mask > 0]
             metrics.mean(importance_mean=ratios.clamp(max=cap))
             metrics.mean(importance_capped_fraction=(ratios > cap).float())
             metrics.max(importance_max=ratios.max() if len(ratios) else 0.0)
         loss, loss_metrics = policy_loss(
-            logprobs, old, each_token, pieces.sequence,
+            logprobs, part.old_logprobs, token_advantages, part.pieces.sequence,
             loss_type=settings.loss,
             tokens=loss_tokens, sequences=batch.sequences(), max_tokens=settings.max_tokens,
             clip_low=settings.clip_low, clip_high=settings.clip_high,
-            ref_logprobs=ref, kl_weight=settings.kl_weight, mask=mask,
+            ref_logprobs=part.ref_logprobs, kl_weight=settings.kl_weight, mask=part.mask,
         )  # fmt: skip
         optimizer.backward(loss)
         metrics.add(loss=loss.detach(), **loss_metrics)
         metrics.mean(entropy=entropy)
-        metrics.max(sampler_gap=(now - sampler).abs().max())
-        if ref is not None:
-            metrics.mean(kl=kl_estimate(now, ref))
+        metrics.max(sampler_gap=(now - part.sampler_logprobs).abs().max())
+        if part.ref_logprobs is not None:
+            metrics.mean(kl=kl_estimate(now, part.ref_logprobs))
     sharding.run_along(policy.model, missing, optimizer.backward)
     return metrics
 

@@ -80,8 +80,8 @@ def update(model, tokenizer, optimizer, prompts, groups, advantage) -> None:
     for b in advantage.any(1).nonzero()[:, 0].tolist():  # the others' gradient is exactly 0
         pieces = pack([(prompts[b].ids, [r.ids for r in groups[b]])], device=model.device)
         logprobs, _ = token_logprobs(model, pieces, vocab_size=len(tokenizer))  # [N]
-        each_token = pieces.per_token(advantage[b])  # [N]
-        loss, _ = policy_loss(logprobs, None, each_token, pieces.sequence, **whole_step)
+        token_advantages = pieces.per_token(advantage[b])  # [N]
+        loss, _ = policy_loss(logprobs, None, token_advantages, pieces.sequence, **whole_step)
         loss.backward()
     optimizer.step()
     optimizer.zero_grad()

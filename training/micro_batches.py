@@ -1,33 +1,58 @@
 """What train_grpo.py needs around the algorithm: micro-batches, rates, when to do what, the end."""
 
+from dataclasses import dataclass
+from typing import Any
 
-def packed(policy, batch, advantage, settings, reference, mine, token_budget) -> list[tuple]:
-    """Return the micro-batches of the groups `mine`, each with what its loss needs.
 
-    For each of its N tokens: the advantage, the sampler's log-probability, the old policy's (None
-    where it is the one that learns), whether it counts, the reference's (None without a KL term).
+@dataclass(frozen=True)
+class MicroBatch:
+    """Some completions and what their loss needs, a value [N] for each of their N tokens.
+
+    pieces: `rlm.learner.logprobs.Packed`. mask: whether a token counts. old_logprobs: None where
+    the old policy is the one that learns. ref_logprobs: None without a KL term.
     """
+
+    pieces: Any
+    advantages: Any
+    sampler_logprobs: Any
+    old_logprobs: Any
+    mask: Any
+    ref_logprobs: Any
+
+
+def micro_batches(
+    policy, batch, advantage, settings, reference, mine, token_budget
+) -> list[MicroBatch]:
+    """Return the groups `mine` in parts of at most token_budget tokens. advantage [B, G]."""
     import torch
 
-    from rlm.learner import sharding
-    from rlm.learner.logprobs import micro_batches, pack
+    from rlm.learner import logprobs, sharding
 
     device = next(policy.model.parameters()).device
-    packs: list[tuple] = []
-    parts = micro_batches([batch.ids(b) for b in mine], token_budget)
+    made: list[MicroBatch] = []
+    parts = logprobs.micro_batches([batch.ids(b) for b in mine], token_budget)
     passes = bool(settings.kl_weight) + asks_learner(settings)
     missing = sharding.missing_turns(policy.model, passes * len(parts))
+    options = logits_options(policy, settings)
     for part in parts:
         chosen = [(mine[i], rows) for i, rows in part]
-        pieces = pack([batch.ids(b, rows) for b, rows in chosen], device=device)
-        each_token = pieces.per_token(torch.cat([advantage[b, rows] for b, rows in chosen]))  # [N]
-        sampler = batch.logprobs(chosen).to(device)  # [N]
-        mask = pieces.per_token(batch.loss_mask(chosen, settings.truncated == "keep"))  # [N]
-        ref = reference.logprobs(pieces, **scale(policy, settings)) if settings.kl_weight else None
-        old = old_logprobs(policy, pieces, sampler, settings)
-        packs.append((pieces, each_token, sampler, old, mask, ref))
+        pieces = logprobs.pack([batch.ids(b, rows) for b, rows in chosen], device=device)
+        advantages = torch.cat([advantage[b, rows] for b, rows in chosen])  # [completions]
+        counts = batch.loss_mask(chosen, settings.truncated == "keep")  # [completions]
+        sampler_logprobs = batch.logprobs(chosen).to(device)
+        ref_logprobs = reference.logprobs(pieces, **options) if settings.kl_weight else None
+        made.append(
+            MicroBatch(
+                pieces,
+                pieces.per_token(advantages),
+                sampler_logprobs,
+                old_logprobs(policy, pieces, sampler_logprobs, settings),
+                pieces.per_token(counts),
+                ref_logprobs,
+            )
+        )
     sharding.run_along(policy.model, missing)
-    return packs
+    return made
 
 
 def asks_learner(settings) -> bool:
@@ -40,7 +65,7 @@ def asks_learner(settings) -> bool:
     return settings.updates_per_batch > 1 and another
 
 
-def old_logprobs(policy, pieces, sampler, settings):
+def old_logprobs(policy, pieces, sampler_logprobs, settings):
     """Return the old log-probabilities [N] of the clipped ratio; None where that is always 1."""
     import torch
 
@@ -49,9 +74,9 @@ def old_logprobs(policy, pieces, sampler, settings):
     if settings.updates_per_batch == 1:
         return None  # the policy that sampled is the one that learns
     if not asks_learner(settings):
-        return sampler
+        return sampler_logprobs
     with torch.no_grad():
-        return token_logprobs(policy.model, pieces, **scale(policy, settings))[0]
+        return token_logprobs(policy.model, pieces, **logits_options(policy, settings))[0]
 
 
 def first_kl(policy, batch, b: int, settings, reference):
@@ -61,11 +86,11 @@ def first_kl(policy, batch, b: int, settings, reference):
 
     rows, device = slice(2), next(policy.model.parameters()).device
     pieces = pack([batch.ids(b, rows)], device=device)
-    ref = reference.logprobs(pieces, **scale(policy, settings))
+    ref = reference.logprobs(pieces, **logits_options(policy, settings))
     return kl_estimate(batch.logprobs([(b, rows)]).to(device), ref)
 
 
-def scale(policy, settings) -> dict:
+def logits_options(policy, settings) -> dict:
     """Return what logits are divided by, and how many of them are tokens."""
     return {"temperature": settings.temperature, "vocab_size": len(policy.tokenizer)}
 

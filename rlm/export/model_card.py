@@ -8,7 +8,6 @@ from pathlib import Path
 import yaml
 
 from rlm.answers.formats import FORMATS, get_format
-from rlm.export import proof
 
 QUESTION = "Calculate 23 + 15 + 8"
 SCORES = {
@@ -50,18 +49,22 @@ def write(manifest: dict, name: str, *, local: bool) -> str:
 
 def summary(manifest: dict) -> str:
     """Return what the export says of itself at the end of its one line."""
+    from rlm.export.proof import told
+
     export = manifest["export"]
-    return f" ({export['dtype']}), {proof.told(export['proof'])}" if "proof" in export else ""
+    return f" ({export['dtype']}), {told(export['proof'])}" if "proof" in export else ""
 
 
 def _what(export: dict, base: str, merged: bool) -> str:
     if not merged:
         return f"A LoRA adapter of `{base}` that writes its reasoning before its answer."
+    from rlm.export.proof import told
+
     kind = {"bfloat16": "rounded to bfloat16", "float32": "in float32"}[export["dtype"]]
     return (
         f"`{base}` with a LoRA merged into its weights, {kind}; it writes its reasoning before "
         f"its answer.\n\nLoaded afresh from this folder and computed in float32, it was compared "
-        f"with the base and its adapter: {proof.told(export['proof'])}."
+        f"with the base and its adapter: {told(export['proof'])}."
     )
 
 

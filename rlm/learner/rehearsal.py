@@ -1,7 +1,7 @@
 """One forward and backward before the first step, at the size of the largest micro-batch.
 
 It measures time and memory and leaves no trace: no weight, no gradient, no random number of the
-run is another one afterwards. It does not know what follows from the metrics
+run is another one afterwards. It does not know what follows from the numbers
 (rlm/preflight/verdict.py).
 """
 
@@ -89,7 +89,7 @@ def rehearse(
     groups: what was sampled. budget: tokens of a micro-batch. max_tokens, most_groups: for
     `fullest`. options: temperature and vocab_size, for `rlm.learner.logprobs.token_logprobs`.
     On a CPU nothing is tried that cannot fit. Nothing that does not fit raises: then fits is
-    False, and the metrics are those of the smallest that was thought of.
+    False, and the numbers are those of the smallest that was thought of.
     """
     device = next(model.parameters()).device
     total = used_bytes(device) + free_bytes(device)

@@ -13,7 +13,7 @@ from starlette.routing import Route
 from rlm.server import openai_route
 from rlm.server.chat_requests import ChatRequest
 from rlm.server.errors import ApiError, encode, failed
-from rlm.server.guard import NonFiniteGuard
+from rlm.server.guard import RequestGuard
 from rlm.server.metrics import CONTENT_TYPE
 from rlm.server.openapi import EVENTS, EVENTS_AND_TEXT, HEALTH, describe, errors, json_body
 from rlm.server.page import page_response
@@ -43,7 +43,7 @@ def make_app(
     described = describe(app, (ReasoningRequest, ChatRequest), is_key is not None)
     app.openapi = described  # type: ignore[method-assign]
     paths = {route.path for route in app.routes if isinstance(route, Route)}
-    guarded = NonFiniteGuard(app, is_key=is_key, paths=paths, count=service.metrics.count)
+    guarded = RequestGuard(app, is_key=is_key, paths=paths, count=service.metrics.count)
     if not cors_origins:
         return guarded
     # Outside of the door: a browser asks beforehand without a key, and must read refusals too.

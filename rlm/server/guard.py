@@ -25,7 +25,7 @@ NO_KEY = "the API key is missing or wrong; send it as `Authorization: Bearer KEY
 NO_NAME = "this server has no key and answers to 127.0.0.1 and localhost only; give it a key"
 
 
-class NonFiniteGuard:
+class RequestGuard:
     """is_key: whether a text is the key; None where no key is needed.
 
     count: called with (path, status) of every response; the path is "" for an unknown one.

@@ -1,6 +1,7 @@
 """Arbitrary texts and files: answers, formats and data files never raise what they do not promise.
 
-test_fuzz_settings.py has the settings, test_fuzz_tensors.py packing, attention and advantages.
+tests/cli/test_fuzz.py has the settings, tests/learner/test_fuzz_tensors.py packing, attention and
+advantages.
 """
 
 import datetime

@@ -41,3 +41,11 @@ def test_bad_input_is_one_line_and_exit_code_2(script):
     done = start(script, "--seed", "-1")
     assert done.returncode == 2 and done.stdout == ""
     assert done.stderr == "error: --seed -1: out of range; use 0 to 4294967295\n"
+
+
+@pytest.mark.parametrize("words", [["--help"], ["nowhere"]])
+def test_the_export_answers_without_a_heavy_import(words):
+    done = start("-X", "importtime", "-m", "rlm.export", *words)
+    imported = {line.rpartition("|")[2].strip().split(".")[0] for line in done.stderr.splitlines()}
+    assert done.returncode == (0 if words == ["--help"] else 2)
+    assert "argparse" in imported and not imported & HEAVY
