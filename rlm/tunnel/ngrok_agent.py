@@ -99,9 +99,13 @@ class Agent:
 
     def end(self, *, gently: bool) -> None:
         """End its process within a second and a half; gently: ngrok then frees the address."""
+        from pyngrok import process as started
+
         process = self._started()
         if process is None or process.poll() is not None:
             return
+        # One that takes its time to end must not be asked for the next tunnel.
+        started._current_processes.pop(self._path, None)
         if gently:
             with contextlib.suppress(OSError, subprocess.TimeoutExpired):
                 process.terminate()

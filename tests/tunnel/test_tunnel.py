@@ -263,11 +263,14 @@ def test_the_same_fault_is_told_once_and_the_waits_double(opened, tmp_path, monk
 
 @pytest.mark.parametrize("mode", ["hang", "offline"])
 def test_stop_does_not_wait_for_an_agent_that_hangs(opened, tmp_path, mode):
+    from pyngrok import process as pyngrok_process
+
     watched = opened(mode)
     watched.until(lambda: starts(tmp_path))
     began = time.monotonic()
     watched.tunnel.stop()
     assert time.monotonic() - began < 1.5
+    assert not pyngrok_process._current_processes, "pyngrok would ask the one that is ending"
     watched.until(lambda: not alive(starts(tmp_path)[0]["pid"]), seconds=1)
 
 
