@@ -11,10 +11,12 @@ import threading
 import time
 import urllib.request
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import SimpleNamespace
 
 import httpx
 import pytest
 
+from rlm.tunnel.ngrok_agent import Agent
 from rlm.tunnel.ngrok_faults import Fault, clean, explain, find_agent
 from rlm.tunnel.tunnel import Tunnel
 from tests.support.running import ROOT
@@ -261,16 +263,22 @@ def test_the_same_fault_is_told_once_and_the_waits_double(opened, tmp_path, monk
     assert len(watched.downs) == 1
 
 
+def test_an_agent_that_ends_is_not_asked_for_the_next_tunnel():
+    from pyngrok import process as known
+
+    sleeping = subprocess.Popen(["sleep", "60"], start_new_session=True)
+    known._current_processes["x"] = SimpleNamespace(proc=sleeping)
+    Agent("x", 1, None).end(gently=False)
+    assert "x" not in known._current_processes and sleeping.poll() is not None
+
+
 @pytest.mark.parametrize("mode", ["hang", "offline"])
 def test_stop_does_not_wait_for_an_agent_that_hangs(opened, tmp_path, mode):
-    from pyngrok import process as pyngrok_process
-
     watched = opened(mode)
     watched.until(lambda: starts(tmp_path))
     began = time.monotonic()
     watched.tunnel.stop()
     assert time.monotonic() - began < 1.5
-    assert not pyngrok_process._current_processes, "pyngrok would ask the one that is ending"
     watched.until(lambda: not alive(starts(tmp_path)[0]["pid"]), seconds=1)
 
 
