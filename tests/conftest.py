@@ -26,6 +26,7 @@ LONGEST = (
     "server/test_failover.py", "export/test_export.py", "training/test_tryout.py",
     "report/test_report.py", "learner/test_fuzz_tensors.py", "server/test_clients.py",
     "cli/test_fuzz.py", "data/test_fuzz.py", "repository/test_packaging.py",
+    "rollouts/test_vllm.py",
 )  # fmt: skip
 
 
