@@ -148,7 +148,7 @@ def test_a_slow_reader_holds_up_nobody():
     """Its samples end at full speed; what it has not read waits for it."""
     with served(send_buffer=4096) as place:
         place.engine.stop_ids = frozenset()  # so that there is much to send
-        reader = connect(place, 4096, stream=True, n=15, temperature=2, max_tokens=300)
+        reader = connect(place, 4096, stream=True, n=15, temperature=2, max_tokens=600)
         until(lambda: place.engine.running)
         assert ask(place, max_tokens=50, timeout_s=20).status_code == 200
         until(lambda: place.engine.idle, 30)
