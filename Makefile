@@ -12,7 +12,7 @@ BIN := .venv/bin
 STAMP := .venv/.stamp
 
 WORKERS ?= 3
-PARALLEL := -n $(WORKERS) --dist loadfile
+PARALLEL := -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 VLLM := .venv-vllm/bin
 VLLM_STAMP := .venv-vllm/.stamp

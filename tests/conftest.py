@@ -5,7 +5,7 @@ import os
 import pytest
 from hypothesis import settings
 
-from tests.support.running import QWEN
+from tests.support.running import QWEN, ROOT
 
 # Nothing is downloaded, so a plain `pytest` asks no hub; this is read when its client is imported.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -15,6 +15,24 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 settings.register_profile("long", max_examples=20 * settings.get_profile("default").max_examples)
+
+# Files that take longest, of the quick tests and of the slow: they go first, so that no process is
+# left with one of them at the end (--dist loadfile --no-loadscope-reorder).
+LONGEST = (
+    "ground/test_parallel.py", "scripts/test_scripts.py", "run/test_resume.py",
+    "repository/test_network.py", "tunnel/test_tunnel.py", "server/test_upstream.py",
+    "trl/test_grpo.py", "run/test_trackers.py", "learner/test_sharding.py", "run/test_safety.py",
+    "server/test_page.py", "server/test_stream.py", "scripts/test_gsm8k.py", "tiny/test_base.py",
+    "server/test_failover.py", "export/test_export.py", "training/test_tryout.py",
+    "report/test_report.py", "learner/test_fuzz_tensors.py", "server/test_clients.py",
+    "cli/test_fuzz.py", "data/test_fuzz.py", "repository/test_packaging.py",
+    "rollouts/test_vllm.py",
+)  # fmt: skip
+
+
+def pytest_collection_modifyitems(items):
+    places = {ROOT / "tests" / name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path, len(LONGEST)))
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from tests.support.running import GSM8K, ROOT, needs_real_data, succeed
+from tests.support.running import GSM8K, QWEN, ROOT, needs_real_data, succeed
 
 pytestmark = [needs_real_data, pytest.mark.slow, pytest.mark.timeout(1800)]
 
@@ -29,12 +29,12 @@ def test_the_whole_way_with_the_qwen_shape(qwen, tmp_path):
 
 
 @pytest.mark.ci
-def test_real_token_ids(qwen):
+def test_real_token_ids():
     from transformers import AutoTokenizer
 
     import data
 
-    tokenizer = AutoTokenizer.from_pretrained(qwen)
+    tokenizer = AutoTokenizer.from_pretrained(QWEN)
     example = data.load_examples("gsm8k", "train", n=1, data=str(GSM8K))[0]
     tokens = data.sft_tokens(example, tokenizer, "think")
     assert tokens["prompt_ids"][:2] == [151644, 8948]  # <|im_start|>system

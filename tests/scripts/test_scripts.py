@@ -23,7 +23,7 @@ def rows(path):
 def folder(tmp_path_factory):
     """Where an SFT adapter and a GRPO adapter that goes on from it have been trained."""
     path = tmp_path_factory.mktemp("scripts")
-    sft = ["--max-steps", 30, "--packing", "--max-length", 256]
+    sft = ["--max-steps", 30, "--packing", "--max-length", 256, "--batch-size", 8]
     succeed("train_sft.py", *SMALL, *sft, cwd=path)
     grpo = ["--max-steps", 2, "--questions-per-step", 4, "--group-size", 4, "--probe", 2]
     # A shaped reward: so early few answers are right, and equal rewards would teach nothing.

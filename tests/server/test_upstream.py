@@ -73,7 +73,7 @@ def pair():
         {"temperature": 0},
         {"temperature": 0.9, "seed": 5},
         {"temperature": 1.2, "top_p": 0.9, "top_k": 20, "seed": 6},
-        {"n": 4, "seed": 7, "temperature": 1.3, "include_samples": True},
+        {"n": 4, "seed": 7, "temperature": 1.3, "include_samples": True, "max_tokens": 200},
         {"temperature": 0, "max_tokens": 20},
         {"temperature": 0, "stop": ["38 + 8"]},
         {"temperature": 0, "stop": ["</think>\n4"]},

@@ -22,11 +22,12 @@ def start(
 ):
     """Return the finished process; `cwd` is where runs/ and relative paths are.
 
+    script: a path from the root, or -m with a module as the first argument.
     forked: it takes torch over from a process that has it, see tests/support/forking.py.
     """
     variables = {k: v for k, v in os.environ.items() if not k.startswith("RLM_")}
     variables |= {"HF_HUB_OFFLINE": "1"} | environment
-    words = [str(ROOT / script), *map(str, arguments)]
+    words = [script if script == "-m" else str(ROOT / script), *map(str, arguments)]
     if forked and forking.POSSIBLE:
         return forking.run(words, cwd=cwd, env=variables, stdin=stdin, timeout=timeout)
     return subprocess.run(

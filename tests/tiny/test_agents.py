@@ -2,15 +2,13 @@
 
 import json
 import random
-import subprocess
-import sys
 
 import pytest
 
 from rlm.data.problems import Sum
 from rlm.data.splits import split_of
 from rlm.tiny.agents import REFUSAL, ROLES, Task, document, draw, possible, reply
-from tests.support.running import ROOT
+from tests.support.running import ROOT, succeed
 
 SHIPPED = ROOT / "weights/tiny_agents_lora"
 
@@ -87,11 +85,7 @@ def test_the_shipped_workers_compose_and_do_not_solve():
 @pytest.mark.slow
 @pytest.mark.ci
 def test_the_recipe_runs(tmp_path):
-    words = ["-m", "rlm.tiny.agents", "--steps", "3", "--lora-r", "4", "--output", "out"]
-    subprocess.run(
-        [sys.executable, *words, "--base", str(ROOT / "weights/tiny_base")],
-        cwd=tmp_path, env={"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}, check=True, timeout=300,
-        capture_output=True,
-    )  # fmt: skip
+    words = ["--steps", 3, "--lora-r", 4, "--output", tmp_path / "out"]
+    succeed("-m", "rlm.tiny.agents", *words, "--base", ROOT / "weights/tiny_base")
     manifest = json.loads((tmp_path / "out/manifest.json").read_text(encoding="utf-8"))
     assert manifest["settings"]["steps"] == 3 and manifest["task"] == "tiny_agents"

@@ -2,10 +2,7 @@
 
 import hashlib
 import json
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -19,8 +16,8 @@ from rlm.data.splits import split_of
 from rlm.learner.muon import Muon, orthogonalised
 from rlm.tiny import base, corpus
 from rlm.tiny.tokenizer import build_tokenizer
+from tests.support.running import ROOT, succeed
 
-ROOT = Path(__file__).resolve().parents[2]
 SHIPPED = ROOT / "weights" / "tiny_base"
 TOY = base.Settings(
     steps=20, batch_tokens=256, hidden=32, layers=2, heads=2, kv_heads=1, mlp=64, vocabulary=400,
@@ -218,11 +215,7 @@ def test_a_toy_base_is_trained_saved_and_gone_on_from(tmp_path):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     def run(*more):
-        command = [sys.executable, "-m", "rlm.tiny", *flags(TOY), *more]
-        return subprocess.run(
-            command, cwd=ROOT, env=os.environ | {"HF_HUB_OFFLINE": "1"}, text=True,
-            capture_output=True, check=True,
-        )  # fmt: skip
+        return succeed("-m", "rlm.tiny", *flags(TOY), *more)
 
     first = tmp_path / "a"
     done = run("--output", str(first))
