@@ -10,6 +10,7 @@ from rlm.addresses import VLLM_KEY, server_url
 from rlm.cli.layers import nearest, option
 from rlm.cli.parsing import parse_rewards
 from rlm.errors import InputError
+from rlm.models.lookup import gguf_of
 from rlm.parallel import sharding_asked
 from rlm.trl.options import read_options
 from settings.shared import by_model
@@ -201,6 +202,9 @@ class GRPOSettings(Training):
         if self.vllm_url:
             words = {"flag": "--vllm-url", "given": self.given("vllm_url"), "variable": VLLM_KEY}
             server_url(self.vllm_url, **words)
+        if not self.vllm_url and gguf_of(self.model):
+            raise InputError(f"{self.given('model')}: a GGUF file, which vllm would not dequantise "
+                             "as the learner does; use --engine own")  # fmt: skip
         if self.quantize != "none":
             raise InputError(f"{self.given('quantize')}: vllm would sample from other weights than "
                              "the learner's; leave it out, or use --engine own")  # fmt: skip

@@ -42,7 +42,8 @@ class Shared(Settings):
     named_models: dict[str, str] = option({}, "names for adapters and models", flag=False)
     model: str = option(
         TINY_BASE,
-        "base model: a folder or a name on the hub; an adapter here stands on its own base",
+        "base model: a folder, a GGUF file or a name on the hub; an adapter here stands on its own "
+        "base",
         flags=["--base-model"],
         shown=f"the adapter's base, else {TINY_BASE}",
     )

@@ -19,7 +19,7 @@ from rlm import files
 from rlm.errors import InputError
 from rlm.export import model_card
 from rlm.models import adapters
-from rlm.models.lookup import adapter_base, check_adapter, folder_of
+from rlm.models.lookup import adapter_base, check_adapter, folder_of, gguf_of, local_place
 
 DTYPES = ("bfloat16", "float32")
 # Copied as they are: a tokenizer that is loaded and saved again can come out as another one.
@@ -42,7 +42,7 @@ def main(argv: list[str] | None = None) -> int:
     if not base:
         raise InputError(f"--adapter {given.adapter}: does not name its base; use --model BASE")
     output = Path(given.output).expanduser().resolve()
-    check_output(output, [source, folder_of(base)], overwrite=given.overwrite)
+    check_output(output, [source, local_place(base)], overwrite=given.overwrite)
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         new = files.beside(output, "new")
@@ -52,7 +52,7 @@ def main(argv: list[str] | None = None) -> int:
                 metrics = write_merged(source, base, new, given.dtype, given.device)
             else:
                 metrics = write_adapter(source, base, new)
-            card = model_card.write(metrics, output.name, local=folder_of(base) is not None)
+            card = model_card.write(metrics, output.name, local=local_place(base) is not None)
             files.write_text(new / "README.md", card)
             files.put_folder(new, output)
         finally:
@@ -147,7 +147,9 @@ def write_merged(source: Path, base: str, new: Path, dtype: str, device: str) ->
         if dtype == "bfloat16":
             tolerance = max(tolerance, _round(network, policy.tokenizer, questions, live))
         network.save_pretrained(new)
-        _copy_from_base(base, new, dtype, ends)
+        if gguf_of(base):  # it has no such files; what was read from it is written
+            policy.tokenizer.save_pretrained(new)
+        _copy_from_base(new if gguf_of(base) else _base_folder(base), new, dtype, ends)
         del network, policy
 
         # 3. Loaded afresh, it is the same model.
@@ -191,15 +193,14 @@ def _round(network, tokenizer, questions, live) -> float:
     return 2 * proof.difference(exact, mirrored)
 
 
-def _copy_from_base(base: str, new: Path, dtype: str, ends: tuple) -> None:
-    """Give the folder the base's own tokenizer and configuration, as the base has them.
+def _copy_from_base(folder: Path, new: Path, dtype: str, ends: tuple) -> None:
+    """Give the folder the base's own tokenizer and configuration, as the base's folder has them.
 
     Written anew by this version of transformers they could be read otherwise by another one.
     What changes: the format, and that every token that ends an answer here ends it there.
     """
-    folder = _base_folder(base)
     for file in {file for pattern in COPIED for file in folder.glob(pattern)}:
-        if file.is_file():
+        if file.is_file() and folder != new:
             shutil.copyfile(file, new / file.name)
     config = files.read_object(folder / "config.json")
     config = {k: dtype if k in ("dtype", "torch_dtype") else v for k, v in config.items()}
@@ -236,6 +237,6 @@ def _manifest(source: Path, base: str, new: Path, export: dict) -> dict:
         if name not in PRIVATE and not (isinstance(value, str) and "/" in value)
     }
     # An adapter is found with its base by that name; of a merged model it would only tell a path.
-    named = Path(base).name if export["kind"] == "merged" and folder_of(base) else base
+    named = Path(base).name if export["kind"] == "merged" and local_place(base) else base
     manifest = known | {"base": named, "settings": settings, "export": export}
     return json.loads(files.write_json(new / "manifest.json", manifest).read_text("utf-8"))

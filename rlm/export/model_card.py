@@ -38,8 +38,14 @@ def write(manifest: dict, name: str, *, local: bool) -> str:
         f"# {name}",
         _what(export, base, merged),
         _form(form, "format" in manifest),
-        "## Load it\n\n```python\n" + _code(name, base, form.instruction, merged) + "\n```",
-        "## Serve it\n\n```\n" + _serve(name, base, export, merged) + "\n```",
+        *(
+            [_here(name, manifest["base_file"])]
+            if "base_file" in manifest and not merged
+            else [
+                "## Load it\n\n```python\n" + _code(name, base, form.instruction, merged) + "\n```",
+                "## Serve it\n\n```\n" + _serve(name, base, export, merged) + "\n```",
+            ]
+        ),
         _scores(manifest.get("scores", {}).get("validation", {})),
         _settings(manifest),
         _limits(manifest),
@@ -92,6 +98,17 @@ def _code(name: str, base: str, instruction: str, merged: bool) -> str:
         'return_dict=True, return_tensors="pt")',
         "print(tokenizer.decode(model.generate(**prompt, max_new_tokens=256, do_sample=False)[0]))",
     ])  # fmt: skip
+
+
+def _here(name: str, file: dict) -> str:
+    """Return how an adapter of a GGUF file is used: by what dequantises its base as here."""
+    asked = f"--model {file['name']} --adapter {name}"
+    return (
+        f"## Load it\n\nIts base is the GGUF file `{file['name']}` of SHA-256 "
+        f"`{file['sha256']}`, dequantised. With the scripts that trained it:\n\n```\n"
+        f"python inference.py {asked} {QUESTION!r}\npython serve.py {asked}\n```\n\n"
+        "Exported as `merged`, it needs nothing but transformers."
+    )
 
 
 def _serve(name: str, base: str, export: dict, merged: bool) -> str:

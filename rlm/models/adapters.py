@@ -1,19 +1,23 @@
 """LoRA adapters on the disk: which base they belong to, load, save.
 
 An adapter is a PEFT folder (safetensors only) with a manifest.json beside the weights: base,
-base_fingerprint, format, task, settings, scores, versions. It belongs to one base and is
-refused on every other one. How it was trained is not known here; others use it by
-rlm.models.loading.
+base_fingerprint, base_file (of a GGUF base: name, sha256), format, task, settings, scores,
+versions. It belongs to one base and is refused on every other one. How it was trained is not known
+here; others use it by rlm.models.loading.
 """
 
 import hashlib
 import json
+import logging
 import shutil
 from pathlib import Path
 
 from rlm import files
 from rlm.errors import InputError
-from rlm.models.lookup import ROOT
+from rlm.models import gguf_file
+from rlm.models.lookup import ROOT, gguf_of
+
+logger = logging.getLogger("rlm")
 
 WEIGHTS = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"
@@ -51,10 +55,18 @@ def load_adapter(model, path: str | Path, *, trainable: bool):
     path = _adapter_folder(path)
     manifest = read_manifest(path)
     if not _belongs(manifest, model):
+        its, given = _file_words(manifest.get("base_file")), _file_words(_file(model))
         raise ModelError(
-            f"{path}: an adapter of {manifest['base']}, but the model given is {_name(model)}; "
+            f"{path}: an adapter of {manifest['base']}{its}, but the model given is "
+            f"{_name(model)}{given}; "
             f"use --model {manifest['base']}, or train an adapter of your own"
         )
+    if manifest.get("base_file") and (here := _file(model)) and here != manifest["base_file"]:
+        logger.warning(
+            "%s: the weights are those that the adapter was trained on, but the file is another "
+            "one:%s, not%s; its tokenizer or template may differ",
+            path, _file_words(here), _file_words(manifest["base_file"]),
+        )  # fmt: skip
     try:
         loaded = PeftModel.from_pretrained(model, str(path), is_trainable=trainable)
     except (RuntimeError, ValueError, KeyError, TypeError, SafetensorError) as error:
@@ -185,10 +197,21 @@ def _name(model) -> str:
     return network.config._name_or_path or type(network).__name__
 
 
+def _file(model) -> dict | None:
+    """Return name and sha256 of the GGUF file that the base was loaded from, None of no such."""
+    network = model.get_base_model() if hasattr(model, "get_base_model") else model
+    path = getattr(network, gguf_file.FILE, None)
+    return path and {"name": path.name, "sha256": gguf_file.sha256(path)}
+
+
+def _file_words(file: dict | None) -> str:
+    return f" ({file['name']}, SHA-256 {file['sha256'][:16]}...)" if file else ""
+
+
 def _portable(name: str) -> str:
-    """Return a folder inside the repository relative to it; every other name as it is."""
+    """Return a place inside the repository relative to it; every other name as it is."""
     folder = Path(name).expanduser()
-    if not folder.is_dir():
+    if not folder.is_dir() and not (folder.is_file() and gguf_of(name)):
         return name
     resolved = folder.resolve()
     return resolved.relative_to(ROOT).as_posix() if resolved.is_relative_to(ROOT) else name
@@ -225,6 +248,8 @@ def _complete(manifest: dict, model) -> dict:
     filled = {"versions": versions} | manifest
     filled["base"] = _portable(str(manifest.get("base") or _name(model)))
     filled["base_fingerprint"] = fingerprint(model)
+    if file := _file(model):
+        filled["base_file"] = file
     return filled
 
 

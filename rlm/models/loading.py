@@ -9,6 +9,7 @@ import re
 from pathlib import Path
 
 from rlm.data import hub
+from rlm.models import gguf_file
 from rlm.models.adapters import (
     CONFIG,
     ModelError,
@@ -19,7 +20,7 @@ from rlm.models.adapters import (
     read_manifest,
     save_adapter,
 )
-from rlm.models.lookup import folder_of
+from rlm.models.lookup import check_gguf, folder_of, gguf_of
 from rlm.seeds import derive
 
 __all__ = [
@@ -57,12 +58,13 @@ def pick_device(name: str = "auto"):
 
 
 def load_base(name_or_path: str, *, device="auto", dtype: str = "auto", quantize: str = "none"):
-    """Return (model, tokenizer) of a folder or of a name on the hub, in evaluation mode.
+    """Return (model, tokenizer) of a folder, a GGUF file or a hub's name, in evaluation mode.
 
     dtype "auto": float32 on CPU and MPS; on CUDA bfloat16 where the chip computes in it, else
     float16. quantize "4bit": the linear layers' weights as NF4 (arXiv:2305.14314), CUDA only.
-    Only safetensors are read, and no code that comes with a model is run. A tokenizer
-    without a pad token gets its eos token for it; masks are nobody's business here.
+    Only safetensors and GGUF (its weights dequantised) are read, and no code that comes with a
+    model is run. A tokenizer without a pad token gets its eos token for it; masks are nobody's
+    business here.
     ModelError in one line: no weights, no tokenizer, neither a folder nor reachable (asked
     before any heavy import, so within 3 seconds).
     """
@@ -76,6 +78,14 @@ def load_base(name_or_path: str, *, device="auto", dtype: str = "auto", quantize
     logging.disable_progress_bar()  # a bar of a tenth of a second, in the middle of the output
     device = pick_device(str(device))
     torch_dtype = dtype_of(dtype, device)
+    if file := gguf_of(name_or_path):
+        if quantize != "none":
+            raise ModelError(
+                f"quantize {quantize}: {file.name} is a GGUF file, which is dequantised; leave "
+                "--quantize out, or halve the weights with --dtype bfloat16"
+            )
+        model, tokenizer = gguf_file.load(file, dtype=torch_dtype)
+        return model.to(device).eval(), tokenizer
     if quantize != "none":
         more = {"quantization_config": _four_bit(device, torch_dtype), "device_map": {"": device}}
     else:
@@ -97,6 +107,8 @@ def load_tokenizer(name_or_path: str):
     ModelError as `load_base` has it; a folder needs a tokenizer and no weights.
     """
     place, local_only = find(name_or_path, weights=False)
+    if file := gguf_of(name_or_path):
+        return gguf_file.tokenizer_of(file)
     from transformers import AutoConfig, GenerationConfig
 
     options = {"trust_remote_code": False, "local_files_only": local_only}
@@ -169,12 +181,17 @@ def find(name: str, *, weights: bool = True) -> tuple[str, bool]:
     weights: whether they are needed, or the tokenizer alone. It imports no torch and answers
     within 3 seconds, with a network and without.
     """
+    check_gguf(name, f"model {name!r}")
+    if file := gguf_of(name):
+        return str(file), True
     if folder := folder_of(name):
         if weights:
             _check_folder(name, folder)
         return str(folder), True
     if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name):
-        raise ModelError(f"model {name!r}: neither a folder nor a name like owner/model")
+        raise ModelError(
+            f"model {name!r}: neither a folder nor a GGUF file nor a name like owner/model"
+        )
     if _cached(name, weights):
         return name, True
     switch = hub.offline_switch()

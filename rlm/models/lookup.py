@@ -5,6 +5,7 @@ from pathlib import Path
 
 from rlm.errors import InputError
 from rlm.files import read_object
+from rlm.models import gguf_file
 
 ROOT = Path(__file__).resolve().parents[2]  # its weights are found from anywhere
 
@@ -44,9 +45,42 @@ def folder_of(name: str) -> Path | None:
     return next((Path(place) for place in places if os.path.isdir(place)), None)
 
 
+def gguf_of(name: str) -> Path | None:
+    """The GGUF file that a model's name means: it, or the only one in a folder without another."""
+    if name.lower().endswith(gguf_file.SUFFIX):
+        places = (os.path.expanduser(name), ROOT / name)
+        return next((Path(place) for place in places if os.path.isfile(place)), None)
+    found = _gguf_files(name)
+    return found[0] if len(found) == 1 else None
+
+
+def _gguf_files(name: str) -> list[Path]:
+    """The GGUF files of a folder that holds no other model."""
+    folder = folder_of(name)
+    if not folder or (folder / "config.json").is_file() or is_adapter(str(folder)):
+        return []
+    return sorted(p for p in folder.iterdir() if p.suffix.lower() == gguf_file.SUFFIX)
+
+
+def local_place(name: str) -> Path | None:
+    """The folder or the GGUF file that a model's name means; None for a hub id."""
+    return gguf_of(name) or folder_of(name)
+
+
+def check_gguf(name: str, given: str) -> None:
+    """InputError if a name means GGUF files, but not one that can be read."""
+    if file := gguf_of(name):
+        gguf_file.check(file, given)
+    elif several := _gguf_files(name):
+        names = ", ".join(file.name for file in several)
+        raise InputError(
+            f"{given}: the folder holds {len(several)} GGUF files ({names}); name one of them"
+        )
+
+
 def same_model(one: str, other: str) -> bool:
-    """Whether two names mean one model: equal, or the same folder."""
-    first, second = folder_of(one), folder_of(other)
+    """Whether two names mean one model: equal, or the same folder or file."""
+    first, second = local_place(one), local_place(other)
     return one == other or bool(first and second and first.samefile(second))
 
 
@@ -63,6 +97,9 @@ def check_model(name: str, given: str, *, weights: bool = True) -> None:
     weights: whether they are needed, or the tokenizer alone.
     """
     folder = folder_of(name)
+    check_gguf(name, given)
+    if gguf_of(name):
+        return
     if folder and not weights:
         if not any(folder.glob("tokenizer*.json")):
             raise InputError(f"{given}: the folder has no tokenizer; give a model's folder")
@@ -78,7 +115,9 @@ def check_model(name: str, given: str, *, weights: bool = True) -> None:
                 "save or download them there"
             )
     elif os.path.exists(name):
-        raise InputError(f"{given}: a file; give a model's folder or a name on the hub")
+        raise InputError(
+            f"{given}: a file; give a model's folder, a GGUF file or a name on the hub"
+        )
     elif looks_like_path(name):
         raise InputError(f"{given}: no folder {name}; give a model's folder or a name on the hub")
 

@@ -1,0 +1,380 @@
+"""A base model in one GGUF file: its header, its tokenizer, its weights dequantised.
+
+    check("weights/smollm2/model.gguf", "--model weights/smollm2")     # without torch
+    model, tokenizer = load("weights/smollm2/model.gguf", dtype=torch.float32)
+
+transformers reads the file by the package gguf (extra `gguf`). What it gets wrong is put right
+here: which tokens begin and end a turn, how a text is cut up before the byte-level BPE, and a
+model left quantised in name. Where such a file lies and who it belongs to is not known here.
+"""
+
+import hashlib
+import logging
+import math
+import mmap
+import struct
+from dataclasses import dataclass
+from functools import lru_cache
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from rlm.errors import InputError
+
+logger = logging.getLogger("rlm")
+
+SUFFIX = ".gguf"
+FILE = "_rlm_gguf_file"  # of a loaded model: the path of its file
+
+# The value types of the metadata, as struct has them; 8 is a string, 9 an array.
+# https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
+TYPES = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
+STRING, ARRAY = 8, 9
+CONTROL, USER_DEFINED = 3, 4  # token types
+
+# How llama.cpp cuts up a text before the BPE, by tokenizer.ggml.pre. transformers cuts up every
+# Llama as GPT-2 does, and so reads the numbers of these otherwise than their models were trained.
+LLAMA3_PATTERN = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+QWEN2_PATTERN = LLAMA3_PATTERN.replace(r"\p{N}{1,3}", r"\p{N}")
+SPLITS = {"gpt-2": None, "smollm": "digits", "llama-bpe": LLAMA3_PATTERN, "qwen2": QWEN2_PATTERN}
+
+
+@dataclass(frozen=True)
+class Header:
+    """metadata: by its names; an array is its number of entries. tensors: their names."""
+
+    metadata: dict[str, Any]
+    tensors: tuple[str, ...]
+
+
+def check(path: Path, given: str) -> Header:
+    """Return the header; InputError in one line if the file cannot be a model. Needs no torch.
+
+    given: what the user wrote. What is asked for: the package gguf, a header that can be read, all
+    of the weights that it tells of.
+    """
+    if find_spec("gguf") is None:
+        raise InputError(
+            f"{given}: a GGUF file, which the package gguf reads; it is not installed: "
+            "pip install -e '.[gguf]'"
+        )
+    try:
+        header, size = _read(path)
+    except (struct.error, IndexError, UnicodeDecodeError, OverflowError, KeyError) as error:
+        raise InputError(
+            f"{given}: {path.name} is broken or cut off in its header; fetch it again"
+        ) from error
+    except (OSError, ValueError) as error:
+        raise InputError(f"{given}: {path.name} cannot be read ({error})") from error
+    there = path.stat().st_size
+    if there < size:
+        raise InputError(
+            f"{given}: {path.name} is cut off, it has {there:,} of {size:,} bytes; fetch it again"
+        )
+    parts = header.metadata.get("split.count", 1)
+    if parts > 1:
+        raise InputError(
+            f"{given}: {path.name} is one of {parts} parts of a model; join them first, by "
+            "llama.cpp's llama-gguf-split --merge"
+        )
+    if not header.tensors or not header.metadata.get("general.architecture"):
+        raise InputError(f"{given}: {path.name} holds no model; give a GGUF file with weights")
+    return header
+
+
+def _read(path: Path) -> tuple[Header, int]:
+    """Return (header, bytes that the file must have at least)."""
+    from gguf import GGML_QUANT_SIZES
+
+    sizes = {int(kind): pair for kind, pair in GGML_QUANT_SIZES.items()}
+    with open(path, "rb") as file:
+        if file.read(4) != b"GGUF":
+            raise ValueError("it does not begin with GGUF; fetch it again")
+        blob = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    with blob:
+        reader = _Reader(blob)
+        version = reader.number("I")
+        if version not in (2, 3):
+            raise ValueError(f"it is of GGUF version {version}; 2 and 3 can be read")
+        tensors, facts = reader.number("Q"), reader.number("Q")
+        metadata = {reader.text(): reader.value(reader.number("I")) for _ in range(facts)}
+        names, end = [], 0
+        for _ in range(tensors):
+            names.append(reader.text())
+            dimensions = [reader.number("Q") for _ in range(reader.number("I"))]
+            kind, offset = reader.number("I"), reader.number("Q")
+            block, size = sizes[kind]
+            end = max(end, offset + math.prod(dimensions) // block * size)
+        alignment = metadata.get("general.alignment", 32)
+        start = -(-reader.place // alignment) * alignment
+    return Header(metadata, tuple(names)), start + end
+
+
+class _Reader:
+    """Reads one value after the other; struct.error or IndexError where the file has ended."""
+
+    def __init__(self, blob):
+        self.blob, self.place = blob, 4
+
+    def number(self, kind: str):
+        (value,) = struct.unpack_from(f"<{kind}", self.blob, self.place)
+        self.place += struct.calcsize(f"<{kind}")
+        return value
+
+    def text(self) -> str:
+        start = self._skip(self.number("Q"))
+        return self.blob[start : self.place].decode("utf-8")
+
+    def value(self, kind: int):
+        if kind == STRING:
+            return self.text()
+        if kind != ARRAY:
+            return self.number(TYPES[kind])
+        inner, count = self.number("I"), self.number("Q")
+        if inner != STRING:
+            self._skip(count * struct.calcsize(f"<{TYPES[inner]}"))
+            return count
+        for _ in range(count):
+            self._skip(self.number("Q"))
+        return count
+
+    def _skip(self, size: int) -> int:
+        """Pass over so many bytes; return where they begin."""
+        start, self.place = self.place, self.place + size
+        if self.place > len(self.blob):
+            raise IndexError(f"{size} bytes from {start} on")
+        return start
+
+
+def load(path: Path, *, dtype):
+    """Return (model, tokenizer) of a checked file, the weights dequantised to `dtype`, on the CPU.
+
+    InputError in one line: an architecture that transformers cannot read from such a file (told
+    before the weights are read), tensors that are missing or do not fit.
+    """
+    from transformers import AutoModelForCausalLM, GgufConfig, modeling_gguf_pytorch_utils
+
+    config, tokenizer, generation = _opened(path)
+    # Its bar ignores what transformers is told of bars, and is gone in seconds.
+    modeling_gguf_pytorch_utils.tqdm = lambda tensors, **options: tensors
+    try:
+        model, info = AutoModelForCausalLM.from_pretrained(
+            path.parent,
+            gguf_file=path.name,
+            config=config,
+            dtype=dtype,
+            quantization_config=GgufConfig(dequantize=True),
+            output_loading_info=True,
+            local_files_only=True,
+            trust_remote_code=False,
+        )
+    except (OSError, ValueError, KeyError, RuntimeError, AttributeError, TypeError) as error:
+        raise InputError(_told(path, "its weights cannot be loaded", error)) from error
+    missing = sorted(info["missing_keys"])
+    if missing:
+        raise InputError(
+            f"{path}: {len(missing)} tensors of the model are not in the file ({missing[0]}); "
+            "fetch another file of it"
+        )
+    _make_plain(model)
+    model.config.name_or_path = str(path)
+    model.generation_config = generation
+    setattr(model, FILE, path)
+    return model, tokenizer
+
+
+def tokenizer_of(path: Path):
+    """Return (tokenizer, generation config) of a checked file, without its weights."""
+    return _opened(path)[1:]
+
+
+def sha256(path: Path) -> str:
+    """Return the SHA-256 of a file, in hex; computed once in a process for a file that stays."""
+    place = path.stat()
+    return _sha256(path, place.st_size, place.st_mtime_ns)
+
+
+@lru_cache(maxsize=8)
+def _sha256(path: Path, size: int, changed: int) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _opened(path: Path) -> tuple:
+    """Return (config, tokenizer, generation config); the special tokens stand in all three."""
+    from transformers import AutoConfig, GenerationConfig
+
+    place = path.stat()
+    parsed = _parsed(path, place.st_size, place.st_mtime_ns)
+    metadata = check(path, str(path)).metadata
+    try:
+        tokenizer = _tokenizer(path, parsed["config"]["model_type"], parsed["tokenizer"], metadata)
+        ends = turn_ends(tokenizer, metadata)
+        if ends:
+            tokenizer.eos_token = tokenizer.convert_ids_to_tokens(ends[0])
+        if tokenizer.pad_token_id is None:
+            tokenizer.pad_token = tokenizer.eos_token
+        config = AutoConfig.for_model(**parsed["config"])
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+        raise InputError(_told(path, "its tokenizer cannot be loaded", error)) from error
+    tokens = {
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": ends[0] if len(ends) == 1 else ends or None,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+    for name, value in tokens.items():  # Llama's default is token 2, whatever that is here
+        setattr(config, name, value)
+    return config, tokenizer, GenerationConfig(**tokens)
+
+
+@lru_cache(maxsize=2)
+def _parsed(path: Path, size: int, changed: int) -> dict:
+    """Return what transformers makes of the metadata: config, tokenizer. It takes seconds."""
+    from transformers.integrations.gguf import (
+        GGUF_CONFIG_ARCHS,
+        GGUF_TOKENIZER_ARCHS,
+        get_gguf_config,
+        get_gguf_tokenizer,
+        read_gguf_metadata,
+    )
+    from transformers.modeling_gguf_pytorch_utils import (
+        GGUF_SUPPORTED_ARCHITECTURES,
+        load_gguf_checkpoint,
+    )
+
+    architecture = check(path, str(path)).metadata["general.architecture"]
+    try:
+        if architecture in GGUF_CONFIG_ARCHS and architecture in GGUF_TOKENIZER_ARCHS:
+            metadata, names = read_gguf_metadata(str(path))
+            kind, vocabulary, _ = get_gguf_tokenizer(str(path))
+            config = get_gguf_config(metadata, names) | {"model_type": kind}
+            return {"config": config, "tokenizer": vocabulary}
+        return load_gguf_checkpoint(str(path))
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+        known = sorted({*GGUF_SUPPORTED_ARCHITECTURES, *GGUF_CONFIG_ARCHS})
+        if architecture in known:
+            raise InputError(_told(path, "its header cannot be read", error)) from error
+        raise InputError(
+            f"{path}: of the architecture {architecture}, which transformers does not read from "
+            f"GGUF; it reads {', '.join(known)}. Give the model as a folder of safetensors"
+        ) from error
+
+
+def _tokenizer(path: Path, kind: str, vocabulary: dict, metadata: dict):
+    """Return the tokenizer of a vocabulary: special tokens by their ids in the metadata.
+
+    transformers' converter of Llamas swaps the token that begins a text and the one that ends it,
+    and knows no padding token.
+    """
+    from tokenizers import AddedToken
+    from transformers import PreTrainedTokenizerFast
+    from transformers.integrations.ggml import GGUF_TO_FAST_CONVERTERS, convert_gguf_tokenizer
+
+    if kind not in GGUF_TO_FAST_CONVERTERS:
+        raise ValueError(f"transformers knows none for {kind}")
+    tokens = vocabulary["tokens"]
+    fast, _ = convert_gguf_tokenizer(kind, dict(vocabulary))
+    types = vocabulary.get("token_type") or []
+    if metadata.get("tokenizer.ggml.model") == "gpt2":
+        _cut_up(path, fast, metadata.get("tokenizer.ggml.pre", "default"))
+        for special in (CONTROL, USER_DEFINED):
+            named = [t for t, of in zip(tokens, types, strict=False) if of == special]
+            added = [AddedToken(t, normalized=False, special=special == CONTROL) for t in named]
+            fast.add_special_tokens(added) if special == CONTROL else fast.add_tokens(added)
+
+    def token(name: str) -> str | None:
+        number = metadata.get(f"tokenizer.ggml.{name}_token_id")
+        return tokens[number] if number is not None and 0 <= number < len(tokens) else None
+
+    return PreTrainedTokenizerFast(
+        tokenizer_object=fast,
+        bos_token=token("bos"),
+        eos_token=token("eos"),
+        unk_token=token("unknown"),
+        pad_token=token("padding"),
+        chat_template=metadata.get("tokenizer.chat_template"),
+        clean_up_tokenization_spaces=False,
+        model_max_length=metadata.get(f"{metadata['general.architecture']}.context_length"),
+    )
+
+
+def _cut_up(path: Path, fast, name: str) -> None:
+    """Give a byte-level BPE the way its model cuts up texts, and the decoder of all of them."""
+    from tokenizers import Regex, decoders, normalizers, pre_tokenizers
+
+    if name not in SPLITS:
+        logger.warning(
+            "%s: how its tokenizer (%s) cuts up a text is not known here, so numbers may be cut up "
+            "otherwise than it was trained; %s are known", path, name, ", ".join(SPLITS)
+        )  # fmt: skip
+        return
+    options = {"add_prefix_space": False, "trim_offsets": True}
+    by_gpt2 = pre_tokenizers.ByteLevel(**options, use_regex=True)
+    split = SPLITS[name]
+    if split is None:
+        parts = [by_gpt2]
+    elif split == "digits":
+        parts = [pre_tokenizers.Digits(individual_digits=True), by_gpt2]
+    else:
+        pieces = pre_tokenizers.Split(Regex(split), behavior="isolated")
+        parts = [pieces, pre_tokenizers.ByteLevel(**options, use_regex=False)]
+    fast.pre_tokenizer = pre_tokenizers.Sequence(parts)
+    fast.normalizer = normalizers.NFC() if name == "qwen2" else normalizers.Sequence([])
+    fast.decoder = decoders.ByteLevel()
+
+
+def turn_ends(tokenizer, metadata: dict) -> list[int]:
+    """Return the ids that end an assistant's turn, the template's own first; [] if none is known.
+
+    The first is the control token that the chat template writes after an assistant's words. The
+    others are those of the metadata (eos, eot), but for one that the template opens the assistant's
+    turn with: a file that names it as its end is wrong, and no turn would have a word.
+    """
+    number = len(tokenizer)
+    named = [metadata.get(f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot")]
+    told: list[int] = [i for i in named if i is not None and 0 <= i < number]
+    closing, opening = _around_turn(tokenizer)
+    ends = [i for i in told if i not in opening or i in closing[:1]]
+    return list(dict.fromkeys([*closing[:1], *ends]))
+
+
+MARK = "0451"  # stands for the assistant's words
+
+
+def _around_turn(tokenizer) -> tuple[list[int], list[int]]:
+    """Return the control tokens (after, before) an assistant's words by the chat template."""
+    from jinja2 import TemplateError
+
+    if not tokenizer.chat_template:
+        return [], []
+    asked = [{"role": "user", "content": "?"}]
+    try:
+        whole = tokenizer.apply_chat_template(
+            [*asked, {"role": "assistant", "content": MARK}], tokenize=False
+        )
+        before = tokenizer.apply_chat_template(asked, tokenize=False)
+    except TemplateError:
+        return [], []
+    words = whole.rpartition(MARK)
+    opening = words[0].removeprefix(before)
+    return _control(tokenizer, words[2]), _control(tokenizer, opening)
+
+
+def _control(tokenizer, text: str) -> list[int]:
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    special = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
+    return [i for i in ids if i in special]
+
+
+def _make_plain(model) -> None:
+    """Have a dequantised model say that it is one, so that it can be trained and saved."""
+    if quantizer := getattr(model, "hf_quantizer", None):
+        quantizer.remove_quantization_config(model)
+
+
+def _told(path: Path, what: str, error: Exception) -> str:
+    lines = [line for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    return f"{path}: {what} ({' '.join(lines[:2]).strip()[:300]})"
