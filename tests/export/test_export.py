@@ -198,7 +198,7 @@ def test_every_token_that_ends_an_answer_here_ends_it_there(tmp_path):
     (base / "config.json").write_text('{"torch_dtype": "float16", "rope_theta": 5.0}')
     (base / "generation_config.json").write_text('{"eos_token_id": [7, 8], "temperature": 0.7}')
     (base / "LICENSE").write_text("free")
-    export._copy_from_base(str(base), new, "bfloat16", ([7, 8], 9))
+    export._copy_from_base(base, new, "bfloat16", ([7, 8], 9))
     generation = json.loads((new / "generation_config.json").read_text())
     assert generation == {"eos_token_id": [7, 8, 9], "temperature": 0.7}
     config = json.loads((new / "config.json").read_text())

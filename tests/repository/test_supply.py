@@ -52,7 +52,8 @@ def _loads(call: ast.Call, func: ast.Attribute) -> list[str]:
     owner = func.value.id if isinstance(func.value, ast.Name) else ""
     names = {keyword.arg for keyword in call.keywords}
     if func.attr == "from_pretrained" and "Model" in owner and owner != "PeftModel":
-        return [] if "use_safetensors" in names else [f"{owner}.from_pretrained"]
+        # A GGUF file holds numbers and texts, and nothing that runs.
+        return [] if names & {"use_safetensors", "gguf_file"} else [f"{owner}.from_pretrained"]
     if (owner, func.attr) == ("yaml", "load"):
         loader = [k.value for k in call.keywords if k.arg == "Loader"]
         ours = loader and isinstance(loader[0], ast.Name) and "Loader" in loader[0].id

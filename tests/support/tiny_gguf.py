@@ -54,21 +54,7 @@ def write(path: Path, *, tied: bool = False, architecture: str = "llama", quanti
     writer.add_rope_dimension_count(config.head_dim)
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
     writer.add_vocab_size(len(tokens))
-    writer.add_name("tiny")
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre(facts.get("pre", "smollm"))
-    writer.add_token_list(tokens)
-    kinds = [3] * len(SPECIAL) + [1] * (len(tokens) - len(SPECIAL))
-    writer.add_token_types(kinds)
-    writer.add_token_merges(MERGES)
-    writer.add_bos_token_id(facts.get("bos", START))
-    writer.add_eos_token_id(facts.get("eos", END))
-    if facts.get("padding") is not None:
-        writer.add_pad_token_id(facts["padding"])
-    if template:
-        writer.add_chat_template(template)
-    if "count" in facts:
-        writer.add_uint16("split.count", facts["count"])
+    _add_tokenizer(writer, tokens, template, facts)
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config.num_hidden_layers)
     for name, weight in model.state_dict().items():
         stem, _, kind = name.rpartition(".")
@@ -89,6 +75,24 @@ def write(path: Path, *, tied: bool = False, architecture: str = "llama", quanti
     writer.write_tensors_to_file()
     writer.close()
     return model
+
+
+def _add_tokenizer(writer, tokens: list[str], template: str | None, facts: dict) -> None:
+    writer.add_name("tiny")
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre(facts.get("pre", "smollm"))
+    writer.add_token_list(tokens)
+    kinds = [3] * len(SPECIAL) + [1] * (len(tokens) - len(SPECIAL))
+    writer.add_token_types(kinds)
+    writer.add_token_merges(MERGES)
+    writer.add_bos_token_id(facts.get("bos", START))
+    writer.add_eos_token_id(facts.get("eos", END))
+    if facts.get("padding") is not None:
+        writer.add_pad_token_id(facts["padding"])
+    if template:
+        writer.add_chat_template(template)
+    if "count" in facts:
+        writer.add_uint16("split.count", facts["count"])
 
 
 def _permuted(values, heads: int):
