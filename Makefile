@@ -5,13 +5,13 @@
 # make test-vllm   sets that up and runs the tests that need it
 # make audit   asks whether an installed package has a known vulnerability; needs the network
 # Another Python: make PYTHON=python3.12 demo. README.md has the same as plain commands.
-# Tests run in three processes, each file in one of them: many only wait. WORKERS=0: in one.
+# Tests run in two processes, each file in one of them; more: make WORKERS=4 test; WORKERS=0: in one.
 
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.stamp
 
-WORKERS ?= 3
+WORKERS ?= 2
 PARALLEL := -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 VLLM := .venv-vllm/bin
