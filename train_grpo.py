@@ -84,7 +84,7 @@ def train(settings) -> dict:
     steps = stage.steps(best, **parts, budget=budget, guard=guard, watch=watch)
     if steps.fresh:
         tryout.brief(stage, examples, validation, budget.tokens, sample)
-        run.log({"step": 0, "validation_accuracy": best.offer(step=0)})
+        run.log({"step": 0} | best.row(step=0))
     else:
         stage.engine.sync(steps.step)  # the adapter is the checkpoint's by now
 
@@ -97,8 +97,8 @@ def train(settings) -> dict:
         finite = guard.passed(step, checked(row, optimizer), record)
         row["skipped_steps"] = guard.skipped
         if finite and (step == steps.last or due(step, settings.eval_every)):
-            row["validation_accuracy"] = accuracy = best.offer(step)
-            if settings.early_stop and best.fell(accuracy):
+            row |= best.row(step)
+            if settings.early_stop and best.fell(row.get("validation_accuracy")):
                 steps.end()
         run.log(row)
         watch.look(row)

@@ -54,7 +54,8 @@ def train(settings) -> dict:
     # 3. Train, measure on questions that were not trained on, and keep the adapter.
     guard = fit(stage, records, len(validation))
     found = stage.validate(validation)
-    stage.run.log({"step": stage.run.step, "validation_accuracy": found.summary["accuracy"]})
+    if found:
+        stage.run.log({"step": stage.run.step, "validation_accuracy": found.summary["accuracy"]})
     summary = stage.finish(found, solved, stage=settings.stage)
     guard.check()
     return summary

@@ -29,8 +29,10 @@ class Stage:
     def validate(self, examples):
         """Return the greedy `rlm.evaluation.measure.Evaluation` of the policy as it is now.
 
-        Each process answers its share of the questions.
+        None without examples. Each process answers its share of the questions.
         """
+        if not examples:
+            return None
         self.engine.sync()
         name, limit = self.settings.script, self.settings.max_tokens
         engine = parallel.SharedEngine(self.engine)
@@ -95,7 +97,8 @@ class Stage:
     def finish(self, evaluation, examples, **facts) -> dict:
         """Save the adapter with what is known of it, end the logs, return the summary.
 
-        The summary is that of the evaluation, and "log": what was logged, a dictionary a step.
+        evaluation: None of a training without a validation. The summary is that of the
+        evaluation, and "log": what was logged, a dictionary a step.
         """
         from rlm.export.save import save_policy
         from rlm.rollouts.choice import close
@@ -107,7 +110,7 @@ class Stage:
             save_policy(self.policy, self.settings.output, evaluation, self.run, **options, **facts)
         parallel.world().barrier("the saved adapter")
         self.run.finish()
-        return evaluation.summary | {"log": self.run.rows}
+        return (evaluation.summary if evaluation else {}) | {"log": self.run.rows}
 
 
 def begin(settings, began: float, *, logged: bool = True, questions=()) -> Stage:

@@ -35,7 +35,7 @@ def train(settings, began: float) -> dict:
     guard, watch = NonFiniteGuard(stage.run.path), Watch(stage.run.info)
     questions = asked(stage, examples)
     stage.run.expect(settings.max_steps)
-    stage.run.log({"step": 0, "validation_accuracy": best.offer(step=0)})
+    stage.run.log({"step": 0} | best.row(step=0))
 
     # 2. The same batches of questions as our own loop; TRL samples and learns.
     after = partial(after_batch, stage, best, guard, watch)
@@ -118,8 +118,8 @@ def after_batch(stage, best, guard, watch, step: int, batch, advantage, metrics)
     row["skipped_steps"] = guard.skipped
     ended = guard.gave_up
     if finite and (step == settings.max_steps or due(step, settings.eval_every)):
-        row["validation_accuracy"] = accuracy = best.offer(step)
-        ended |= settings.early_stop and best.fell(accuracy)
+        row |= best.row(step)
+        ended |= settings.early_stop and best.fell(row.get("validation_accuracy"))
     run.log(row)
     watch.look(row)
     run.write_rollouts(record())

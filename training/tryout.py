@@ -3,9 +3,11 @@
     python train_grpo.py --check         # the whole report, GO or NO-GO; trains and writes nothing
 
 A few questions are sampled and scored as in a step, and one largest micro-batch is learned and
-dropped again. What follows from the metrics is decided in rlm/preflight/verdict.py.
+dropped again, both after a warm-up that is not timed. What follows from the metrics is decided in
+rlm/preflight/verdict.py.
 """
 
+import os
 import time
 from datetime import datetime
 from typing import Any
@@ -33,6 +35,7 @@ def check(settings, sample) -> int:
     stage = begin(settings, time.monotonic(), logged=False, questions=texts)
     model, tokenizer = stage.policy.model, stage.policy.tokenizer
     budget = TokenBudget(model, len(tokenizer), stage.token_budget)
+    warm_up(stage, examples[0])
     probe, learning = measure(stage, examples, budget.tokens, sample, rounds=ROUNDS)
     asked = plan(settings, len(validation), model)
     if parallel.world().first:
@@ -45,6 +48,7 @@ def brief(stage, examples, validation, budget: int, sample) -> None:
     from rlm.preflight import verdict
 
     if stage.settings.probe:
+        warm_up(stage, examples[0])
         probe, learning = measure(stage, examples, budget, sample, rounds=1)
         asked = plan(stage.settings, len(validation), stage.policy.model)
         for line in verdict.brief(probe, learning, asked, datetime.now()):
@@ -65,16 +69,22 @@ def measure(stage, examples, budget: int, sample, *, rounds: int) -> tuple:
     device = next(policy.model.parameters()).device
     forget_peak(device)
     batch: Any = None
-    seconds = 0.0
+    seconds = processor = 0.0
     for turn in range(rounds):
         asked = examples[turn * settings.probe : (turn + 1) * settings.probe]
         if not asked or (batch and live(batch.rewards()).any()):
             break
-        started = time.perf_counter()
+        started, taken = time.perf_counter(), time.process_time()
         more = sample(stage.engine, stage.task, asked, settings, ("probe", turn))
         seconds += time.perf_counter() - started
+        processor += time.process_time() - taken
         batch = batch.plus(more) if batch else more
-    probe = probed(batch, settings, stage.engine.context_tokens, seconds, peak_bytes(device))
+    # Only what this process does on a CPU is in its processor time.
+    here = device.type == "cpu" and getattr(settings, "engine", "own") == "own"
+    others = others_at_work(seconds, processor) if here else ""
+    probe = probed(
+        batch, settings, stage.engine.context_tokens, seconds, peak_bytes(device), others
+    )
     learning = rehearse(
         policy.model,
         [batch.ids(b) for b in range(len(batch.groups))],
@@ -87,8 +97,29 @@ def measure(stage, examples, budget: int, sample, *, rounds: int) -> tuple:
     return probe, learning
 
 
-def probed(batch, settings, context_tokens: int | None, seconds: float, peak: int):
-    """Return the `Probe` of a batch whose sampling took seconds and peak bytes."""
+def warm_up(stage, example) -> None:
+    """Sample two tokens, so that what is set up at a first forward is not timed."""
+    from rlm.engine.engine import Sampling
+
+    sampling = Sampling(max_tokens=2, temperature=stage.settings.temperature)
+    stage.engine.generate([stage.task.prompt(example.question)], 1, sampling, seed=0)
+
+
+def others_at_work(seconds: float, processor_seconds: float) -> str:
+    """Return what `rlm.preflight.forecast.busy` says of this machine after such a time."""
+    from rlm.preflight.forecast import busy
+
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
+    return busy(seconds, processor_seconds, load, os.cpu_count() or 1)
+
+
+def probed(
+    batch, settings, context_tokens: int | None, seconds: float, peak: int, others: str = ""
+):
+    """Return the `Probe` of a batch whose sampling took seconds and peak bytes.
+
+    others: that the machine was busy with other things meanwhile, in words.
+    """
     from rlm.preflight.forecast import Probe, quantile
     from rlm.rollouts.batch import describe
 
@@ -118,6 +149,7 @@ def probed(batch, settings, context_tokens: int | None, seconds: float, peak: in
         completion_tokens=sum(lengths),
         sample_seconds=seconds,
         sample_peak_bytes=peak,
+        busy=others,
     )
 
 

@@ -23,6 +23,7 @@ logger = logging.getLogger("rlm")
 def save_policy(policy: Policy, path: str | Path, evaluation, run, *, overwrite: bool, **facts):
     """Save the adapter with its manifest in the run's folder, prove it, then save it at `path`.
 
+    evaluation: of the validation, None of a training without one.
     facts: what the manifest says beside the base and the validation scores. A better adapter
     at `path` stays: then InputError says so, and the new one is in the run's folder. So it stays
     if the proof fails (`prove`), or if nothing was learned (`check_learned`). With step=0 among
@@ -35,8 +36,10 @@ def save_policy(policy: Policy, path: str | Path, evaluation, run, *, overwrite:
         if facts.get("step") != 0:
             raise
         logger.warning("the start was the best, so the base is what is kept: %s", error)
-    manifest = {"base": policy.base, **facts, "scores": {"validation": evaluation.summary}}
-    run.write_evaluation("validation", evaluation)
+    manifest = {"base": policy.base, **facts, "scores": {}}
+    if evaluation:
+        manifest["scores"] = {"validation": evaluation.summary}
+        run.write_evaluation("validation", evaluation)
     kept = adapters.save_adapter(policy.model, run.path / "adapter", manifest, overwrite=True)
     manifest["proof"] = prove(policy, kept, facts.get("format", "think"), run.info)
     try:
@@ -45,10 +48,11 @@ def save_policy(policy: Policy, path: str | Path, evaluation, run, *, overwrite:
         raise InputError(f"{error} (the new one is in {kept})") from None
     if not filecmp.cmp(kept / adapters.WEIGHTS, saved / adapters.WEIGHTS, shallow=False):
         raise InputError(f"{saved}: holds other weights than {kept}, which was proved; copy that")
-    run.info(
-        f"adapter: {saved}, validation accuracy {evaluation.summary['accuracy']:.3f} "
-        f"of {evaluation.summary['questions']} questions"
-    )
+    told = "no validation"
+    if evaluation:
+        scored = evaluation.summary
+        told = f"validation accuracy {scored['accuracy']:.3f} of {scored['questions']} questions"
+    run.info(f"adapter: {saved}, {told}")
     return saved
 
 

@@ -52,19 +52,28 @@ def activation_bytes(model, vocab_size: int) -> float:
 class TokenBudget:
     """Tokens of a micro-batch, found for a model; running out of memory halves it.
 
-    tokens: a number of one's own, or 0 for as many as half of the free memory holds.
+    tokens: a number of one's own, or 0 for as many as half of the free memory holds. On a CPU a
+    number of one's own is kept below that too: the system would swap, or kill the process.
     """
 
     def __init__(self, model, vocab_size: int, tokens: int = 0):
         self.tokens = tokens or (SHARDED if sharded(model) else 0)
         self._fixed = sharded(model)  # the others wait in the middle of its layers
-        if not self.tokens:
-            device = next(model.parameters()).device
-            room = SHARE * free_bytes(device)
-            if device.type == "cpu":
-                room = min(room, CPU_BYTES)
-            fitting = room / activation_bytes(model, vocab_size)
-            self.tokens = int(max(LEAST, min(MOST.get(device.type, 4096), fitting)))
+        device = next(model.parameters()).device
+        kind = device.type
+        if self._fixed or (self.tokens and (kind != "cpu" or self.tokens <= LEAST)):
+            return
+        room, each = SHARE * free_bytes(device), activation_bytes(model, vocab_size)
+        fitting = max(LEAST, int(room / each))
+        if not tokens:
+            room = min(room, CPU_BYTES) if kind == "cpu" else room
+            self.tokens = int(max(LEAST, min(MOST.get(kind, 4096), room / each)))
+        elif tokens > fitting:
+            logger.warning(
+                "--token-budget %d: half of the free memory holds %d tokens of a micro-batch; "
+                "going on with those, the result is the same", tokens, fitting,
+            )  # fmt: skip
+            self.tokens = fitting
 
     def state(self) -> dict:
         return {"tokens": self.tokens}

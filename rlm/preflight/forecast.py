@@ -21,6 +21,7 @@ class Probe:
     prompt_tokens: of all questions, each once; completion_tokens: of all completions.
     sample_seconds, sample_peak_bytes: of the sampling; how much of the memory it takes the engine
     decides by what is free.
+    busy: that others took the processor meanwhile, in words; "" if they did not.
     """
 
     questions: int
@@ -42,6 +43,7 @@ class Probe:
     completion_tokens: int
     sample_seconds: float
     sample_peak_bytes: int
+    busy: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,6 +108,30 @@ def quantile(values: list[int], share: float) -> int:
     (2, 4)
     """
     return sorted(values)[max(0, ceil(share * len(values)) - 1)]
+
+
+BUSY = 1.5  # a time, or a load, that many times what this process explains
+
+
+def busy(wall_seconds: float, processor_seconds: float, load: float, cores: int) -> str:
+    """Return that the machine is busy, in words; "" if it is not.
+
+    wall_seconds, processor_seconds: of what was timed on the CPU; it keeps one thread working all
+    the time, so on a quiet machine the second is at least the first. load: the mean number of
+    programs that want a core, this one among them.
+
+    >>> busy(10.0, 3.0, 9.1, 2)[:64]
+    'the machine is busy (30% of one core for this process, load 9.1 '
+    >>> busy(10.0, 19.0, 2.0, 2), busy(10.0, 9.5, 2.9, 2)
+    ('', '')
+    """
+    if wall_seconds <= BUSY * processor_seconds and load <= BUSY * cores:
+        return ""
+    got = processor_seconds / wall_seconds
+    return (
+        f"the machine is busy ({got:.0%} of one core for this process, load {load:.1f} on {cores} "
+        "cores): the forecast is for one as busy as now"
+    )
 
 
 def forecast(probe: Probe, learning: Learning, plan: Plan) -> Forecast:

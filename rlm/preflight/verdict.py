@@ -157,7 +157,7 @@ def report(probe: Probe, learning: Learning, plan: Plan, now: datetime) -> list[
         f"memory   {_memory_line(probe, learning)}, {learning.tokens} tokens learned at once",
         f"time     step {duration(told.step_seconds)}, validation "
         f"{duration(told.validation_seconds)}, run of {told.steps} steps and {told.validations} "
-        f"validations {duration(told.run_seconds)}: until {_end(now, told)}",
+        f"validations {duration(told.run_seconds)}: until {_end(now, told)}{_busy(probe)}",
         *(f"warning: {text}" for text in verdict.cautions),
         "GO" if verdict.go else "NO-GO",
         *(f"  {text}" for text in verdict.reasons),
@@ -173,7 +173,7 @@ def brief(probe: Probe, learning: Learning, plan: Plan, now: datetime) -> list[s
         f"{probe.max_tokens} tokens; {_speed(probe, learning)}; "
         f"memory {_memory_line(probe, learning)}",
         f"probe: a step takes about {duration(told.step_seconds)}, the run "
-        f"{duration(told.run_seconds)}: until {_end(now, told)}",
+        f"{duration(told.run_seconds)}: until {_end(now, told)}{_busy(probe)}",
         *(f"warning: {text}" for text in verdict.reasons + verdict.cautions),
     ]
 
@@ -197,6 +197,10 @@ def _speed(probe: Probe, learning: Learning) -> str:
 def _memory_line(probe: Probe, learning: Learning) -> str:
     taken = [gigabytes(x) for x in (probe.sample_peak_bytes, learning.peak_bytes)]
     return f"sampling {taken[0]}, learning {taken[1]} of {gigabytes(learning.total_bytes)}"
+
+
+def _busy(probe: Probe) -> str:
+    return f"; {probe.busy}" if probe.busy else ""
 
 
 def _end(now: datetime, told: Forecast) -> str:

@@ -1,4 +1,4 @@
-"""The best adapter of a run so far: by validation accuracy, not the last one."""
+"""The best adapter of a run so far: by validation accuracy; without a validation the last one."""
 
 import logging
 import time
@@ -15,7 +15,8 @@ logger = logging.getLogger("rlm")
 class BestAdapter:
     """Measures the model when asked and keeps its trainable tensors whenever it got better.
 
-    measure: returns an `rlm.evaluation.measure.Evaluation` of the model as it is now.
+    measure: returns an `rlm.evaluation.measure.Evaluation` of the model as it is now, None where
+        there are no questions to measure it by: then the latest is kept.
     """
 
     def __init__(self, model, measure):
@@ -24,16 +25,25 @@ class BestAdapter:
         self.step, self._tensors = 0, list[torch.Tensor]()
         self.seconds = 0.0  # what the latest measurement took
 
-    def offer(self, step: int) -> float:
-        """Return the accuracy of the model now, after `step` steps; a tie keeps the earlier one."""
+    def offer(self, step: int) -> float | None:
+        """Return the accuracy of the model now, after `step` steps; a tie keeps the earlier one.
+
+        None without a validation.
+        """
         began = time.perf_counter()
         evaluation = self.measure()
         self.seconds = time.perf_counter() - began
-        accuracy = evaluation.summary["accuracy"]
-        if self.evaluation is None or accuracy > self.evaluation.summary["accuracy"]:
+        accuracy = evaluation.summary["accuracy"] if evaluation else None
+        best = self.evaluation.summary["accuracy"] if self.evaluation else None
+        if accuracy is None or best is None or accuracy > best:
             self.evaluation, self.step = evaluation, step
             self._tensors = [p.detach().clone() for p in self._trained()]
         return accuracy
+
+    def row(self, step: int) -> dict:
+        """Return what `offer` found, for the log; empty without a validation."""
+        accuracy = self.offer(step)
+        return {} if accuracy is None else {"validation_accuracy": accuracy}
 
     def put_back(self) -> None:
         """Put the best tensors back into the model, bit for bit."""
@@ -44,17 +54,20 @@ class BestAdapter:
     def state(self) -> dict:
         """Return what is known of the best, for a checkpoint."""
         found = self.evaluation
-        known = {"name": found.name, "rows": found.rows, "summary": found.summary}
+        known = found and {"name": found.name, "rows": found.rows, "summary": found.summary}
         return {"step": self.step, "evaluation": known, "tensors": self._tensors}
 
     def restore(self, state: dict) -> None:
         """Go on from what `state` returned."""
-        self.step, self.evaluation = state["step"], Evaluation(**state["evaluation"])
+        known = state["evaluation"]
+        self.step, self.evaluation = state["step"], known and Evaluation(**known)
         trained = self._trained()
         self._tensors = [t.to(p.device) for t, p in zip(state["tensors"], trained, strict=True)]
 
-    def fell(self, accuracy: float) -> bool:
+    def fell(self, accuracy: float | None) -> bool:
         """Return whether an accuracy lies more than twice its standard error below the best."""
+        if accuracy is None:
+            return False
         best = self.evaluation.summary["accuracy"]
         bound = best - 2 * standard_error(accuracy, self.evaluation.summary["questions"])
         if accuracy < bound:

@@ -244,6 +244,37 @@ def test_own_examples_are_all_in_exactly_one_split():
     assert by_question["What is 3 times 5?"].solution is None
 
 
+@pytest.mark.parametrize("count", [1, 2, 3, 5, 33, 200])
+def test_a_few_rows_have_a_validation_where_they_can(tmp_path, count):
+    for start in range(0, 3000, 300):  # other questions: the hash leaves other splits without any
+        lines = [json.dumps({"question": f"What is {start + i} + 1?", "answer": i}) for i in
+                 range(count)]  # fmt: skip
+        path = write(tmp_path, *lines, lines[0])  # the first question twice
+        sets = [
+            data.load_examples("jsonl", split, data=path, may_be_empty=True)
+            for split in data.SPLITS
+        ]
+        assert [bool(found) for found in sets] == [True, count > 1, count > 2]
+        assert sum(map(len, sets)) == count + 1
+        data.check_no_overlap(*sets)
+        # Two of the splits may take what is missing from training, and nothing else moves.
+        moved = [e for split, found in zip(data.SPLITS, sets, strict=True) for e in found
+                 if split_of(e.question) != split]  # fmt: skip
+        assert len({e.question for e in moved}) <= 2
+        if count == 200:
+            assert not moved
+
+
+def test_without_a_validation_it_trains_and_says_so(tmp_path, caplog):
+    options = {"source": "jsonl", "seed": 0, "task_options": dict, "data": write(tmp_path, GOOD)}
+    train, validation = data.training_sets(
+        SimpleNamespace(eval_samples=200, num_samples=0, **options)
+    )
+    assert (len(train), validation) == (1, [])
+    assert "too few questions for a validation" in caplog.text
+    assert "adapter of the last step" in caplog.text
+
+
 def test_byte_order_mark_crlf_and_blank_lines_are_accepted(tmp_path):
     lines = [
         b'\xef\xbb\xbf{"question": "1 + 1?", "answer": 2}\r',

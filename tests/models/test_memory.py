@@ -57,6 +57,18 @@ def test_the_budget_is_what_half_of_the_free_memory_holds(monkeypatch, free, exp
     assert TokenBudget(tiny_model(), SIZE, 77).tokens == 77
 
 
+def test_a_budget_of_ones_own_is_bounded_by_the_memory_of_a_cpu(monkeypatch, caplog):
+    monkeypatch.setattr(token_budget, "free_bytes", lambda device: 6_000_000)
+    monkeypatch.setattr(token_budget, "activation_bytes", lambda model, size: 1000.0)
+    # Half of the memory holds 3,000 tokens; more than without a number, which is 1,024 at most.
+    assert TokenBudget(tiny_model(), SIZE, 2048).tokens == 2048
+    assert not caplog.text
+    assert TokenBudget(tiny_model(), SIZE, 16384).tokens == 3000
+    assert "--token-budget 16384: half of the free memory holds 3000 tokens" in caplog.text
+    monkeypatch.setattr(token_budget, "free_bytes", lambda device: 10)
+    assert TokenBudget(tiny_model(), SIZE, 16384).tokens == token_budget.LEAST
+
+
 def test_on_a_cpu_a_micro_batch_has_a_bound_in_bytes(monkeypatch):
     model = tiny_model()
     size = token_budget.activation_bytes(model, SIZE)

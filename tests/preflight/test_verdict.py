@@ -5,7 +5,7 @@ from datetime import datetime
 
 import pytest
 
-from rlm.preflight.forecast import Learning, Plan, Probe
+from rlm.preflight.forecast import Learning, Plan, Probe, busy
 from rlm.preflight.verdict import brief, decide, needed_tokens, report
 
 PROBE = Probe(
@@ -55,6 +55,21 @@ NOON = datetime(2026, 1, 2, 12, 0)
 
 def verdict(learning=LEARNING, plan=PLAN, **change):
     return decide(replace(PROBE, **change), learning, plan)
+
+
+def test_a_busy_machine_is_told_beside_the_forecast():
+    told = "the machine is busy (30% of one core for this process, load 9.1 on 2 cores)"
+    assert busy(10.0, 3.0, 9.1, 2).startswith(told)
+    assert "as busy as now" in busy(10.0, 3.0, 1.0, 2)  # it waited, whatever the load says
+    assert "as busy as now" in busy(10.0, 10.0, 3.1, 2)  # more programs than 1.5 a core
+    # On a quiet machine one thread at least works all the time, and two may.
+    assert busy(10.0, 10.0, 2.0, 2) == busy(10.0, 19.0, 3.0, 2) == busy(10.0, 7.0, 0.5, 2) == ""
+    probe = replace(PROBE, busy=told)
+    for tell in (report, brief):
+        quiet, loud = (tell(p, LEARNING, PLAN, NOON) for p in (PROBE, probe))
+        (other,) = set(loud) - set(quiet)
+        assert other.endswith(f"; {told}") and "until 2026-01-02" in other
+        assert len(quiet) == len(loud)
 
 
 def test_a_healthy_probe_is_a_go_without_a_word():

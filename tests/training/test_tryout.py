@@ -136,6 +136,30 @@ def test_more_questions_are_tried_until_a_group_teaches():
     assert learning.tokens == 9 + 159 and learning.asked_tokens == 300
 
 
+def test_a_busy_machine_is_told(monkeypatch):
+    monkeypatch.setattr(tryout.os, "getloadavg", lambda: (99.0, 0, 0))
+    monkeypatch.setattr(tryout.os, "cpu_count", lambda: 2)
+    sample = sampler((1, 0), (1, 0), seen=[])
+    probe, _ = tryout.measure(stage("--probe", "2"), EXAMPLES, 300, sample, rounds=1)
+    assert "load 99.0 on 2 cores" in probe.busy
+    # What samples is another program: neither its time nor the load says anything of it.
+    elsewhere = stage("--probe", "2", "--vllm-url", "http://127.0.0.1:9")
+    sample = sampler((1, 0), (1, 0), seen=[])
+    probe, _ = tryout.measure(elsewhere, EXAMPLES, 300, sample, rounds=1)
+    assert probe.busy == ""
+
+
+def test_a_warm_up_is_two_tokens_of_one_question():
+    asked = []
+    engine = SimpleNamespace(generate=lambda *words, **more: asked.append((words, more)))
+    task = SimpleNamespace(prompt=lambda question: question)
+    settings = config.load(config.GRPOSettings, ["--adapter", "none", "--temperature", "0.5"])
+    tryout.warm_up(Stage(settings, None, engine, None, task), EXAMPLES[0])
+    ((prompts, samples, sampling), more) = asked[0]
+    assert (prompts, samples, sampling.max_tokens) == (["1 + 1"], 1, 2)
+    assert sampling.temperature == 0.5 and more == {"seed": 0} and len(asked) == 1
+
+
 def test_questions_end_before_the_rounds_do():
     seen = []
     sample = sampler(*[(0, 0)] * 5, seen=seen)
