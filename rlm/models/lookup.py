@@ -9,6 +9,8 @@ from rlm.models import gguf_header
 
 ROOT = Path(__file__).resolve().parents[2]  # its weights are found from anywhere
 
+FETCHED = {"weights/smollm2": "`make smollm2` fetches it"}  # models that a recipe names
+
 
 # os.path answers False for a name that no file can have (too long, a NUL, an unknown ~user),
 # where pathlib raises.
@@ -119,7 +121,8 @@ def check_model(name: str, given: str, *, weights: bool = True) -> None:
             f"{given}: a file; give a model's folder, a GGUF file or a name on the hub"
         )
     elif looks_like_path(name):
-        raise InputError(f"{given}: no folder {name}; give a model's folder or a name on the hub")
+        advice = FETCHED.get(Path(name).as_posix(), "give a model's folder or a name on the hub")
+        raise InputError(f"{given}: no folder {name}; {advice}")
 
 
 def check_adapter(path: str, given: str, model: str | None = None) -> None:
