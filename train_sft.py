@@ -97,7 +97,7 @@ def fit(stage, records: list[dict], questions: int):
     from rlm.trl.sft import Trainer
 
     disable_progress_bars()
-    settings, guard = stage.settings, NonFiniteGuard(stage.run.path)
+    guard = NonFiniteGuard(stage.run.path)
     arguments, steps = trainer_arguments(stage, len(records))
     trainer = Trainer(
         model=stage.policy.model,

@@ -11,6 +11,7 @@ import logging
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 from rlm.errors import InputError
 from rlm.models.gguf_header import check
@@ -79,13 +80,19 @@ def _read_once():
     import gguf
     from transformers import modeling_gguf_pytorch_utils as loader
 
-    kept = gguf.GGUFReader, gguf.get_tensor_name_map, loader.tqdm
-    gguf.GGUFReader, gguf.get_tensor_name_map = lru_cache(kept[0]), lru_cache(kept[1])
-    loader.tqdm = lambda tensors, **options: tensors
+    put: list[tuple[Any, str, Any]] = [
+        (gguf, "GGUFReader", lru_cache(gguf.GGUFReader)),
+        (gguf, "get_tensor_name_map", lru_cache(gguf.get_tensor_name_map)),
+        (loader, "tqdm", lambda tensors, **options: tensors),
+    ]
+    kept = [(place, name, getattr(place, name)) for place, name, _ in put]
     try:
+        for place, name, value in put:
+            setattr(place, name, value)
         yield
     finally:
-        gguf.GGUFReader, gguf.get_tensor_name_map, loader.tqdm = kept
+        for place, name, value in kept:
+            setattr(place, name, value)
 
 
 def tokenizer_of(path: Path):

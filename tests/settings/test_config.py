@@ -152,7 +152,9 @@ BAD = [
     (SFTSettings, ["--task", "gsm8k", "--data", "no"], "--data no: no such file or folder"),
     (SFTSettings, ["--model", "weights"], "--model weights: the folder has no config.json"),
     (SFTSettings, ["--model", "./nothing"], "--model ./nothing: no folder ./nothing; give a"),
-    (SFTSettings, ["--model", "weights/smollm2/"], "--model weights/smollm2/: no folder weights/smollm2/; `make smollm2` f"),
+    (SFTSettings, ["--model", "weights/smollm2/"], "--model weights/smollm2/: no"),
+    (SFTSettings, ["--model", "weights/smollm2"],
+     "--model weights/smollm2: no folder weights/smollm2; `make smollm2` fetches it"),
     (SFTSettings, ["--model", "weights/typo"], "--model weights/typo: no folder weights/typo"),
     (SFTSettings, ["--base-adapter", "weights/no"], "--base-adapter weights/no: no folder"),
     (SFTSettings, ["--tracker", "mlflow"], "--tracker mlflow: no tracker mlflow; use wandb | "
