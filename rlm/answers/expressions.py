@@ -16,6 +16,7 @@ in a text of at most MAX_LENGTH characters; it never raises and knows nothing of
 import re
 import unicodedata
 from dataclasses import dataclass
+from itertools import pairwise
 
 from rlm.answers.texts import normal_form, without_markup
 from rlm.answers.values import MAX_LENGTH, Answer, read_value
@@ -117,9 +118,7 @@ def _mathematics(text: str) -> tuple[str, str | None]:
             # "$5$ cm^2", "$2$ or 3", "not $5$": the number reader knows units; else nothing.
             return (text, None) if read_value(text).value is not None else ("", "several_values")
         return found[0], None
-    between = [
-        text[left.end() : right.start()] for left, right in zip(pieces, pieces[1:], strict=False)
-    ]
+    between = [text[left.end() : right.start()] for left, right in pairwise(pieces)]
     if all(map(_LIST.fullmatch, between)) and not re.search(r"[0-9=]", outside):
         return ", ".join(found), None
     if len(set(found)) == 1:
@@ -275,3 +274,15 @@ def _closing(text: str, opened: int) -> int:
         if not depth:
             return i
     return -1
+
+
+_LAST = re.compile(
+    r"\\boxed\s*\{((?:[^{}]|\{(?:[^{}]|\{(?:[^{}]|\{[^{}]*\})*\})*\})*)\}|\$([^$\n]+)\$"
+    r"|\\\(((?:(?!\\\)).)+)\\\)"
+)
+
+
+def last_formula(text: str) -> str:
+    """Return the last box or formula of a text, "" without any. The text has some lines only."""
+    found = _LAST.findall(text)
+    return next(filter(None, found[-1]), "") if found else ""

@@ -222,7 +222,7 @@ def turn_of(text: str) -> str:
             continue  # HTML that strikes something out
         out.append(text[at : found.start()])
         at = found.end()
-        said = said or not out[-1].isspace() and out[-1] != ""
+        said = said or bool(out[-1].strip())
         if name in _ENDS or (name in _BEGINS and said):
             return "".join(out)
         out.append(" ")
