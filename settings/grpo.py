@@ -108,7 +108,7 @@ class GRPOSettings(Training):
     )
     rewards: dict[str, float] = option(
         {"correctness": 1.0},
-        "NAME=WEIGHT,NAME=WEIGHT out of rewards.py, --reward-file, or package.module:function",
+        "NAME=WEIGHT,NAME=WEIGHT out of rewards.py, a file of your own, or package.module:function",
         shown="correctness=1",
     )
     reward_file: str | None = option(

@@ -117,7 +117,7 @@ class Orchestration:
         graph = random_graph(rng, self.settings.roles, self.limits)
         ends = data.end_ids(self.tokenizer, self.generation_config)
         completion = [*token_ids(self.tokenizer, graph.text()), ends[0]]
-        prompt = self.prompt(example.question, example.kind).ids
+        prompt = self.prompt(example.question, **example.asks).ids
         return {"prompt_ids": prompt, "completion_ids": completion, "end_ids": ends}
 
     def score(self, examples, groups, *, seed: int) -> list[list[Score]]:
@@ -132,6 +132,6 @@ class Orchestration:
         """Return the evaluation of the graphs, with the control arm beside it."""
         from rlm.agents.evaluation import measure
 
-        prompts = [self.prompt(e.question, e.kind) for e in examples]
+        prompts = [self.prompt(e.question, **e.asks) for e in examples]
         options |= {"keep_leaks": self.settings.keep_leaks}
         return measure(engine, self.runner, examples, prompts, self.limits, **options)

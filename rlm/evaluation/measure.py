@@ -44,7 +44,7 @@ def measure(
     """
     from rlm.engine.engine import Sampling
 
-    prompts = [make_prompt(e.question, tokenizer, format_name, e.kind) for e in examples]
+    prompts = [make_prompt(e.question, tokenizer, format_name, **e.asks) for e in examples]
     sampling = Sampling(max_tokens=max_tokens, temperature=temperature)
     start = time.perf_counter()
     groups = engine.generate(prompts, samples, sampling, seed=seed)

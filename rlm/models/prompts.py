@@ -92,7 +92,7 @@ def sft_tokens(example: Example, tokenizer, format_name: str, *, generation_conf
             f"{example.id}: written in format {format_name}, its answer {example.gold!r} cannot "
             "be read back; take tags and answer marks out of its solution"
         )
-    prompt = make_prompt(example.question, tokenizer, format_name, example.kind)
+    prompt = make_prompt(example.question, tokenizer, format_name, **example.asks)
     ends = end_ids(tokenizer, generation_config)
     completion = [*token_ids(tokenizer, _after(prompt.prefill, turn, fmt)), ends[0]]
     assert completion[-1] in ends and completion[-1] is not None
