@@ -77,11 +77,11 @@ def variants(chosen: dict[str, str]) -> list[tuple[str, str, str, int]]:
     """
     found = [("plain", "shape", "system", 0), ("plain", "shape", "user", 0)]
     for name in FORMATS:
+        if w := chosen.get(name):
+            found += [(name, w, "system", 1), (name, w, "system", 3), (name, w, "user", 1),
+                      (name, w, "both", 0)]  # fmt: skip
         found += [(name, w, p, 0) for w in ("shape", "respond", "steps", "example")
                   for p in PLACES[:2]]  # fmt: skip
-        if w := chosen.get(name):
-            found += [(name, w, "both", 0), (name, w, "system", 1), (name, w, "user", 1),
-                      (name, w, "system", 3)]  # fmt: skip
     return found
 
 
