@@ -2,6 +2,7 @@
 
     python train_sft.py                                        # the tiny base, additions
     python train_sft.py --task gsm8k --data DIR --model Qwen/Qwen2.5-0.5B-Instruct
+    python train_sft.py --demonstrations own                   # the base's own right answers
     python train_sft.py --stage prep --config configs/solution_prep_full_grpo.yaml
     python train_sft.py --stage full --base-adapter prep_sft_model --config ...
     torchrun --standalone --nproc_per_node 2 -- train_sft.py   # two processes, one adapter
@@ -19,6 +20,7 @@ import config
 import data
 from rlm import parallel
 from rlm.errors import InputError, run_main
+from training import demonstrations
 from training.stage import begin
 
 
@@ -35,20 +37,19 @@ def train(settings) -> dict:
     start(settings.model, **settings.process())
     # 1. Demonstrations, none of which is a question of the validation set.
     examples, validation = data.training_sets(settings)
-    graphs = settings.task == "orchestrator"  # its demonstrations are random, not solutions
-    solved = [e for e in examples if e.solution is not None or graphs]
-    if not solved:
-        raise InputError(
-            f"--task {settings.task}: none of {len(examples)} examples has a solution to learn "
-            "from; add a 'solution' field, or use train_grpo.py, which needs only answers"
-        )
+    own = settings.demonstrations == "own"
+    shown = examples if own else demonstrations.human(examples, settings)
+    earlier = demonstrations.kept(settings)
 
     # 2. The policy: a fresh LoRA, or an earlier stage's adapter to go on from.
     stage = begin(settings, began)
-    records = token_records(solved, stage.task, settings)
+    about = {"kind": "human", "count": len(shown)}
+    if own:
+        shown, about = demonstrations.own(stage, examples, earlier)
+    records = token_records(shown, stage.task, settings)
     stage.run.info(
-        f"SFT ({settings.stage}) on {len(records)} of {len(examples)} demonstrations: epochs "
-        f"{settings.epochs:g}, batch {settings.batch_size}, rate {stage.peak_rate:g}"
+        f"SFT ({settings.stage}) on {len(records)} of {len(shown if own else examples)} "
+        f"demonstrations: epochs {settings.epochs:g}, batch {settings.batch_size}, rate {stage.peak_rate:g}"
     )
 
     # 3. Train, measure on questions that were not trained on, and keep the adapter.
@@ -56,7 +57,7 @@ def train(settings) -> dict:
     found = stage.validate(validation)
     if found:
         stage.run.log({"step": stage.run.step, "validation_accuracy": found.summary["accuracy"]})
-    summary = stage.finish(found, solved, stage=settings.stage)
+    summary = stage.finish(found, shown, stage=settings.stage, demonstrations=about)
     guard.check()
     return summary
 

@@ -215,7 +215,22 @@ class SFTSettings(Training):
         flags=["--output-dir"],
         shown="weights/sft_lora, prep: weights/sft_prep_lora",
     )
-    num_samples: int = option(1000, "demonstrations; 0: all", ge=0, env=["TRAIN_SAMPLES"])
+    num_samples: int = option(
+        1000,
+        "demonstrations, or with --demonstrations own questions that are asked; 0: all",
+        ge=0,
+        env=["TRAIN_SAMPLES"],
+    )
+    demonstrations: Literal["human", "own"] = option(
+        "human",
+        "human: the data's solutions; own: right answers of the base itself, which is asked the "
+        "training questions first and needs no solutions",
+    )
+    own_samples: int = option(4, "with own: samples of each question", ge=1, le=4096)
+    own_pick: Literal["shortest", "first"] = option(
+        "shortest", "with own: which right answer of a question is kept"
+    )
+    own_temperature: float = option(0.7, "with own: of the sampling; 0: greedy", ge=0, le=10)
     epochs: float = option(3.0, "passes over the demonstrations", gt=0, le=1000)
     max_steps: int = option(0, "optimiser steps; 0: the epochs decide", ge=0)
     batch_size: int = option(8, "demonstrations an optimiser step", ge=1)
@@ -223,3 +238,18 @@ class SFTSettings(Training):
     warmup_fraction: float = option(0.05, "share of the steps with rising rate", ge=0, lt=1)
     max_length: int = option(1024, "longest demonstration, tokens", ge=16)
     packing: bool = option(False, "several demonstrations in a row of max-length tokens")
+
+    def check_values(self) -> None:
+        super().check_values()
+        if self.demonstrations == "human":
+            names = {"own_samples", "own_pick", "own_temperature"}
+            for name in sorted(self.model_fields_set & names):
+                raise InputError(f"{self.given(name)}: only with --demonstrations own; add that, "
+                                 "or leave it out")  # fmt: skip
+            return
+        if self.task == "orchestrator":
+            raise InputError(f"{self.given('demonstrations')}: task orchestrator is shown random "
+                             "graphs; leave it out")  # fmt: skip
+        if self.own_samples > 1 and self.own_temperature == 0:
+            raise InputError(f"{self.given('own_samples')}: greedy samples are all the same; use "
+                             "--own-temperature above 0, or --own-samples 1")  # fmt: skip

@@ -137,7 +137,8 @@ def _scores(scores: dict) -> str:
 
 
 def _settings(manifest: dict) -> str:
-    facts = {k: manifest[k] for k in ("task", "stage", "step", "data") if k in manifest}
+    known = ("task", "stage", "step", "data", "demonstrations")
+    facts = {name: manifest[name] for name in known if name in manifest}
     shown = facts | manifest.get("settings", {}) | {"versions": manifest.get("versions")}
     shown = {key: value for key, value in shown.items() if value is not None}
     text = yaml.safe_dump(shown, sort_keys=False, allow_unicode=True)
