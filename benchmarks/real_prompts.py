@@ -25,7 +25,10 @@ PLACES = ("system", "user", "both")
 
 
 def wordings(fmt) -> dict[str, str]:
-    """Return the instructions that are compared, by name; they ask for the same shape."""
+    """Return the instructions that are compared, by name; they ask for the same shape.
+
+    now: what the formats have.
+    """
     opener, closer = fmt.reasoning_open, fmt.reasoning_close
     margin = fmt.answer_margin
     around = f" between {fmt.answer_open} and {fmt.answer_close}" if fmt.answer_open else ""
@@ -43,6 +46,7 @@ def wordings(fmt) -> dict[str, str]:
         "3 boxes of 4 pens are 3 * 4 = 12 pens.\nWithout the 5 pens there are 12 - 5 = 7 pens.", "7"
     )
     return {
+        "now": fmt.instruction,
         "shape": (
             f"First reason step by step between {opener} and {closer}. {final}: a single number "
             f"on one line and nothing else.\nUse exactly this shape:\n"
@@ -76,6 +80,7 @@ def variants(chosen: dict[str, str]) -> list[tuple[str, str, str, int]]:
     chosen: by format, the wording whose worked examples are measured, "" for none of them.
     """
     found = [("plain", "shape", "system", 0), ("plain", "shape", "user", 0)]
+    found += [(name, "now", p, 0) for name in FORMATS for p in PLACES[:2]]
     for name in FORMATS:
         if w := chosen.get(name):
             found += [(name, w, "system", 1), (name, w, "system", 3), (name, w, "user", 1),
