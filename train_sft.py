@@ -7,12 +7,12 @@
     python train_sft.py --stage full --base-adapter prep_sft_model --config ...
     torchrun --standalone --nproc_per_node 2 -- train_sft.py   # two processes, one adapter
 
-Supervised fine-tuning of a LoRA with trl's SFTTrainer. The loss falls on the assistant's turn
-only, its end token included. SFT teaches the format and the habits of its demonstrations; it
-does not learn which reasoning is right (that is train_grpo.py).
+Supervised fine-tuning of a LoRA with trl's SFTTrainer, or with our packed learner (--backend own,
+training/sft.py). The loss falls on the assistant's turn only, its end token included. SFT teaches
+the format and the habits of its demonstrations; it does not learn which reasoning is right (that
+is train_grpo.py).
 """
 
-import math
 import sys
 import time
 
@@ -20,7 +20,7 @@ import config
 import data
 from rlm import parallel
 from rlm.errors import InputError, run_main
-from training import demonstrations
+from training import demonstrations, sft
 from training.stage import begin
 
 
@@ -53,6 +53,7 @@ def train(settings) -> dict:
     )
 
     # 3. Train, measure on questions that were not trained on, and keep the adapter.
+    fit = sft.fit if settings.backend == "own" else fit_by_trl
     guard = fit(stage, records, len(validation))
     found = stage.validate(validation)
     if found:
@@ -85,7 +86,7 @@ def token_records(examples, task, settings) -> list[dict]:
     return records
 
 
-def fit(stage, records: list[dict], questions: int):
+def fit_by_trl(stage, records: list[dict], questions: int):
     """Run trl's SFTTrainer over the records; its metrics go to the run's log.
 
     questions: of the validation that follows. Returns the `NonFiniteGuard` of its batches.
@@ -137,8 +138,7 @@ def trainer_arguments(stage, count: int):
             f"multiple of {processes}"
         )
     weight = next(stage.policy.model.parameters())
-    per_pass = math.ceil(count / settings.batch_size)
-    steps = settings.max_steps or math.ceil(settings.epochs * per_pass)
+    steps = sft.last_step(count, settings)
     arguments = SFTConfig(
         output_dir=str(stage.run.path),
         num_train_epochs=settings.epochs,

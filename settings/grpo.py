@@ -148,9 +148,6 @@ class GRPOSettings(Training):
 
     def check_values(self) -> None:
         super().check_values()
-        if 0 < self.token_budget < 64:
-            raise InputError(f"{self.given('token_budget')}: too few tokens; use 64 or more, or 0 "
-                             "for what the free memory holds")  # fmt: skip
         from rewards import REWARDS
 
         for name in set(self.rewards) - set(REWARDS):

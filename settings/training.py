@@ -192,6 +192,9 @@ class Training(Orchestrator, Common):
 
     def check_values(self) -> None:
         super().check_values()
+        if 0 < getattr(self, "token_budget", 0) < 64:
+            raise InputError(f"{self.given('token_budget')}: too few tokens; use 64 or more, or 0 "
+                             "for what the free memory holds")  # fmt: skip
         for name in self.trackers():
             by_project = name not in self.tracker
             check_trackers([name], self.given("wandb_project" if by_project else "tracker"))
@@ -239,8 +242,28 @@ class SFTSettings(Training):
     max_length: int = option(1024, "longest demonstration, tokens", ge=16)
     packing: bool = option(False, "several demonstrations in a row of max-length tokens")
 
+    backend: Literal["trl", "own"] = option(
+        "trl",
+        "what trains; trl: TRL's SFTTrainer; own: our packed learner, which pads nothing",
+        section="Backend",
+    )
+    token_budget: int = option(
+        0,
+        "with --backend own: tokens of a micro-batch: memory, not the result; 0: by what is free",
+        ge=0,
+    )
+
     def check_values(self) -> None:
         super().check_values()
+        if self.backend == "trl" and self.token_budget:
+            raise InputError(f"{self.given('token_budget')}: TRL's batches are whole; leave it "
+                             "out, or use --backend own")  # fmt: skip
+        if self.backend == "own" and self.packing:
+            raise InputError(f"{self.given('packing')}: not with --backend own, which packs "
+                             "without it; leave it out, or use --backend trl")  # fmt: skip
+        self._check_demonstrations()
+
+    def _check_demonstrations(self) -> None:
         if self.demonstrations == "human":
             names = {"own_samples", "own_pick", "own_temperature"}
             for name in sorted(self.model_fields_set & names):
