@@ -76,6 +76,7 @@ def measure_one(settings, examples, name: str, model: str, adapter: str | None, 
     from rlm.models.policy import open_policy
 
     policy = open_policy(model, adapter, **settings.loading())
+    logger.info("%s: %d questions are asked", name, len(examples))
     evaluation = tasks.task_of(settings, policy).measure(
         Engine(policy.model, policy.tokenizer, **settings.engine_options()),
         examples,
