@@ -93,6 +93,7 @@ def measure_one(
     from rlm.models.policy import open_policy
 
     policy = open_policy(model, adapter, **settings.loading())
+    logger.info("%s: %d questions are asked", name, len(examples))
     engine = Engine(policy.model, policy.tokenizer, **settings.engine_options())
     task = tasks.task_of(settings, policy, shots)
     tasks.check_shots(settings, task, settings.max_tokens, engine.context_tokens)

@@ -7,12 +7,12 @@
     python train_sft.py --stage full --base-adapter prep_sft_model --config ...
     torchrun --standalone --nproc_per_node 2 -- train_sft.py   # two processes, one adapter
 
-Supervised fine-tuning of a LoRA with trl's SFTTrainer. The loss falls on the assistant's turn
-only, its end token included. SFT teaches the format and the habits of its demonstrations; it
-does not learn which reasoning is right (that is train_grpo.py).
+Supervised fine-tuning of a LoRA with trl's SFTTrainer, or with our packed learner (--backend own,
+training/sft.py). The loss falls on the assistant's turn only, its end token included. SFT teaches
+the format and the habits of its demonstrations; it does not learn which reasoning is right (that
+is train_grpo.py).
 """
 
-import math
 import sys
 import time
 
@@ -20,7 +20,7 @@ import config
 import data
 from rlm import parallel
 from rlm.errors import InputError, run_main
-from training import demonstrations
+from training import demonstrations, sft
 from training.stage import begin
 
 
@@ -49,11 +49,12 @@ def train(settings) -> dict:
     records = token_records(shown, stage.task, settings)
     stage.run.info(
         f"SFT ({settings.stage}) on {len(records)} of {len(shown if own else examples)} "
-        f"demonstrations: epochs "
-        f"{settings.epochs:g}, batch {settings.batch_size}, rate {settings.learning_rate:g}"
+        f"demonstrations: epochs {settings.epochs:g}, batch {settings.batch_size}, "
+        f"rate {stage.peak_rate:g}"
     )
 
     # 3. Train, measure on questions that were not trained on, and keep the adapter.
+    fit = sft.fit if settings.backend == "own" else fit_by_trl
     guard = fit(stage, records, len(validation))
     found = stage.validate(validation)
     if found:
@@ -86,7 +87,7 @@ def token_records(examples, task, settings) -> list[dict]:
     return records
 
 
-def fit(stage, records: list[dict], questions: int):
+def fit_by_trl(stage, records: list[dict], questions: int):
     """Run trl's SFTTrainer over the records; its metrics go to the run's log.
 
     questions: of the validation that follows. Returns the `NonFiniteGuard` of its batches.
@@ -99,8 +100,8 @@ def fit(stage, records: list[dict], questions: int):
     from rlm.trl.sft import Trainer
 
     disable_progress_bars()
-    settings, guard = stage.settings, NonFiniteGuard(stage.run.path)
-    arguments, steps = trainer_arguments(stage.policy, len(records), settings, stage.run.path)
+    guard = NonFiniteGuard(stage.run.path)
+    arguments, steps = trainer_arguments(stage, len(records))
     trainer = Trainer(
         model=stage.policy.model,
         args=arguments,
@@ -123,7 +124,7 @@ def fit(stage, records: list[dict], questions: int):
     return guard
 
 
-def trainer_arguments(policy, count: int, settings, folder):
+def trainer_arguments(stage, count: int):
     """Return (SFTConfig, number of optimiser steps) for `count` records.
 
     A batch is that of all processes together. InputError if they cannot share it evenly.
@@ -131,21 +132,20 @@ def trainer_arguments(policy, count: int, settings, folder):
     import torch
     from trl import SFTConfig
 
-    processes = parallel.world().size
+    settings, processes = stage.settings, parallel.world().size
     if settings.batch_size % processes:
         raise InputError(
             f"--batch-size {settings.batch_size}: {processes} processes share it evenly; use a "
             f"multiple of {processes}"
         )
-    weight = next(policy.model.parameters())
-    per_pass = math.ceil(count / settings.batch_size)
-    steps = settings.max_steps or math.ceil(settings.epochs * per_pass)
+    weight = next(stage.policy.model.parameters())
+    steps = sft.last_step(count, settings)
     arguments = SFTConfig(
-        output_dir=str(folder),
+        output_dir=str(stage.run.path),
         num_train_epochs=settings.epochs,
         max_steps=settings.max_steps or -1,
         per_device_train_batch_size=settings.batch_size // processes,
-        learning_rate=settings.learning_rate,
+        learning_rate=stage.peak_rate,
         lr_scheduler_type="linear",
         # The first step of a warm-up has rate 0: a single step would teach nothing.
         warmup_steps=settings.warmup_fraction if steps > 1 else 0,

@@ -16,7 +16,7 @@ from rlm.errors import InputError
 from rlm.run.log import TRACKERS, check_trackers
 from rlm.run.time_budget import seconds_of
 from settings.orchestrator import Orchestrator
-from settings.shared import Shared, by_model
+from settings.shared import Shared, by_model, peak_rate
 
 GENERATED = ("addition", "word_problems", "mixed")
 
@@ -195,6 +195,9 @@ class Training(Orchestrator, Common):
 
     def check_values(self) -> None:
         super().check_values()
+        if 0 < getattr(self, "token_budget", 0) < 64:
+            raise InputError(f"{self.given('token_budget')}: too few tokens; use 64 or more, or 0 "
+                             "for what the free memory holds")  # fmt: skip
         for name in self.trackers():
             by_project = name not in self.tracker
             check_trackers([name], self.given("wandb_project" if by_project else "tracker"))
@@ -237,13 +240,33 @@ class SFTSettings(Training):
     epochs: float = option(3.0, "passes over the demonstrations", gt=0, le=1000)
     max_steps: int = option(0, "optimiser steps; 0: the epochs decide", ge=0)
     batch_size: int = option(8, "demonstrations an optimiser step", ge=1)
-    learning_rate: float = by_model(3e-3, 2e-4, "peak learning rate", gt=0, le=1)
+    learning_rate: float | None = peak_rate(3e-3, 5e-4)
     warmup_fraction: float = option(0.05, "share of the steps with rising rate", ge=0, lt=1)
     max_length: int = option(1024, "longest demonstration, tokens", ge=16)
     packing: bool = option(False, "several demonstrations in a row of max-length tokens")
 
+    backend: Literal["trl", "own"] = option(
+        "trl",
+        "what trains; trl: TRL's SFTTrainer; own: our packed learner, which pads nothing",
+        section="Backend",
+    )
+    token_budget: int = option(
+        0,
+        "with --backend own: tokens of a micro-batch: memory, not the result; 0: by what is free",
+        ge=0,
+    )
+
     def check_values(self) -> None:
         super().check_values()
+        if self.backend == "trl" and self.token_budget:
+            raise InputError(f"{self.given('token_budget')}: TRL's batches are whole; leave it "
+                             "out, or use --backend own")  # fmt: skip
+        if self.backend == "own" and self.packing:
+            raise InputError(f"{self.given('packing')}: not with --backend own, which packs "
+                             "without it; leave it out, or use --backend trl")  # fmt: skip
+        self._check_demonstrations()
+
+    def _check_demonstrations(self) -> None:
         if self.demonstrations == "human":
             names = {"own_samples", "own_pick", "own_temperature"}
             for name in sorted(self.model_fields_set & names):
