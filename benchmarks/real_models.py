@@ -93,7 +93,7 @@ PARTS: dict[str, list[Row]] = {
         Row("qwen/sft-own", "SFT, its own demonstrations",
             f"{SFT} --num-samples 120 --demonstrations own --own-samples 2"),
         Row("qwen/grpo", "12 steps of GRPO after its own",
-            f"train_grpo.py {QWEN} --questions-per-step 2 --group-size 8 --max-steps 12 "
+            f"train_grpo.py {QWEN} --questions-per-step 2 --group-size 4 --max-steps 12 "
             "--eval-every 12 --eval-samples 16", before="qwen/sft-own"),
     ],
 }  # fmt: skip
