@@ -49,7 +49,8 @@ def train(settings) -> dict:
     records = token_records(shown, stage.task, settings)
     stage.run.info(
         f"SFT ({settings.stage}) on {len(records)} of {len(shown if own else examples)} "
-        f"demonstrations: epochs {settings.epochs:g}, batch {settings.batch_size}, rate {stage.peak_rate:g}"
+        f"demonstrations: epochs {settings.epochs:g}, batch {settings.batch_size}, "
+        f"rate {stage.peak_rate:g}"
     )
 
     # 3. Train, measure on questions that were not trained on, and keep the adapter.

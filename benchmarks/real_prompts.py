@@ -27,7 +27,7 @@ PLACES = ("system", "user", "both")
 def wordings(fmt) -> dict[str, str]:
     """Return the instructions that are compared, by name; they ask for the same shape.
 
-    now: what the formats have.
+    shape: what the formats have. one line: what think had before.
     """
     opener, closer = fmt.reasoning_open, fmt.reasoning_close
     margin = fmt.answer_margin
@@ -46,10 +46,14 @@ def wordings(fmt) -> dict[str, str]:
         "3 boxes of 4 pens are 3 * 4 = 12 pens.\nWithout the 5 pens there are 12 - 5 = 7 pens.", "7"
     )
     return {
-        "now": fmt.instruction,
         "shape": (
             f"First reason step by step between {opener} and {closer}. {final}: a single number "
             f"on one line and nothing else.\nUse exactly this shape:\n"
+            f"{shape('your reasoning', 'your answer')}"
+        ),
+        "one line": (
+            f"First reason step by step between {opener} and {closer}. Then write the final "
+            "answer on one line: a single number and nothing else.\nUse exactly this shape:\n"
             f"{shape('your reasoning', 'your answer')}"
         ),
         "respond": f"Respond in the following format:\n{shape('...', '...')}",
@@ -80,7 +84,7 @@ def variants(chosen: dict[str, str]) -> list[tuple[str, str, str, int]]:
     chosen: by format, the wording whose worked examples are measured, "" for none of them.
     """
     found = [("plain", "shape", "system", 0), ("plain", "shape", "user", 0)]
-    found += [(name, "now", p, 0) for name in FORMATS for p in PLACES[:2]]
+    found += [("think", "one line", p, 0) for p in PLACES[:2]]
     for name in FORMATS:
         if w := chosen.get(name):
             found += [(name, w, "system", 1), (name, w, "system", 3), (name, w, "user", 1),

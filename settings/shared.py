@@ -9,6 +9,7 @@ from rlm.cli.parsing import words_of
 from rlm.models.lookup import (
     adapter_base,
     adapter_format,
+    adapter_shots,
     check_adapter,
     check_model,
     is_adapter,
@@ -80,6 +81,13 @@ class Shared(Settings):
     format: Literal["think", "xml", "solution"] = option(
         "think", "tags around reasoning and answer", shown="the adapter's, else think"
     )
+    shots: int = option(
+        0,
+        "worked examples before the question, drawn from the training split by the seed",
+        ge=0,
+        le=16,
+        shown="the adapter's, else 0",
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -95,9 +103,11 @@ class Shared(Settings):
         default = "none" if compared else cls.model_fields["adapter"].default
         given = ({"model": bases[0]} if bases and bases[0] else {}) | given
         found = resolve(given, names, default, auto)
-        formats = [adapter_format(place) for place in [found["adapter"], *compared] if place]
-        known = [name for name in formats if name]
-        return ({"format": known[0]} if known else {}) | found
+        adapters = [place for place in [found["adapter"], *compared] if place]
+        known = [name for name in map(adapter_format, adapters) if name]
+        shots = [len(adapter_shots(place)) for place in adapters if is_adapter(place)]
+        trained = ({"format": known[0]} if known else {}) | ({"shots": shots[0]} if shots else {})
+        return trained | found
 
     @field_validator("log_level", mode="before")
     @classmethod

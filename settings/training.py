@@ -104,6 +104,9 @@ class Common(Shared):
         if self.source in GENERATED and self.data:
             raise InputError(f"{self.given('data')}: task {self.source} makes its own questions; "
                                 "leave --data out or choose --task jsonl")  # fmt: skip
+        if self.task == "orchestrator" and self.shots:
+            raise InputError(f"{self.given('shots')}: task orchestrator has no solutions to show; "
+                             "leave it out")  # fmt: skip
         if self.source == "jsonl" and not self.data:
             raise InputError("--task jsonl: needs the file; give it with --data FILE.jsonl")
         if self.data and not os.path.exists(os.path.expanduser(self.data)):

@@ -21,7 +21,7 @@ from rlm.answers import reading
 from rlm.data import rows, sources
 from rlm.data.splits import question_key
 from rlm.errors import InputError
-from rlm.models.prompts import make_prompt, written_turn
+from rlm.models.prompts import is_demonstration, make_prompt
 from rlm.records import Example, Rollout
 from rlm.seeds import derive
 
@@ -174,10 +174,9 @@ def rewritten(example: Example, text: str, format_name: str) -> Example | None:
         return None
     try:
         (made,) = read(line(replace(example, solution=working)), Path(NAME))
-        written_turn(made, format_name)
-    except InputError:
+    except InputError:  # a NUL or half a character in it
         return None
-    return made
+    return made if is_demonstration(made, format_name) else None
 
 
 def line(example: Example) -> str:

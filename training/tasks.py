@@ -13,15 +13,34 @@ from random import Random
 import data
 import rewards
 from rlm.agents.graph import Limits, instruction, random_graph
+from rlm.errors import InputError
 from rlm.records import Prompt, Score
 from rlm.seeds import derive
 
 
-def task_of(settings, policy):
-    """Return the task of the settings; the orchestrator's opens the agents' frozen model."""
+def task_of(settings, policy, shots=()):
+    """Return the task of the settings; the orchestrator's opens the agents' frozen model.
+
+    shots: worked examples that stand before every question.
+    """
     if settings.task == "orchestrator":
         return Orchestration(settings, policy)
-    return Answering(settings, policy.tokenizer, policy.model.generation_config)
+    return Answering(settings, policy.tokenizer, policy.model.generation_config, shots)
+
+
+def check_shots(settings, task, max_tokens: int, context_tokens: int | None) -> None:
+    """InputError if the worked examples leave no room for a completion of max_tokens."""
+    if not task.shots or not context_tokens:
+        return
+    tokens = len(task.prompt("?").ids)
+    room = context_tokens - tokens
+    if room < max_tokens:
+        less = f", or --max-tokens below {room}" if room > 1 else ""
+        raise InputError(
+            f"{settings.given('shots')}: with the instruction they take {tokens} tokens, and with "
+            f"--max-tokens {max_tokens} more than the model's context of {context_tokens}; use "
+            f"fewer{less}"
+        )
 
 
 def table(settings, summaries: list[dict]) -> str:
@@ -38,17 +57,17 @@ def table(settings, summaries: list[dict]) -> str:
 class Answering:
     """The policy reasons and answers, in a format."""
 
-    def __init__(self, settings, tokenizer, generation_config=None):
+    def __init__(self, settings, tokenizer, generation_config=None, shots=()):
         self.settings, self.tokenizer = settings, tokenizer
-        self.generation_config = generation_config
+        self.generation_config, self.shots = generation_config, tuple(shots)
 
     def prompt(self, question: str) -> Prompt:
         """Return what the policy is shown."""
-        return data.make_prompt(question, self.tokenizer, self.settings.format)
+        return data.make_prompt(question, self.tokenizer, self.settings.format, self.shots)
 
     def demonstration(self, example) -> dict:
         """Return prompt_ids, completion_ids and end_ids of the example's solution."""
-        options = {"generation_config": self.generation_config}
+        options = {"generation_config": self.generation_config, "shots": self.shots}
         return data.sft_tokens(example, self.tokenizer, self.settings.format, **options)
 
     def score(self, examples, groups, *, seed: int) -> list[list[Score]]:
@@ -63,11 +82,14 @@ class Answering:
         """Return the `rlm.evaluation.measure.Evaluation` of the engine's model."""
         from rlm.evaluation.measure import measure
 
+        options |= {"asking": {"shots": self.shots}}
         return measure(engine, self.tokenizer, examples, self.settings.format, **options)
 
 
 class Orchestration:
     """The policy writes a graph of agents, which a frozen model runs."""
+
+    shots = ()
 
     def __init__(self, settings, policy):
         from rlm.agents.runner import open_runner

@@ -8,6 +8,8 @@ from pathlib import Path
 import yaml
 
 from rlm.answers.formats import FORMATS, get_format
+from rlm.models.lookup import shots_of
+from rlm.models.prompts import worked_turns
 
 QUESTION = "Calculate 23 + 15 + 8"
 SCORES = {
@@ -34,16 +36,19 @@ def write(manifest: dict, name: str, *, local: bool) -> str:
     } | ({} if local else {"base_model": base})
     base = Path(base).name if local else base
     form = FORMATS.get(str(manifest.get("format"))) or get_format("think")
+    worked = worked_turns(shots_of(manifest), form.name)
     parts = [
         "---\n" + yaml.safe_dump(head, sort_keys=False) + "---",
         f"# {name}",
         _what(export, base, merged),
-        _form(form, "format" in manifest),
+        _form(form, "format" in manifest, worked),
         *(
             [_here(name, manifest["base_file"])]
             if "base_file" in manifest and not merged
             else [
-                "## Load it\n\n```python\n" + _code(name, base, form.instruction, merged) + "\n```",
+                "## Load it\n\n```python\n"
+                + _code(name, base, form.instruction, merged, worked)
+                + "\n```",
                 "## Serve it\n\n```\n" + _serve(name, base, export, merged) + "\n```",
             ]
         ),
@@ -75,13 +80,17 @@ def _what(export: dict, base: str, merged: bool) -> str:
     )
 
 
-def _form(form, known: bool) -> str:
+def _form(form, known: bool, worked: list[dict]) -> str:
     if not known:
         return ""
-    return f"## Format\n\nIt was trained with this system message:\n\n```\n{form.instruction}\n```"
+    told = f"## Format\n\nIt was trained with this system message:\n\n```\n{form.instruction}\n```"
+    if worked:
+        turns = "\n\n".join(f"{turn['role']}:\n{turn['content']}" for turn in worked)
+        told += f"\n\nand these worked examples as turns before the question:\n\n```\n{turns}\n```"
+    return told
 
 
-def _code(name: str, base: str, instruction: str, merged: bool) -> str:
+def _code(name: str, base: str, instruction: str, merged: bool, worked: list[dict]) -> str:
     first = name if merged else base
     lines = [
         "from transformers import AutoModelForCausalLM, AutoTokenizer",
@@ -94,7 +103,8 @@ def _code(name: str, base: str, instruction: str, merged: bool) -> str:
     return "\n".join([
         *lines,
         f'chat = [{{"role": "system", "content": {instruction!r}}}, '
-        f'{{"role": "user", "content": {QUESTION!r}}}]',
+        + "".join(f"{turn!r}, " for turn in worked)
+        + f'{{"role": "user", "content": {QUESTION!r}}}]',
         "prompt = tokenizer.apply_chat_template(chat, add_generation_prompt=True, "
         'return_dict=True, return_tensors="pt")',
         "print(tokenizer.decode(model.generate(**prompt, max_new_tokens=256, do_sample=False)[0]))",

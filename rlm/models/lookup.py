@@ -6,6 +6,7 @@ from pathlib import Path
 from rlm.errors import InputError
 from rlm.files import read_object
 from rlm.models import gguf_header
+from rlm.records import Example
 
 ROOT = Path(__file__).resolve().parents[2]  # its weights are found from anywhere
 
@@ -34,6 +35,24 @@ def adapter_settings(path: str) -> dict:
     """The settings that an adapter was trained with, by its manifest; empty where it has none."""
     found = read_object(Path(path) / "manifest.json").get("settings")
     return found if isinstance(found, dict) else {}
+
+
+def adapter_shots(path: str) -> list[Example]:
+    """The worked examples that an adapter was trained with, by its manifest."""
+    return shots_of(read_object(Path(path) / "manifest.json"))
+
+
+def shots_of(manifest: dict) -> list[Example]:
+    """The worked examples that a manifest lists; none where it has none that can be read."""
+    rows, names = manifest.get("shots"), ("question", "answer", "solution")
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        return []
+    texts = [[str(row.get(name) or "") for name in names] for row in rows]
+    return (
+        [Example(f"shot-{i}", *text) for i, text in enumerate(texts)]
+        if all(map(all, texts))
+        else []
+    )
 
 
 def _entry(path: Path, name: str) -> str | None:

@@ -14,33 +14,56 @@ FALLBACK = "{instruction}\n\n{turns}"  # for a tokenizer without a template
 MARK = "0451"  # stands for an assistant's turn, to see what the template puts after it
 
 
-def make_prompt(question: str, tokenizer, format_name: str) -> Prompt:
-    """Return the prompt: the format's instruction as system turn, the question as user turn."""
-    return chat_prompt([{"role": "user", "content": question}], tokenizer, format_name)
+def make_prompt(
+    question: str, tokenizer, format_name: str, shots: Sequence[Example] = ()
+) -> Prompt:
+    """Return the prompt: the format's instruction as system turn, the question as user turn.
+
+    shots: worked examples, which come before it as turns of their own.
+    """
+    return chat_prompt([{"role": "user", "content": question}], tokenizer, format_name, shots)
 
 
-def chat_prompt(messages: Sequence[dict], tokenizer, format_name: str) -> Prompt:
+def chat_prompt(
+    messages: Sequence[dict], tokenizer, format_name: str, shots: Sequence[Example] = ()
+) -> Prompt:
     """Return the prompt of a conversation, {"role", "content"} each, the last one of the user.
 
     Its system turns are the instruction; without one it is the format's. A template that refuses
     a system turn gets the instruction in front of the first turn; a tokenizer without a template
     gets FALLBACK. A reasoning opener that the template writes itself stays in `ids` and is the
     prefill, if it is this format's; another format's is cut off, or the turn would begin with
-    two openers.
+    two openers. InputError for a template that does not show the shots as they are written.
     """
     fmt = formats.get_format(format_name)
     told = [turn["content"] for turn in messages if turn["role"] == "system"]
     instruction = "\n\n".join(told) or fmt.instruction
-    turns = [turn for turn in messages if turn["role"] != "system"]
+    worked = worked_turns(shots, format_name)
+    turns = [*worked, *(turn for turn in messages if turn["role"] != "system")]
     if not tokenizer.chat_template:
         text = FALLBACK.format(instruction=instruction, turns="".join(map(_plain, turns)))
         return Prompt(_with_beginning(tokenizer, text))
     text = chat_text(tokenizer, instruction, turns)
+    if not all(turn["content"] in text for turn in worked):
+        raise InputError(
+            f"the tokenizer's chat template does not show earlier turns as they were written (some "
+            f"leave the reasoning of format {format_name} out), so there are no worked examples "
+            "with it; use --shots 0, or another --format"
+        )
     prefill = formats.opened_by(text, fmt)
     if not prefill:
         for other in formats.FORMATS.values():
             text = text.removesuffix(formats.opened_by(text, other))
     return Prompt(token_ids(tokenizer, text), prefill)
+
+
+def worked_turns(shots: Sequence[Example], format_name: str) -> list[dict]:
+    """Return the turns of worked examples: a user's question, an assistant's turn in the format."""
+    return [
+        {"role": role, "content": text}
+        for e in shots
+        for role, text in (("user", e.question), ("assistant", written_turn(e, format_name)))
+    ]
 
 
 def _plain(turn: dict) -> str:
@@ -68,7 +91,14 @@ def chat_text(tokenizer, instruction: str, turns: list[dict]) -> str:
     )
 
 
-def sft_tokens(example: Example, tokenizer, format_name: str, *, generation_config=None) -> dict:
+def sft_tokens(
+    example: Example,
+    tokenizer,
+    format_name: str,
+    *,
+    generation_config=None,
+    shots: Sequence[Example] = (),
+) -> dict:
     """Return the tokens of a demonstration: prompt_ids, completion_ids, end_ids.
 
     completion_ids: the assistant's turn without what the prompt has already opened, and the end
@@ -77,7 +107,7 @@ def sft_tokens(example: Example, tokenizer, format_name: str, *, generation_conf
     if its turn would not be read as the gold answer (a solution with tags of the format in it).
     """
     fmt, turn = formats.get_format(format_name), written_turn(example, format_name)
-    prompt = make_prompt(example.question, tokenizer, format_name)
+    prompt = make_prompt(example.question, tokenizer, format_name, shots)
     ends = end_ids(tokenizer, generation_config)
     completion = [*token_ids(tokenizer, _after(prompt.prefill, turn, fmt)), ends[0]]
     assert completion[-1] in ends and completion[-1] is not None
@@ -100,6 +130,15 @@ def written_turn(example: Example, format_name: str) -> str:
             "be read back; take tags and answer marks out of its solution"
         )
     return turn
+
+
+def is_demonstration(example: Example, format_name: str) -> bool:
+    """Return whether the example can be shown in the format: `written_turn` has a turn for it."""
+    try:
+        written_turn(example, format_name)
+    except InputError:
+        return False
+    return True
 
 
 def _after(prefill: str, turn: str, fmt: formats.Format) -> str:
