@@ -79,7 +79,7 @@ PARTS: dict[str, list[Row]] = {
         *(
             Row(f"rates/grpo-{rate}", f"GRPO, {rate}",
                 f"train_grpo.py {SMOLLM2} --seed 7 --learning-rate {rate} "
-                "--questions-per-step 4 --max-steps 10 --eval-every 0 --probe 0",
+                "--max-steps 10 --eval-every 5 --probe 0",
                 before="rates/sft-7e-4", ask="--seed 7 --split validation --eval-samples 100")
             for rate in ("2e-5", "7e-5", "2e-4", "6e-4")
         ),
