@@ -148,7 +148,8 @@ class TrainSettings(Training):
         given = {"run": f"{self.run}/{cls.script}", "model": self.model} | shared | own
         origins |= {name: self._origins[name] for name in shared if name not in own}
         # A folder may still hold an adapter of an earlier run: its format must not decide.
-        values = {"format": self.format, "shots": self.shots} | values
+        asked = {"shots": self.shots, "instruction_role": self.instruction_role}
+        values = {"format": self.format} | asked | values
         return build(cls, values | given | {"config": self.config}, origins)
 
     def doubt(self) -> str | None:

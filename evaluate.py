@@ -186,8 +186,10 @@ def asked(settings) -> dict:
     several = f", {settings.samples} samples and their majority" if settings.samples > 1 else ""
     facts = {"task": settings.task} | ({"data": settings.data} if settings.data else {})
     shots = f", {settings.shots} worked examples before the question" if settings.shots else ""
+    where = {"system": "", "user": " behind the question", "both": " in both places"}[settings.role]
     return facts | {
-        "prompt": f"question and instruction the same for all, format {settings.format}{shots}",
+        "prompt": f"question and instruction{where} the same for all, format "
+        f"{settings.format}{shots}",
         "sampling": f"{way}{several}, at most {settings.max_tokens} tokens",
     }
 

@@ -44,6 +44,7 @@ def load(settings):
         timeout_seconds=settings.timeout,
         log_content=settings.log_content,
         shots=worked_examples(settings, tokenizer, worker.context_tokens),
+        role=settings.role,
     )
 
 
@@ -63,7 +64,9 @@ def worked_examples(settings, tokenizer, context_tokens: int | None) -> list:
             f"{given}: a server's worked examples are those of its adapter, and {owner} has "
             f"{len(known)}; use --shots {len(known)}, or train an adapter with them"
         )
-    tokens = len(make_prompt("?", tokenizer, settings.format, shots).ids) if shots else 0
+    tokens = (
+        len(make_prompt("?", tokenizer, settings.format, shots, settings.role).ids) if shots else 0
+    )
     if context_tokens and tokens >= context_tokens:
         raise InputError(
             f"{given}: they take {tokens} tokens, and the model's context has {context_tokens}; "

@@ -4,11 +4,13 @@ from typing import ClassVar, Literal
 
 from pydantic import field_validator, model_validator
 
+from rlm.answers.formats import get_format
 from rlm.cli.layers import Settings, option
 from rlm.cli.parsing import words_of
 from rlm.models.lookup import (
     adapter_base,
     adapter_format,
+    adapter_role,
     adapter_shots,
     check_adapter,
     check_model,
@@ -81,6 +83,11 @@ class Shared(Settings):
     format: Literal["think", "xml", "solution"] = option(
         "think", "tags around reasoning and answer", shown="the adapter's, else think"
     )
+    instruction_role: Literal["system", "user", "both"] | None = option(
+        None,
+        "where the format's instruction stands: in a system turn, behind each question, in both",
+        shown="the adapter's, else the format's",
+    )
     shots: int = option(
         0,
         "worked examples before the question, drawn from the training split by the seed",
@@ -105,14 +112,21 @@ class Shared(Settings):
         found = resolve(given, names, default, auto)
         adapters = [place for place in [found["adapter"], *compared] if place]
         known = [name for name in map(adapter_format, adapters) if name]
-        shots = [len(adapter_shots(place)) for place in adapters if is_adapter(place)]
-        trained = ({"format": known[0]} if known else {}) | ({"shots": shots[0]} if shots else {})
+        trained: dict = {"format": known[0]} if known else {}
+        first = next(filter(is_adapter, adapters), None)
+        if first:
+            trained |= {"shots": len(adapter_shots(first)), "instruction_role": adapter_role(first)}
         return trained | found
 
     @field_validator("log_level", mode="before")
     @classmethod
     def _lower(cls, value):
         return str(value).lower()
+
+    @property
+    def role(self) -> str:
+        """Where the instruction stands, one of `rlm.answers.formats.ROLES`."""
+        return self.instruction_role or get_format(self.format).instruction_role
 
     def loading(self) -> dict:
         """How the base model is loaded, for `rlm.models.policy.open_policy`."""

@@ -206,4 +206,5 @@ def _vllm(settings, task, questions, folder):
 
 def described(settings) -> dict:
     """Return what an adapter's manifest says of the settings it came from."""
-    return {"task": settings.task, "format": settings.format, "settings": settings.dump()}
+    asked = {"format": settings.format, "instruction_role": settings.role}
+    return {"task": settings.task} | asked | {"settings": settings.dump()}

@@ -60,14 +60,15 @@ class Answering:
     def __init__(self, settings, tokenizer, generation_config=None, shots=()):
         self.settings, self.tokenizer = settings, tokenizer
         self.generation_config, self.shots = generation_config, tuple(shots)
+        self.asking = {"shots": self.shots, "role": settings.role}
 
     def prompt(self, question: str) -> Prompt:
         """Return what the policy is shown."""
-        return data.make_prompt(question, self.tokenizer, self.settings.format, self.shots)
+        return data.make_prompt(question, self.tokenizer, self.settings.format, **self.asking)
 
     def demonstration(self, example) -> dict:
         """Return prompt_ids, completion_ids and end_ids of the example's solution."""
-        options = {"generation_config": self.generation_config, "shots": self.shots}
+        options = {"generation_config": self.generation_config} | self.asking
         return data.sft_tokens(example, self.tokenizer, self.settings.format, **options)
 
     def score(self, examples, groups, *, seed: int) -> list[list[Score]]:
@@ -82,7 +83,7 @@ class Answering:
         """Return the `rlm.evaluation.measure.Evaluation` of the engine's model."""
         from rlm.evaluation.measure import measure
 
-        options |= {"asking": {"shots": self.shots}}
+        options |= {"asking": self.asking}
         return measure(engine, self.tokenizer, examples, self.settings.format, **options)
 
 

@@ -25,6 +25,8 @@ class Format:
     answer_open, answer_close: the tags around the answer; "" where the answer is simply
         what follows the reasoning.
     answer_margin: what stands between the answer and its tags when a turn is written.
+    instruction_role: where the instruction stands, one of ROLES: in a system turn, behind each
+        question of the user, or in both places.
     """
 
     name: str
@@ -34,6 +36,7 @@ class Format:
     answer_open: str
     answer_close: str
     answer_margin: str = ""
+    instruction_role: str = "system"
 
     @property
     def tags(self) -> tuple[str, ...]:
@@ -111,6 +114,7 @@ PLAIN = Format(  # for reading models that were taught no format; nothing is tra
 
 FORMATS: dict[str, Format] = {form.name: form for form in (THINK, XML, SOLUTION, PLAIN)}
 TRAINABLE = ("think", "xml", "solution")
+ROLES = ("system", "user", "both")
 
 
 def get_format(name: str) -> Format:

@@ -31,6 +31,15 @@ def adapter_format(path: str) -> str | None:
     return _entry(Path(path) / "manifest.json", "format")
 
 
+def adapter_role(path: str) -> str | None:
+    """Where the instruction stood that an adapter was trained with; None where it has no manifest.
+
+    One of `rlm.answers.formats.ROLES`; a manifest that does not say has "system".
+    """
+    manifest = read_object(Path(path) / "manifest.json")
+    return str(manifest.get("instruction_role") or "system") if manifest else None
+
+
 def adapter_settings(path: str) -> dict:
     """The settings that an adapter was trained with, by its manifest; empty where it has none."""
     found = read_object(Path(path) / "manifest.json").get("settings")

@@ -15,25 +15,36 @@ MARK = "0451"  # stands for an assistant's turn, to see what the template puts a
 
 
 def make_prompt(
-    question: str, tokenizer, format_name: str, shots: Sequence[Example] = ()
+    question: str,
+    tokenizer,
+    format_name: str,
+    shots: Sequence[Example] = (),
+    role: str | None = None,
 ) -> Prompt:
-    """Return the prompt: the format's instruction as system turn, the question as user turn.
+    """Return the prompt: the format's instruction and the question, a user turn.
 
-    shots: worked examples, which come before it as turns of their own.
+    shots: worked examples, which come before it as turns of their own. role: where the
+    instruction stands, of `rlm.answers.formats.ROLES`; None: where the format has it.
     """
-    return chat_prompt([{"role": "user", "content": question}], tokenizer, format_name, shots)
+    asked = [{"role": "user", "content": question}]
+    return chat_prompt(asked, tokenizer, format_name, shots, role)
 
 
 def chat_prompt(
-    messages: Sequence[dict], tokenizer, format_name: str, shots: Sequence[Example] = ()
+    messages: Sequence[dict],
+    tokenizer,
+    format_name: str,
+    shots: Sequence[Example] = (),
+    role: str | None = None,
 ) -> Prompt:
     """Return the prompt of a conversation, {"role", "content"} each, the last one of the user.
 
-    Its system turns are the instruction; without one it is the format's. A template that refuses
-    a system turn gets the instruction in front of the first turn; a tokenizer without a template
-    gets FALLBACK. A reasoning opener that the template writes itself stays in `ids` and is the
-    prefill, if it is this format's; another format's is cut off, or the turn would begin with
-    two openers. InputError for a template that does not show the shots as they are written.
+    Its system turns are the instruction. Without one it is the format's, and stands where `role`
+    says (`placed`). A template that refuses a system turn gets it in front of the first turn; a
+    tokenizer without a template gets FALLBACK. A reasoning opener that the template writes itself
+    stays in `ids` and is the prefill, if it is this format's; another format's is cut off, or the
+    turn would begin with two openers. InputError for a template that does not show the shots as
+    they are written.
     """
     fmt = formats.get_format(format_name)
     told = [turn["content"] for turn in messages if turn["role"] == "system"]
@@ -43,7 +54,8 @@ def chat_prompt(
     if not tokenizer.chat_template:
         text = FALLBACK.format(instruction=instruction, turns="".join(map(_plain, turns)))
         return Prompt(_with_beginning(tokenizer, text))
-    text = chat_text(tokenizer, instruction, turns)
+    role = "system" if told else role or fmt.instruction_role
+    text = chat_text(tokenizer, instruction, turns, role)
     if not all(turn["content"] in text for turn in worked):
         raise InputError(
             f"the tokenizer's chat template does not show earlier turns as they were written (some "
@@ -72,13 +84,28 @@ def _plain(turn: dict) -> str:
     return f"Question: {text}\nAnswer:\n" if turn["role"] == "user" else f"{text}\n\n"
 
 
-def chat_text(tokenizer, instruction: str, turns: list[dict]) -> str:
+def placed(instruction: str, turns: list[dict], role: str) -> list[dict]:
+    """Return the turns with the instruction where `role` says.
+
+    role: "system", a system turn before them; "user", behind the text of each user turn; "both".
+    """
+    behind = [
+        turn | {"content": f"{turn['content']}\n\n{instruction}"}
+        if turn["role"] == "user"
+        else turn
+        for turn in turns
+    ]
+    system = {"role": "system", "content": instruction}
+    return {"system": [system, *turns], "user": behind, "both": [system, *behind]}[role]
+
+
+def chat_text(tokenizer, instruction: str, turns: list[dict], role: str = "system") -> str:
     """Return the text of the prompt, up to where the assistant's turn begins."""
     from jinja2 import TemplateError
 
-    system = {"role": "system", "content": instruction}
-    merged = turns[0] | {"content": f"{instruction}\n\n{turns[0]['content']}"}
-    for messages in ([system, *turns], [merged, *turns[1:]]):
+    merged = [turns[0] | {"content": f"{instruction}\n\n{turns[0]['content']}"}, *turns[1:]]
+    without_system = merged if role == "system" else placed(instruction, turns, "user")
+    for messages in (placed(instruction, turns, role), without_system):
         try:
             return tokenizer.apply_chat_template(
                 messages, tokenize=False, add_generation_prompt=True
@@ -98,6 +125,7 @@ def sft_tokens(
     *,
     generation_config=None,
     shots: Sequence[Example] = (),
+    role: str | None = None,
 ) -> dict:
     """Return the tokens of a demonstration: prompt_ids, completion_ids, end_ids.
 
@@ -107,7 +135,7 @@ def sft_tokens(
     if its turn would not be read as the gold answer (a solution with tags of the format in it).
     """
     fmt, turn = formats.get_format(format_name), written_turn(example, format_name)
-    prompt = make_prompt(example.question, tokenizer, format_name, shots)
+    prompt = make_prompt(example.question, tokenizer, format_name, shots, role)
     ends = end_ids(tokenizer, generation_config)
     completion = [*token_ids(tokenizer, _after(prompt.prefill, turn, fmt)), ends[0]]
     assert completion[-1] in ends and completion[-1] is not None

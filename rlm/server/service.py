@@ -36,7 +36,8 @@ GRACE_SECONDS = 2.0  # after its deadline a request does not wait any longer for
 class Service:
     """What the endpoints need. max_tokens, timeout_seconds: the most a request can have.
 
-    shots: worked examples that stand before every conversation.
+    shots: worked examples that stand before every conversation. role: where the instruction
+    stands, of `rlm.answers.formats.ROLES`; None: where the format has it.
     """
 
     worker: Admission
@@ -47,6 +48,7 @@ class Service:
     timeout_seconds: float
     log_content: bool = False
     shots: Sequence[Example] = ()
+    role: str | None = None
     metrics: Metrics = field(default_factory=Metrics)
 
     def __post_init__(self):
@@ -87,6 +89,7 @@ class Service:
                 self.tokenizer,
                 self.format.name,
                 self.shots,
+                self.role,
             )
         except InputError as error:
             raise invalid(str(error), "messages") from None

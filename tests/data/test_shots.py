@@ -1,13 +1,18 @@
 """Worked examples: who may be one, that nobody is asked them, and that an adapter keeps its own."""
 
+import ast
 import json
+import re
+from dataclasses import replace
 
 import pytest
 
 import config
 import data
+from rlm.answers import formats
 from rlm.data.splits import question_key, split_of
 from rlm.errors import InputError
+from rlm.export import model_card
 from rlm.models.lookup import adapter_shots, shots_of
 from rlm.records import Example
 
@@ -110,6 +115,34 @@ def test_the_adapters_number_is_the_default_of_every_script(tmp_path):
     assert config.EvaluateSettings(models=["base", place]).shots == 2
     with pytest.raises(InputError, match="adapters of 0 and 2 worked examples"):
         config.EvaluateSettings(compare=[bare, place]).check_values()
+
+
+def test_the_adapters_place_of_the_instruction_is_the_default(tmp_path, monkeypatch):
+    place = adapter(tmp_path / "a", instruction_role="user")
+    old = adapter(tmp_path / "old")
+    monkeypatch.setitem(formats.FORMATS, "xml", replace(formats.XML, instruction_role="both"))
+    for cls in (config.GRPOSettings, config.InferenceSettings, config.ServeSettings):
+        assert cls(adapter=place).role == "user"
+        assert cls(adapter=place, instruction_role="system").role == "system"
+        assert cls(adapter=old).role == "system", "a manifest that does not say"
+        assert cls(adapter="none", format="xml").role == "both", "the format's"
+    with pytest.raises(InputError, match="instruction roles system and user"):
+        config.EvaluateSettings(compare=[old, place]).check_values()
+
+
+def test_the_card_shows_how_it_is_asked():
+    manifest = {"base": "b", "format": "xml", "export": {"kind": "adapter", "lora": {}},
+                "shots": ROWS[:1], "instruction_role": "both"}  # fmt: skip
+    card = model_card.write(manifest, "a", local=False)
+    code = re.search(r"^chat = (.*)$", card, re.M)[1]
+    told = formats.XML.instruction
+    assert ast.literal_eval(code) == [
+        {"role": "system", "content": told},
+        {"role": "user", "content": f"1 + 1?\n\n{told}"},
+        {"role": "assistant", "content": formats.render(formats.XML, "1 + 1 = 2", "2")},
+        {"role": "user", "content": f"{model_card.QUESTION}\n\n{told}"},
+    ]
+    assert "these worked examples" in card and "also stands behind each question" in card
 
 
 def test_what_was_trained_on_is_made_again_without_them():

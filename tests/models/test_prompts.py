@@ -1,5 +1,6 @@
 """Chat templates of four kinds -> prompts and demonstrations, checked by id or by decoding."""
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -289,3 +290,51 @@ def test_a_template_that_hides_the_reasoning_of_earlier_turns_is_told():
     history = [{"role": "assistant", "content": "<think>x</think>2"}]
     asked = [{"role": "user", "content": "1 + 1?"}, *history, {"role": "user", "content": "?"}]
     assert prompts.chat_prompt(asked, made, "think").ids, "a client's own turns are its own"
+
+
+# --- where the instruction stands
+
+
+@pytest.mark.parametrize("shots", [(), SHOTS[:1]])
+def test_the_instruction_stands_where_it_is_told_to(shots):
+    made, told = make_tokenizer(CHATML), formats.XML.instruction
+    system = f"<|im_start|>system\n{told}<|im_end|>\n"
+    for role, before, behind in (
+        ("system", system, ""),
+        ("user", "", f"\n\n{told}"),
+        ("both", system, f"\n\n{told}"),
+    ):
+        expected = before
+        for e in shots:
+            expected += f"<|im_start|>user\n{e.question}{behind}<|im_end|>\n<|im_start|>assistant\n"
+            expected += f"{formats.render(formats.XML, e.solution, e.gold)}<|im_end|>\n"
+        expected += f"<|im_start|>user\n4 + 4?{behind}<|im_end|>\n<|im_start|>assistant\n"
+        ids = prompts.make_prompt("4 + 4?", made, "xml", shots, role).ids
+        assert made.decode(ids) == expected
+        example = Example("a", "4 + 4?", "8", "4 + 4 = 8")
+        tokens = prompts.sft_tokens(example, made, "xml", shots=shots, role=role)
+        assert tokens["prompt_ids"] == ids
+
+
+def test_a_refused_system_turn_leaves_the_instruction_behind_the_question():
+    made = make_tokenizer(NO_SYSTEM)
+    user, both, system = (
+        made.decode(prompts.make_prompt("4 + 4?", made, "xml", role=role).ids)
+        for role in ("user", "both", None)
+    )
+    assert user == both and f"4 + 4?\n\n{formats.XML.instruction}<end" in user
+    assert f"user\n{formats.XML.instruction}\n\n4 + 4?<end" in system
+
+
+def test_the_place_is_the_formats_own_unless_it_is_given(monkeypatch):
+    made = make_tokenizer(CHATML)
+    other = replace(formats.XML, instruction_role="user")
+    monkeypatch.setitem(formats.FORMATS, "xml", other)
+    asked = prompts.make_prompt("4 + 4?", made, "xml")
+    assert asked == prompts.make_prompt("4 + 4?", made, "xml", role="user")
+    assert asked != prompts.make_prompt("4 + 4?", made, "xml", role="system")
+    # A client's own system turn stays one.
+    told = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "4 + 4?"}]
+    assert "system\nBe brief.<|im_end|>\n<|im_start|>user\n4 + 4?<|im_end|>" in made.decode(
+        prompts.chat_prompt(told, made, "xml").ids
+    )
