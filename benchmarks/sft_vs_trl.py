@@ -4,15 +4,15 @@
     python benchmarks/sft_vs_trl.py --model weights/smollm2 --data FOLDER --keep
 
 Same weights, batch of 8 demonstrations, LoRA r 16 on all linear layers, AdamW, mean cross entropy
-of the completions' tokens, entropy and token accuracy logged. `trl` is `train_sft.py --backend trl`:
-a batch in one piece, padded. `trl, one by one` is the same trainer with micro-batches of one
-demonstration, which pad nothing. `own` is `--backend own`, its micro-batches sized by its own rule.
+of the completions' tokens; entropy and token accuracy are measured too. `own` is `train_sft.py
+--backend own`, its micro-batches sized by its own rule; `trl` is `--backend trl`: a batch in one
+piece, padded; `trl, one by one` the same trainer with micro-batches of one, which pad nothing.
 
-`tiny` is the embedded base on its additions; `small` a random model of the size that grpo_vs_trl.py
-has, on random ids of GSM8K's lengths. --model: a real base, on GSM8K (--data: its folder) or on word
-problems. --keep writes benchmarks/results/sft_vs_trl_NAME.json, from which
-benchmarks/tables.py makes the table of docs/speed.md. Ratios are TRL's seconds over ours, of the
-same turn; the table has their median, lowest and highest.
+`tiny` is the embedded base on its additions; `small` a random model of the size that
+grpo_vs_trl.py has, on random ids of GSM8K's lengths. --model: a real base, on GSM8K (--data: its
+folder) or on word problems. --keep writes benchmarks/results/sft_vs_trl_NAME_DTYPE_cpu.json, from
+which benchmarks/tables.py makes the table of docs/speed.md. Ratios are TRL's seconds over ours, of
+the same turn; the table has their median, lowest and highest.
 """
 
 import argparse
@@ -127,7 +127,10 @@ class Own:
 
 
 class Theirs:
-    """TRL's SFTTrainer as train_sft.py sets it, driven as its own loop does. rows: a micro-batch."""
+    """TRL's SFTTrainer as train_sft.py sets it, driven as its own loop does.
+
+    rows: demonstrations of a micro-batch.
+    """
 
     def __init__(self, work: Work, rows: int):
         from datasets import Dataset, disable_progress_bars

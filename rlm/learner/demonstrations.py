@@ -9,7 +9,7 @@ micro-batch have in common goes through the model once (`rlm.learner.logprobs.pa
 """
 
 import math
-from os.path import commonprefix
+from itertools import takewhile
 
 import torch
 
@@ -73,7 +73,7 @@ def packed(demonstrations: list[Demonstration], *, device="cpu") -> Packed:
     >>> row.ids.tolist(), row.targets.tolist()  # 1 2 once, then 3 7 and 4; nothing follows 8 and 9
     ([1, 2, 3, 7, 4], [7, 8, 9])
     """
-    shared = len(commonprefix([prompt for prompt, _ in demonstrations]))
+    shared = shared_tokens([prompt for prompt, _ in demonstrations])
     tokens = sum(len(prompt) + len(completion) - 1 for prompt, completion in demonstrations)
     if shared * (len(demonstrations) - 1) < WORTH * tokens:
         return pack(
@@ -82,6 +82,17 @@ def packed(demonstrations: list[Demonstration], *, device="cpu") -> Packed:
     rests = [prompt[shared:] + completion for prompt, completion in demonstrations]
     given = [len(prompt) - shared for prompt, _ in demonstrations]
     return pack([(demonstrations[0][0][:shared], rests)], given=given, device=device)
+
+
+def shared_tokens(prompts: list[list[int]]) -> int:
+    """Return how many tokens all prompts begin with.
+
+    >>> shared_tokens([[1, 2, 3], [1, 2, 4, 5], [1, 2]])
+    2
+    """
+    # In the order of lists the first and the last differ the earliest.
+    pairs = zip(min(prompts), max(prompts), strict=False)
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
 
 
 def backward(model, optimizer, demonstrations, *, tokens: int, token_budget: int) -> Metrics:

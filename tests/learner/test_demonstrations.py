@@ -1,6 +1,7 @@
 """Demonstrations in TRL's order and at its rates; packed with what they share, equal to apart."""
 
 import doctest
+from itertools import chain
 
 import pytest
 import torch
@@ -17,10 +18,10 @@ from tests.support.tiny_models import tiny_lora, tiny_model
 SHARED = [9, 8, 7, 6, 5, 4]
 DEMONSTRATIONS = [
     (SHARED, [1, 2, 3]),
-    (SHARED + [10, 11], [4]),
-    (SHARED + [10, 12, 13], [5, 6, 7, 8, 9, 20, 21, 22]),
-    (SHARED + [14], [23, 24]),
-    (SHARED + [14], [23, 24]),
+    ([*SHARED, 10, 11], [4]),
+    ([*SHARED, 10, 12, 13], [5, 6, 7, 8, 9, 20, 21, 22]),
+    ([*SHARED, 14], [23, 24]),
+    ([*SHARED, 14], [23, 24]),
 ]
 APART = [([30 + i, *prompt], completion) for i, (prompt, completion) in enumerate(DEMONSTRATIONS)]
 
@@ -37,7 +38,7 @@ def test_passes_are_in_the_order_of_accelerates_sampler():
     theirs = [list(sampler) for _ in range(3)]
     ours = [batch(step, list(range(10)), 4, seed=7) for step in range(1, 10)]
     assert [len(each) for each in ours] == [4, 4, 2] * 3
-    assert [sum(ours[i : i + 3], []) for i in (0, 3, 6)] == theirs
+    assert [list(chain(*ours[i : i + 3])) for i in (0, 3, 6)] == theirs
     assert theirs[0] != theirs[1] and sorted(theirs[0]) == list(range(10))
 
 
