@@ -107,7 +107,7 @@ def backward(model, optimizer, demonstrations, *, tokens: int, token_budget: int
         logprobs, statistics = token_statistics(model, packed(part, device=device))
         loss = -logprobs.sum() / tokens
         optimizer.backward(loss)
-        entropy, likeliest = statistics
         metrics.add(loss=loss.detach())
-        metrics.mean(entropy=entropy, token_accuracy=likeliest)
+        if statistics is not None:
+            metrics.mean(entropy=statistics[0], token_accuracy=statistics[1])
     return metrics
