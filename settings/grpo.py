@@ -168,9 +168,6 @@ class GRPOSettings(Training):
 
     def check_values(self) -> None:
         super().check_values()
-        if 0 < self.token_budget < 64:
-            raise InputError(f"{self.given('token_budget')}: too few tokens; use 64 or more, or 0 "
-                             "for what the free memory holds")  # fmt: skip
         if self.overlong_tokens >= self.max_tokens:
             raise InputError(f"{self.given('overlong_tokens')}: must be less than --max-tokens "
                              f"{self.max_tokens}, or every completion costs")  # fmt: skip
