@@ -57,11 +57,9 @@ def shots_of(manifest: dict) -> list[Example]:
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         return []
     texts = [[str(row.get(name) or "") for name in names] for row in rows]
-    return (
-        [Example(f"shot-{i}", *text) for i, text in enumerate(texts)]
-        if all(map(all, texts))
-        else []
-    )
+    if not all(map(all, texts)):
+        return []
+    return [Example(f"shot-{i}", q, gold, how) for i, (q, gold, how) in enumerate(texts)]
 
 
 def _entry(path: Path, name: str) -> str | None:
