@@ -104,7 +104,7 @@ def backward(model, optimizer, demonstrations, *, tokens: int, token_budget: int
     model.train()
     metrics, device = Metrics(), next(model.parameters()).device
     for part in micro_batches(demonstrations, token_budget):
-        logprobs, statistics = token_statistics(model, packed(part, device=device))
+        logprobs, entropy, likeliest = token_statistics(model, packed(part, device=device))
         loss = -logprobs.sum() / tokens
         optimizer.backward(loss)
         metrics.add(loss=loss.detach())
