@@ -10,6 +10,7 @@ from typing import Literal
 
 from pydantic import field_validator, model_validator
 
+from rlm.answers.math_pool import available
 from rlm.cli.layers import nearest, option
 from rlm.cli.parsing import parse_range, words_of
 from rlm.errors import InputError
@@ -44,6 +45,11 @@ class Common(Shared):
     )
     data: str | None = option(
         None, "file or folder of the task's data; needed for jsonl, else the hub", shown="the hub"
+    )
+    answers: Literal["number", "math", "choice", "text"] | None = option(
+        None,
+        "kind of the answers, where a row has no field `kind` of its own; math needs Math-Verify",
+        shown="the task's own, mostly number",
     )
     digits: tuple[int, int] = option(
         (1, 3), "digits of the numbers in task addition, 1 to 9: 3 or 1-3", shown="1-3"
@@ -104,9 +110,14 @@ class Common(Shared):
         if self.source in GENERATED and self.data:
             raise InputError(f"{self.given('data')}: task {self.source} makes its own questions; "
                                 "leave --data out or choose --task jsonl")  # fmt: skip
+        if self.answers == "math":
+            available()
+        if self.source in GENERATED and self.answers not in (None, "number"):
+            raise InputError(f"{self.given('answers')}: the answers of task {self.source} are "
+                             "numbers; leave --answers out")  # fmt: skip
         if self.task == "orchestrator" and self.shots:
             raise InputError(f"{self.given('shots')}: task orchestrator has no solutions to show; "
-                             "leave it out")  # fmt: skip
+                              "leave it out")  # fmt: skip
         if self.source == "jsonl" and not self.data:
             raise InputError("--task jsonl: needs the file; give it with --data FILE.jsonl")
         if self.data and not os.path.exists(os.path.expanduser(self.data)):

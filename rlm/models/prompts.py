@@ -6,7 +6,8 @@ apart, so a prompt has the same ids in SFT as when the model answers it.
 
 from collections.abc import Sequence
 
-from rlm.answers import formats, reading
+from rlm.answers import formats
+from rlm.answers.kinds import judge
 from rlm.errors import InputError
 from rlm.records import Example, Prompt
 
@@ -20,14 +21,16 @@ def make_prompt(
     format_name: str,
     shots: Sequence[Example] = (),
     role: str | None = None,
+    kind: str = "number",
 ) -> Prompt:
     """Return the prompt: the format's instruction and the question, a user turn.
 
     shots: worked examples, which come before it as turns of their own. role: where the
-    instruction stands, of `rlm.answers.formats.ROLES`; None: where the format has it.
+    instruction stands, of `rlm.answers.formats.ROLES`; None: where the format has it. kind: of the
+    answer that is asked for, of `rlm.answers.kinds.KINDS`.
     """
     asked = [{"role": "user", "content": question}]
-    return chat_prompt(asked, tokenizer, format_name, shots, role)
+    return chat_prompt(asked, tokenizer, format_name, shots, role, kind)
 
 
 def chat_prompt(
@@ -36,6 +39,7 @@ def chat_prompt(
     format_name: str,
     shots: Sequence[Example] = (),
     role: str | None = None,
+    kind: str = "number",
 ) -> Prompt:
     """Return the prompt of a conversation, {"role", "content"} each, the last one of the user.
 
@@ -48,7 +52,7 @@ def chat_prompt(
     """
     fmt = formats.get_format(format_name)
     told = [turn["content"] for turn in messages if turn["role"] == "system"]
-    instruction = "\n\n".join(told) or fmt.instruction
+    instruction = "\n\n".join(told) or fmt.instruction_for(kind)
     worked = worked_turns(shots, format_name)
     turns = [*worked, *(turn for turn in messages if turn["role"] != "system")]
     if not tokenizer.chat_template:
@@ -135,7 +139,7 @@ def sft_tokens(
     if its turn would not be read as the gold answer (a solution with tags of the format in it).
     """
     fmt, turn = formats.get_format(format_name), written_turn(example, format_name)
-    prompt = make_prompt(example.question, tokenizer, format_name, shots, role)
+    prompt = make_prompt(example.question, tokenizer, format_name, shots, role, **example.asks)
     ends = end_ids(tokenizer, generation_config)
     completion = [*token_ids(tokenizer, _after(prompt.prefill, turn, fmt)), ends[0]]
     assert completion[-1] in ends and completion[-1] is not None
@@ -151,8 +155,8 @@ def written_turn(example: Example, format_name: str) -> str:
         raise InputError(f"{example.id}: has no solution; SFT needs one, GRPO does not")
     fmt = formats.get_format(format_name)
     turn = formats.render(fmt, example.solution.strip(), example.gold)
-    readable = reading.is_correct(turn, example.gold, format_name)
-    if not (readable and formats.parse(turn, fmt).strict):
+    verdict = judge(example, turn, format_name)
+    if not (verdict.right and formats.parse(turn, fmt).strict):
         raise InputError(
             f"{example.id}: written in format {format_name}, its answer {example.gold!r} cannot "
             "be read back; take tags and answer marks out of its solution"
