@@ -13,20 +13,13 @@ import hashlib
 import json
 import logging
 import random
-from collections.abc import Callable, Iterable, Iterator
-from itertools import chain, zip_longest
+from collections.abc import Callable, Iterable
+from itertools import zip_longest
 from typing import Any
 
 from rlm.data import openmath, problems, rows, sources
-from rlm.data.splits import (
-    SPLITS,
-    check_no_overlap,
-    filled,
-    question_key,
-    split_of,
-    subset,
-    without,
-)
+from rlm.data.dataset import DataSet, open_files, open_parts
+from rlm.data.splits import SPLITS, check_no_overlap, split_of, subset, without
 from rlm.errors import InputError
 from rlm.models.prompts import check_room, end_ids, make_prompt, sft_tokens
 from rlm.records import Example
@@ -57,6 +50,7 @@ def load_examples(
     terse_fraction: float = 0.0,
     per_question: int = 1,
     may_be_empty: bool = False,
+    opened: DataSet | None = None,
 ) -> list[Example]:
     """Return examples of a task's split; the same arguments give the same list.
 
@@ -66,7 +60,8 @@ def load_examples(
     digits, terse_fraction: of additions. steps, terse_fraction: of word problems. Task mixed is
     both of these in turn.
     per_question: solutions of each question in openmath.
-    InputError for unknown names, a broken row, a gold answer that cannot be read, and for an empty
+    opened: what `open_data` returned, so that its files are read once for several splits.
+    InputError for unknown names, broken rows, a gold answer that cannot be read, and for an empty
     split unless it `may_be_empty`.
     """
     _check(task, split, n, data)
@@ -86,18 +81,25 @@ def load_examples(
         return [e for pair in zip_longest(*parts) for e in pair if e is not None]
     if task == "openmath":
         found = openmath.collect(data, split, n=n, seed=seed, per_question=per_question)
-    elif task == "gsm8k" and not data:
-        hub = {s: sources.hub_rows("openai/gsm8k", s, config="main") for s in ("train", "test")}
-        found = _split_parts(hub, split, task, rows.gsm8k_example)
     else:
-        convert = rows.gsm8k_example if task == "gsm8k" else rows.own_example
-        found = _split_parts(_file_parts(data or ""), split, task, convert)
+        opened = opened or open_data(task, data)
+        found = opened.split(split)
     if not found and not may_be_empty:
+        taken = f" ({'; '.join(opened.notes)})" if opened and opened.notes else ""
         raise InputError(
-            f"--task {task} --data {data or 'of the hub'}: the {split} split is empty; "
+            f"--task {task} --data {data or 'of the hub'}: the {split} split is empty{taken}; "
             "add questions, or a file of that split (named train*, val* or test*) to a folder"
         )
     return subset(found, n, seed)
+
+
+def open_data(task: str, data: str | None) -> DataSet:
+    """Return the data set of a task that has one: its files, or the hub's."""
+    if task == "gsm8k" and not data:
+        hub = {s: sources.hub_rows("openai/gsm8k", s, config="main") for s in ("train", "test")}
+        return open_parts("openai/gsm8k", task, hub, rows.gsm8k_example)
+    convert = rows.gsm8k_example if task == "gsm8k" else None
+    return open_files(data or "", task, convert=convert)
 
 
 def _check(task: str, split: str, n: int | None, data: str | None) -> None:
@@ -118,57 +120,6 @@ def _check(task: str, split: str, n: int | None, data: str | None) -> None:
 def _made_up(generate: Callable, split: str, n: int, seed: int, options: dict) -> list[Example]:
     """Return n generated examples; a question belongs to the split that its text hashes to."""
     return generate(seed, n, split=split, keep=lambda q: split_of(q) == split, **options)
-
-
-def _file_parts(data: str) -> dict[str, Iterator[sources.Row]]:
-    """Return the rows of the files, by the split that their names say; "train" if they do not."""
-    files = sources.find_files(data)
-    names = [sources.named_split(file) or "train" for file in files]
-    parts: dict[str, Iterator[sources.Row]] = {}
-    for file, name in zip(files, names, strict=True):
-        parts[name] = chain(parts.get(name, ()), sources.read_rows(file))
-    return parts
-
-
-def _split_parts(
-    parts: dict[str, Iterator[sources.Row]], split: str, task: str, convert: Callable
-) -> list[Example]:
-    """Return one split of a data set whose parts are given by name.
-
-    validation and test are their own parts where there are such; otherwise they are cut from the
-    training part by hash, each with one question at least where there are that many. Questions of
-    a held-out part never come back in an earlier split.
-    """
-
-    def part(name: str) -> list[Example]:
-        rows = enumerate(parts.get(name, ()), 1)
-        return [convert(row, where, f"{task}-{name}-{i}") for i, (where, row) in rows]
-
-    cut = [name for name in SPLITS[1:] if name not in parts]  # held-out splits cut by hash
-    if split in parts and split != "train":
-        found = part(split)
-    else:
-        whole = part("train")
-        places = {question_key(e.question): _place(e.question, cut) for e in whole}
-        places = filled(places, cut)
-        found = [e for e in whole if places[question_key(e.question)] == split]
-    kept, dropped = without(found, *map(part, SPLITS[SPLITS.index(split) + 1 :]))
-    if dropped:
-        logger.warning(
-            "%s: %d questions of the %s split left out, they are held out for evaluation too",
-            task, len(dropped), split,
-        )  # fmt: skip
-    return kept
-
-
-def _place(question: str, cut: list[str]) -> str:
-    """Return the split of a training part's question, if those in `cut` are taken from it.
-
-    Where test has a part of its own, the hash's share for test goes to validation: so whatever
-    one data set holds out by hash, another does not train on.
-    """
-    split = split_of(question)
-    return split if split in cut or split == "train" else (cut or ["train"])[0]
 
 
 def examples_for(settings, split: str, n: int | None, **options) -> list[Example]:
