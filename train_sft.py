@@ -48,7 +48,7 @@ def train(settings) -> dict:
     records = token_records(solved, stage.task, settings)
     stage.run.info(
         f"SFT ({settings.stage}) on {len(records)} of {len(examples)} demonstrations: epochs "
-        f"{settings.epochs:g}, batch {settings.batch_size}, rate {settings.learning_rate:g}"
+        f"{settings.epochs:g}, batch {settings.batch_size}, rate {stage.peak_rate:g}"
     )
 
     # 3. Train, measure on questions that were not trained on, and keep the adapter.
@@ -97,8 +97,8 @@ def fit(stage, records: list[dict], questions: int):
     from rlm.trl.sft import Trainer
 
     disable_progress_bars()
-    settings, guard = stage.settings, NonFiniteGuard(stage.run.path)
-    arguments, steps = trainer_arguments(stage.policy, len(records), settings, stage.run.path)
+    guard = NonFiniteGuard(stage.run.path)
+    arguments, steps = trainer_arguments(stage, len(records))
     trainer = Trainer(
         model=stage.policy.model,
         args=arguments,
@@ -121,7 +121,7 @@ def fit(stage, records: list[dict], questions: int):
     return guard
 
 
-def trainer_arguments(policy, count: int, settings, folder):
+def trainer_arguments(stage, count: int):
     """Return (SFTConfig, number of optimiser steps) for `count` records.
 
     A batch is that of all processes together. InputError if they cannot share it evenly.
@@ -129,21 +129,21 @@ def trainer_arguments(policy, count: int, settings, folder):
     import torch
     from trl import SFTConfig
 
-    processes = parallel.world().size
+    settings, processes = stage.settings, parallel.world().size
     if settings.batch_size % processes:
         raise InputError(
             f"--batch-size {settings.batch_size}: {processes} processes share it evenly; use a "
             f"multiple of {processes}"
         )
-    weight = next(policy.model.parameters())
+    weight = next(stage.policy.model.parameters())
     per_pass = math.ceil(count / settings.batch_size)
     steps = settings.max_steps or math.ceil(settings.epochs * per_pass)
     arguments = SFTConfig(
-        output_dir=str(folder),
+        output_dir=str(stage.run.path),
         num_train_epochs=settings.epochs,
         max_steps=settings.max_steps or -1,
         per_device_train_batch_size=settings.batch_size // processes,
-        learning_rate=settings.learning_rate,
+        learning_rate=stage.peak_rate,
         lr_scheduler_type="linear",
         # The first step of a warm-up has rate 0: a single step would teach nothing.
         warmup_steps=settings.warmup_fraction if steps > 1 else 0,

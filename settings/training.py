@@ -16,7 +16,7 @@ from rlm.errors import InputError
 from rlm.run.log import TRACKERS, check_trackers
 from rlm.run.time_budget import seconds_of
 from settings.orchestrator import Orchestrator
-from settings.shared import Shared, by_model
+from settings.shared import Shared, by_model, peak_rate
 
 GENERATED = ("addition", "word_problems", "mixed")
 
@@ -219,7 +219,7 @@ class SFTSettings(Training):
     epochs: float = option(3.0, "passes over the demonstrations", gt=0, le=1000)
     max_steps: int = option(0, "optimiser steps; 0: the epochs decide", ge=0)
     batch_size: int = option(8, "demonstrations an optimiser step", ge=1)
-    learning_rate: float = by_model(3e-3, 2e-4, "peak learning rate", gt=0, le=1)
+    learning_rate: float | None = peak_rate(3e-3, 5e-4)
     warmup_fraction: float = option(0.05, "share of the steps with rising rate", ge=0, lt=1)
     max_length: int = option(1024, "longest demonstration, tokens", ge=16)
     packing: bool = option(False, "several demonstrations in a row of max-length tokens")

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from rlm import files
 from rlm.errors import InputError
-from rlm.models import gguf_file
+from rlm.models import gguf_file, gguf_header
 from rlm.models.lookup import ROOT, gguf_of
 
 logger = logging.getLogger("rlm")
@@ -201,7 +201,7 @@ def _file(model) -> dict | None:
     """Return name and sha256 of the GGUF file that the base was loaded from, None of no such."""
     network = model.get_base_model() if hasattr(model, "get_base_model") else model
     path = getattr(network, gguf_file.FILE, None)
-    return path and {"name": path.name, "sha256": gguf_file.sha256(path)}
+    return path and {"name": path.name, "sha256": gguf_header.sha256(path)}
 
 
 def _file_words(file: dict | None) -> str:

@@ -5,9 +5,11 @@ from pathlib import Path
 
 from rlm.errors import InputError
 from rlm.files import read_object
-from rlm.models import gguf_file
+from rlm.models import gguf_header
 
 ROOT = Path(__file__).resolve().parents[2]  # its weights are found from anywhere
+
+FETCHED = {"weights/smollm2": "`make smollm2` fetches it"}  # models that a recipe names
 
 
 # os.path answers False for a name that no file can have (too long, a NUL, an unknown ~user),
@@ -47,7 +49,7 @@ def folder_of(name: str) -> Path | None:
 
 def gguf_of(name: str) -> Path | None:
     """The GGUF file that a model's name means: it, or the only one in a folder without another."""
-    if name.lower().endswith(gguf_file.SUFFIX):
+    if name.lower().endswith(gguf_header.SUFFIX):
         places = (os.path.expanduser(name), ROOT / name)
         return next((Path(place) for place in places if os.path.isfile(place)), None)
     found = _gguf_files(name)
@@ -59,7 +61,7 @@ def _gguf_files(name: str) -> list[Path]:
     folder = folder_of(name)
     if not folder or (folder / "config.json").is_file() or is_adapter(str(folder)):
         return []
-    return sorted(p for p in folder.iterdir() if p.suffix.lower() == gguf_file.SUFFIX)
+    return sorted(p for p in folder.iterdir() if p.suffix.lower() == gguf_header.SUFFIX)
 
 
 def local_place(name: str) -> Path | None:
@@ -70,7 +72,7 @@ def local_place(name: str) -> Path | None:
 def check_gguf(name: str, given: str) -> None:
     """InputError if a name means GGUF files, but not one that can be read."""
     if file := gguf_of(name):
-        gguf_file.check(file, given)
+        gguf_header.check(file, given)
     elif several := _gguf_files(name):
         names = ", ".join(file.name for file in several)
         raise InputError(
@@ -119,7 +121,8 @@ def check_model(name: str, given: str, *, weights: bool = True) -> None:
             f"{given}: a file; give a model's folder, a GGUF file or a name on the hub"
         )
     elif looks_like_path(name):
-        raise InputError(f"{given}: no folder {name}; give a model's folder or a name on the hub")
+        advice = FETCHED.get(Path(name).as_posix(), "give a model's folder or a name on the hub")
+        raise InputError(f"{given}: no folder {name}; {advice}")
 
 
 def check_adapter(path: str, given: str, model: str | None = None) -> None:
