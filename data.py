@@ -14,11 +14,15 @@ import json
 import logging
 import random
 from collections.abc import Callable, Iterable
+from dataclasses import replace
+from functools import partial
 from itertools import zip_longest
 from typing import Any
 
-from rlm.data import openmath, problems, rows, sources
-from rlm.data.dataset import DataSet, open_files, open_parts
+from rlm.data import openmath, problems, rows
+from rlm.data.dataset import DataSet, open_files, open_hub
+from rlm.data.hub_sets import HUB_SETS
+from rlm.data.layouts import Reading
 from rlm.data.splits import SPLITS, check_no_overlap, split_of, subset, without
 from rlm.errors import InputError
 from rlm.models.prompts import check_room, end_ids, make_prompt, sft_tokens
@@ -32,7 +36,7 @@ __all__ = [
 ]  # fmt: skip
 
 GENERATED = ("addition", "word_problems", "mixed")
-TASKS = (*GENERATED, "gsm8k", "openmath", "jsonl")
+TASKS = (*GENERATED, *HUB_SETS, *openmath.VERSIONS, "jsonl")
 ASSUMED = 2000  # generated training questions, where no manifest says how many there were
 
 logger = logging.getLogger("rlm.data")
@@ -49,6 +53,7 @@ def load_examples(
     steps: tuple[int, int] = (2, 4),
     terse_fraction: float = 0.0,
     per_question: int = 1,
+    reading: Reading | None = None,
     may_be_empty: bool = False,
     opened: DataSet | None = None,
 ) -> list[Example]:
@@ -56,10 +61,11 @@ def load_examples(
 
     n: how many; None or 0 takes all that a data set has. Fewer come back if there are fewer.
     seed: which n of a data set, or which questions are made up.
-    data: a file or folder of JSONL or Parquet; gsm8k and openmath default to the hub.
+    data: a file or folder of them (JSONL, JSON, CSV, Parquet); without it the hub's, but for jsonl.
     digits, terse_fraction: of additions. steps, terse_fraction: of word problems. Task mixed is
     both of these in turn.
-    per_question: solutions of each question in openmath.
+    per_question: solutions of each question in openmath and openmath2.
+    reading: columns that are named, the kind of answers, what is done with bad rows.
     opened: what `open_data` returned, so that its files are read once for several splits.
     InputError for unknown names, broken rows, a gold answer that cannot be read, and for an empty
     split unless it `may_be_empty`.
@@ -79,10 +85,11 @@ def load_examples(
         if made > sums:
             parts += [load_examples("word_problems", split, n=made - sums, steps=steps, **shared)]
         return [e for pair in zip_longest(*parts) for e in pair if e is not None]
-    if task == "openmath":
-        found = openmath.collect(data, split, n=n, seed=seed, per_question=per_question)
+    if task in openmath.VERSIONS:
+        wanted = openmath.Wanted(openmath.VERSIONS[task], split, seed, per_question)
+        found = openmath.collect(task, wanted, data, n, reading or Reading())
     else:
-        opened = opened or open_data(task, data)
+        opened = opened or open_data(task, data, reading)
         found = opened.split(split)
     if not found and not may_be_empty:
         taken = f" ({'; '.join(opened.notes)})" if opened and opened.notes else ""
@@ -93,13 +100,17 @@ def load_examples(
     return subset(found, n, seed)
 
 
-def open_data(task: str, data: str | None) -> DataSet:
-    """Return the data set of a task that has one: its files, or the hub's."""
-    if task == "gsm8k" and not data:
-        hub = {s: sources.hub_rows("openai/gsm8k", s, config="main") for s in ("train", "test")}
-        return open_parts("openai/gsm8k", task, hub, rows.gsm8k_example)
-    convert = rows.gsm8k_example if task == "gsm8k" else None
-    return open_files(data or "", task, convert=convert)
+def open_data(task: str, data: str | None, reading: Reading | None = None) -> DataSet:
+    """Return the data set of a task that has one: its files, or the hub's; read when needed."""
+    reading = reading or Reading()
+    known = HUB_SETS.get(task)
+    if known is None:
+        return open_files(data or "", task, reading=reading)
+    reading = replace(reading, kind=reading.kind or known.kind)
+    convert = rows.gsm8k_example if task == "gsm8k" and not reading.flags() else None
+    if data:
+        return open_files(data, task, convert, reading, held_out=known.held_out)
+    return open_hub(known, task, convert, reading)
 
 
 def _check(task: str, split: str, n: int | None, data: str | None) -> None:
@@ -143,13 +154,17 @@ def training_sets(settings) -> tuple[list[Example], list[Example]]:
 
     Validation is empty where the data have no question to spare, which is told.
     """
-    validation = examples_for(settings, "validation", settings.eval_samples, may_be_empty=True)
+    opened = None
+    if settings.source not in (*GENERATED, *openmath.VERSIONS):
+        opened = open_data(settings.source, settings.data, **settings.task_options())
+    read = partial(examples_for, settings, opened=opened)
+    validation = read("validation", settings.eval_samples, may_be_empty=True)
     if not validation:
         logger.warning(
             "--data %s: too few questions for a validation, so it trains without one: what is "
             "kept is the adapter of the last step, whether or not it is the best", settings.data
         )  # fmt: skip
-    train, dropped = without(examples_for(settings, "train", settings.num_samples), validation)
+    train, dropped = without(read("train", settings.num_samples), validation)
     if dropped:
         logger.warning("%d training questions left out: the validation has them", len(dropped))
     check_no_overlap(train, validation)

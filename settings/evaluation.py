@@ -21,7 +21,10 @@ from settings.orchestrator import Orchestrator
 from settings.training import Common
 
 # What --robustness takes from the adapter's training, where it is not given.
-TRAINED = ("task", "data", "digits", "problem_steps", "per_question", "max_tokens")
+TRAINED = (
+    "task", "data", "question_field", "answer_field", "solution_field", "skip_bad_rows", "digits",
+    "problem_steps", "per_question", "max_tokens",
+)  # fmt: skip
 
 
 class EvaluateSettings(Orchestrator, Common):

@@ -8,15 +8,18 @@ is a warning.
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import chain, islice
 from pathlib import Path
 
 from rlm.answers.reading import read_gold
 from rlm.data import sources
-from rlm.data.layouts import LOOK_AT, Fields, layout_of
-from rlm.data.readers import Bad, read_rows
+from rlm.data.bad_rows import check_bad_rows
+from rlm.data.hub_sets import HubSet
+from rlm.data.layouts import LOOK_AT, Reading, layout_of
+from rlm.data.readers import Bad, Row, read_rows
 from rlm.data.rows import row_example
-from rlm.data.splits import SPLITS, filled, question_key, split_of, without
+from rlm.data.splits import SPLITS, filled, place_of, question_key, without
 from rlm.errors import InputError
 from rlm.records import Example
 
@@ -24,8 +27,7 @@ logger = logging.getLogger("rlm.data")
 
 Convert = Callable[[dict, str, str], Example]  # row, where, id
 Part = Callable[[Bad], Iterable[tuple[str, dict, Convert]]]  # (where, row, how it is converted)
-SHOWN = 10  # bad rows of a message
-REASON = 110  # characters of the reason of each, where there are several
+READING = Reading()  # nothing is named by the user
 
 
 @dataclass
@@ -46,6 +48,12 @@ class DataSet:
     places: dict[str, list[str]] = field(default_factory=dict)
     bad: list[InputError] = field(default_factory=list)
     told: set[str] = field(default_factory=set)  # what was warned of, so that it is once
+
+    def note(self, text: str, level: int = logging.INFO) -> None:
+        """Keep and log a line on how the data were taken, once."""
+        if text not in self.notes:
+            self.notes.append(text)
+            logger.log(level, "%s: %s", self.name, text)
 
     def part(self, name: str) -> list[Example]:
         """Return the usable examples of a part, read at the first call; [] if there is no such."""
@@ -78,7 +86,7 @@ class DataSet:
             found = self.part(split)
         else:
             whole = self.part("train")
-            places = {question_key(e.question): self._place(e.question) for e in whole}
+            places = {question_key(e.question): place_of(e.question, self.cut) for e in whole}
             places = filled(places, self.cut)
             found = [e for e in whole if places[question_key(e.question)] == split]
         kept, dropped = without(found, *map(self.part, SPLITS[SPLITS.index(split) + 1 :]))
@@ -88,26 +96,16 @@ class DataSet:
                        "are held out for evaluation too")  # fmt: skip
         return kept
 
-    def _place(self, question: str) -> str:
-        """Return the split of a training part's question, if those in `cut` are taken from it.
-
-        Where test has a part of its own, the hash's share for test goes to validation: so whatever
-        one data set holds out by hash, another does not train on.
-        """
-        split = split_of(question)
-        return split if split in self.cut or split == "train" else (self.cut or ["train"])[0]
-
     def check(self) -> None:
         """InputError for bad rows unless they are skipped, which is told; tell contradictions."""
         usable = any(self.examples.values())
-        if self.bad and not (self.skip_bad_rows and usable):
-            raise bad_rows(self.bad, skipped=self.skip_bad_rows)
-        if self.bad:
-            self._warn(f"{len(self.bad)} bad rows left out: {listed(self.bad, 3)}")
+        check_bad_rows(self.bad, usable=usable, skip=self.skip_bad_rows, warn=self._warn)
         found = self.contradictions()
         if found:
-            self._warn(f"{len(found)} questions stand twice with golds that differ: "
-                       f"{'; '.join(found[:3])}{' ...' * (len(found) > 3)}")  # fmt: skip
+            self._warn(
+                f"the same question with golds that differ, {len(found)} times: "
+                f"{'; '.join(found[:3])}{' ...' * (len(found) > 3)}"
+            )
 
     def _warn(self, text: str) -> None:
         if text not in self.told:
@@ -137,100 +135,73 @@ def same_gold(one: Example, other: Example) -> bool:
     return bool(values[0] & values[1])
 
 
-def bad_rows(errors: list[InputError], *, skipped: bool) -> InputError:
-    """Return one error of all bad rows: the first ten, then a count; one alone in full."""
-    advice = "no row is left" if skipped else "correct them, or leave them out by --skip-bad-rows"
-    if len(errors) == 1:
-        return InputError(f"{errors[0]} ({advice.replace('them', 'it')})", longest=2000)
-    return InputError(f"{len(errors)} bad rows: {listed(errors, SHOWN)}; {advice}", longest=4000)
-
-
-def listed(errors: list[InputError], most: int) -> str:
-    """Return the first errors, each with its place and shortened, and how many more there are."""
-    lines, before = [], ""
-    for error in errors[:most]:
-        place, _, reason = str(error).partition(": ")
-        path, _, number = place.rpartition(":")
-        reason = reason.partition(";")[0].partition(": it must")[0]
-        shown = reason if len(reason) <= REASON else f"{reason[:REASON]}..."
-        lines.append(f"{f'line {number}' if path == before else place}: {shown}")
-        before = path
-    more = len(errors) - most
-    return "; ".join(lines) + (f"; and {more} more" if more > 0 else "")
-
-
 def open_files(
     data: str,
     task: str,
-    *,
     convert: Convert | None = None,
-    fields: Fields | None = None,
-    kind: str | None = None,
-    skip_bad_rows: bool = False,
+    reading: Reading = READING,
+    *,
     held_out: bool = False,
 ) -> DataSet:
     """Return the data set of a file or folder, each file a part by its name; "train" if none.
 
-    convert: how a row becomes an example; None: by the layout of its file, with `fields`, `kind`.
+    convert: how a row becomes an example; None: by the layout of its file and `reading`.
     held_out: all of it is test, whatever the names say.
     """
     named = sources.split_files(data)
-    splits = {file: "test" if held_out else split for file, split in named.items()}
     files: dict[str, list[Path]] = {}
-    for file, split in splits.items():
-        files.setdefault(split or "train", []).append(file)
-    found = DataSet(data, task, {}, skip_bad_rows)
-    said: set[str] = set()
-
-    def note(text: str) -> None:
-        if text not in said:
-            said.add(text)
-            found.notes.append(text)
-            logger.info("%s: %s", data, text)
-
-    def rows_of(file: Path, bad: Bad) -> Iterator[tuple[str, dict, Convert]]:
-        how = convert
-        rows = read_rows(file, bad)
-        if how is None:
-            rows = iter(rows)
-            begin = list(islice(rows, LOOK_AT))
-            if not begin:
-                return
-            layout = layout_of([row for _, row in begin], begin[0][0], fields)
-            note(layout.in_words())
-            rows = chain(begin, rows)
-
-            def how(row: dict, where: str, id: str) -> Example:
-                return row_example(row, where, id, layout, kind)
-
-        for where, row in rows:
-            yield where, row, how
+    for file, split in named.items():
+        files.setdefault("test" if held_out else split or "train", []).append(file)
+    found = DataSet(data, task, {}, reading.skip_bad_rows)
 
     def part(files: list[Path]) -> Part:
-        return lambda bad: chain.from_iterable(rows_of(file, bad) for file in files)
+        def rows(bad: Bad) -> Iterator[tuple[str, dict, Convert]]:
+            for file in files:
+                yield from converted(read_rows(file, bad), convert, found.note, reading)
 
-    found.parts = {split: part(files) for split, files in files.items()}
+        return rows
+
+    found.parts = {split: part(of) for split, of in files.items()}
     if not held_out:
-        tell_splits(found, named, note)
+        tell_splits(found, named)
     return found
 
 
-def tell_splits(found: DataSet, named: dict[Path, str | None], note: Callable[[str], None]) -> None:
+def converted(
+    rows: Iterator[Row], convert: Convert | None, note: Callable[[str], None], reading: Reading
+) -> Iterator[tuple[str, dict, Convert]]:
+    """Yield (where, row, how it is converted); without `convert` by the layout of the first rows.
+
+    note: is told the layout.
+    """
+    if convert is None:
+        begin = list(islice(rows, LOOK_AT))
+        if not begin:
+            return
+        layout = layout_of([row for _, row in begin], begin[0][0], reading)
+        note(layout.in_words())
+        convert = partial(row_example, layout=layout, kind=reading.kind)
+        rows = chain(begin, rows)
+    for where, row in rows:
+        yield where, row, convert
+
+
+def tell_splits(found: DataSet, named: dict[Path, str | None]) -> None:
     """Say how files were taken whose names say a split, or none beside others that do."""
     silent = [file.name for file, split in named.items() if split is None]
     said = [f"{split}: {_several([f.name for f, s in named.items() if s == split])}"
             for split in SPLITS if split in named.values()]  # fmt: skip
     if said:
-        note("by their names " + "; ".join(said))
+        found.note("by their names " + "; ".join(said))
     if silent:
-        whole = " and ".join(["train", *found.cut])
-        text = (f"{_several(silent)}: no split in the name, so taken as {whole}"
-                f"{', cut by hash' if found.cut else ''}")  # fmt: skip
-        if said:
-            found.notes.append(text)
-            logger.warning("%s: %s (name it test* or val* to hold it out)", found.name, text)
-        else:
-            note(text)
+        splits = ["train", *found.cut]
+        whole = " and ".join(filter(None, [", ".join(splits[:-1]), splits[-1]]))
+        who = f"{_several(silent)}: no split in the name" if len(named) > 1 else (
+            "no split in its name"
+        )  # fmt: skip
+        text = f"{who}, so taken as {whole}{', cut by hash' if found.cut else ''}"
+        advice = " (name it test* or val* to hold it out)" if said else ""
+        found.note(text + advice, logging.WARNING if said else logging.INFO)
 
 
 def _several(names: list[str]) -> str:
@@ -238,10 +209,19 @@ def _several(names: list[str]) -> str:
     return ", ".join(names[:3]) + (f" and {more} more" if more > 0 else "")
 
 
-def open_parts(name: str, task: str, rows: Mapping[str, Iterable], convert: Convert) -> DataSet:
-    """Return the data set whose rows are given by split, all converted alike."""
+def open_hub(known: HubSet, task: str, convert: Convert | None, reading: Reading) -> DataSet:
+    """Return the data set on the hub; its rows come when a part is first needed.
 
-    def part(rows: Iterable) -> Part:
-        return lambda bad: ((where, row, convert) for where, row in rows)
+    convert, reading: as `open_files` has them.
+    """
+    found = DataSet(known.name, task, {}, reading.skip_bad_rows)
 
-    return DataSet(name, task, {split: part(rows) for split, rows in rows.items()})
+    def part(split: str) -> Part:
+        def rows(bad: Bad) -> Iterator[tuple[str, dict, Convert]]:
+            raw = sources.hub_rows(known.name, split, config=known.config)
+            return converted(raw, convert, found.note, reading)
+
+        return rows
+
+    found.parts = {split: part(there) for split, there in known.splits.items()}
+    return found

@@ -32,12 +32,19 @@ LOOK_AT = 100  # rows of a file that say which columns it has
 
 
 @dataclass(frozen=True)
-class Fields:
-    """The columns that the user named, None for each that is found by its name; dotted paths."""
+class Reading:
+    """How the user wants rows to be read.
+
+    question, answer, solution: columns, or dotted paths into nested ones; None for each that is
+    found by its name. kind: of the answers, where a row has none of its own; None: the task's.
+    skip_bad_rows: rows that cannot be used are left out and counted; else they are an error.
+    """
 
     question: str | None = None
     answer: str | None = None
     solution: str | None = None
+    kind: str | None = None
+    skip_bad_rows: bool = False
 
     def flags(self) -> dict[str, str]:
         """Return flag -> column of those that were named."""
@@ -47,8 +54,9 @@ class Fields:
 
 @dataclass(frozen=True)
 class Layout:
-    """Paths of the columns. answer: None where the solution states it. solution: None for none.
+    """Paths of the columns. answer: None where the solution states it.
 
+    solution: None where the first rows have none; `solution` of a later row counts all the same.
     choices: one column with a list, or a column a choice; () for none. context: a second part of
     the question, which may be empty.
     """
@@ -58,6 +66,11 @@ class Layout:
     solution: str | None
     choices: tuple[str, ...] = ()
     context: str | None = None
+
+    @property
+    def reasoning(self) -> str:
+        """The path of the solution, whether or not the first rows have one."""
+        return self.solution or "solution"
 
     def in_words(self) -> str:
         """Return the layout as one line says it."""
@@ -70,7 +83,8 @@ class Layout:
             parts.append(f"answer from {self.answer!r}")
         elif self.solution:
             parts.append(f"answer from what {self.solution!r} states")
-        parts.append(f"solution from {self.solution!r}" if self.solution else "no solution")
+        if self.solution:
+            parts.append(f"solution from {self.solution!r}")
         return ", ".join(parts)
 
 
@@ -96,13 +110,12 @@ def value_at(row, path: str):
     return value
 
 
-def layout_of(rows: list[dict], where: str, given: Fields | None = None) -> Layout:
+def layout_of(rows: list[dict], where: str, given: Reading) -> Layout:
     """Return the layout of the first rows of a file, the columns that are `given` before others.
 
     InputError if no question, or neither an answer nor a solution, is known or given, and for a
     given column that none of the rows has; it names those that are there.
     """
-    given = given or Fields()
     columns = columns_of(rows)
     for flag, path in given.flags().items():
         if all(value_at(row, path) is None for row in rows):
@@ -123,8 +136,6 @@ def layout_of(rows: list[dict], where: str, given: Fields | None = None) -> Layo
             f"{where}: field '{missing}' is missing; there are: {', '.join(paths_of(rows))}; name "
             f"the column by --{missing}-field"
         )
-    if answer and not solution and "solution" not in taken:
-        solution = OWN.solution  # later rows may have one
     return Layout(question, answer, solution, choices, context)
 
 

@@ -77,8 +77,8 @@ def solution_of(row: dict, layout: Layout, where: str) -> Worked:
     text = raw_solution(row, layout)
     if not text.strip():
         return Worked("", None)
-    if layout.solution and value_at(row, layout.solution) not in (None, ""):
-        text = text_of(row, layout.solution, where, speaker="answer")
+    if _has_solution(row, layout):
+        text = text_of(row, layout.reasoning, where, speaker="answer")
     try:
         return take_apart(text)
     except ValueError as error:
@@ -91,13 +91,18 @@ def raw_solution(row: dict, layout: Layout) -> str:
     Without a solution of its own it is what an answer in GSM8K's manner has before ####, or one
     with tags.
     """
-    given = value_at(row, layout.solution) if layout.solution else None
-    if given is not None and not (isinstance(given, str) and not given.strip()):
+    if _has_solution(row, layout):
+        given = value_at(row, layout.reasoning)
         return _spoken(given, ANSWERS) or str(given)
     answer = value_at(row, layout.answer) if layout.answer else None
     if isinstance(answer, str) and ("####" in answer or "</" in answer):
         return answer
     return ""
+
+
+def _has_solution(row: dict, layout: Layout) -> bool:
+    given = value_at(row, layout.reasoning)
+    return given is not None and not (isinstance(given, str) and not given.strip())
 
 
 def golds_of(row: dict, layout: Layout, worked: Worked, where: str, kind: str) -> list[str]:

@@ -118,7 +118,9 @@ def test_a_name_that_says_nothing_is_named(tmp_path, caplog):
     caplog.clear()
     caplog.set_level("INFO", "rlm.data")
     data.load_examples("jsonl", "train", data=f"{place}/more.jsonl")
-    assert "taken as train and validation and test, cut by hash" in caplog.text
+    assert (
+        "no split in its name, so taken as train, validation and test, cut by hash" in caplog.text
+    )
     assert "WARNING" not in caplog.text
 
 

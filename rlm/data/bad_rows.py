@@ -1,0 +1,47 @@
+"""What is wrong with the rows of a data set, told at once: an error, or what was left out.
+
+Knows the errors alone, which begin with "path:line: ".
+"""
+
+from collections.abc import Callable
+
+from rlm.errors import InputError
+
+SHOWN = 10  # bad rows of a message
+LEFT_OUT = 3  # of a warning
+REASON = 110  # characters of the reason of each, where there are several
+
+
+def check_bad_rows(
+    bad: list[InputError], *, usable: bool, skip: bool, warn: Callable[[str], None]
+) -> None:
+    """InputError for bad rows; where they are to be skipped and others are `usable`, a warning."""
+    if bad and not (skip and usable):
+        raise bad_rows(bad, skipped=skip)
+    if bad:
+        warn(f"{len(bad)} bad rows left out: {listed(bad, LEFT_OUT)}")
+
+
+def bad_rows(errors: list[InputError], *, skipped: bool) -> InputError:
+    """Return one error of all bad rows: the first ten, then a count; one alone in full."""
+    one = len(errors) == 1
+    advice = "no row is left" if skipped else (
+        f"correct {'it' if one else 'them'}, or go on without by --skip-bad-rows"
+    )  # fmt: skip
+    if one:
+        return InputError(f"{errors[0]} ({advice})", longest=2000)
+    return InputError(f"{len(errors)} bad rows: {listed(errors, SHOWN)}; {advice}", longest=4000)
+
+
+def listed(errors: list[InputError], most: int) -> str:
+    """Return the first errors, each with its place and shortened, and how many more there are."""
+    lines, before = [], ""
+    for error in errors[:most]:
+        place, _, reason = str(error).partition(": ")
+        path, _, number = place.rpartition(":")
+        reason = reason.partition(";")[0].partition(": it must")[0]
+        shown = reason if len(reason) <= REASON else f"{reason[:REASON]}..."
+        lines.append(f"{number if path == before else place}: {shown}")
+        before = path
+    more = len(errors) - most
+    return "; ".join(lines) + (f"; and {more} more" if more > 0 else "")
