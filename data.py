@@ -14,13 +14,12 @@ import json
 import logging
 import random
 from collections.abc import Callable, Iterable
-from dataclasses import replace
 from functools import partial
 from itertools import zip_longest
 from typing import Any
 
-from rlm.data import openmath, problems, rows
-from rlm.data.dataset import DataSet, open_files, open_hub
+from rlm.data import openmath, problems
+from rlm.data.dataset import DataSet, open_data
 from rlm.data.hub_sets import HUB_SETS
 from rlm.data.layouts import Reading
 from rlm.data.splits import SPLITS, check_no_overlap, split_of, subset, without
@@ -89,7 +88,7 @@ def load_examples(
         wanted = openmath.Wanted(openmath.VERSIONS[task], split, seed, per_question)
         found = openmath.collect(task, wanted, data, n, reading or Reading())
     else:
-        opened = opened or open_data(task, data, reading)
+        opened = opened or open_data(task, data, reading or Reading())
         found = opened.split(split)
     if not found and not may_be_empty:
         taken = f" ({'; '.join(opened.notes)})" if opened and opened.notes else ""
@@ -98,19 +97,6 @@ def load_examples(
             "add questions, or a file of that split (named train*, val* or test*) to a folder"
         )
     return subset(found, n, seed)
-
-
-def open_data(task: str, data: str | None, reading: Reading | None = None) -> DataSet:
-    """Return the data set of a task that has one: its files, or the hub's; read when needed."""
-    reading = reading or Reading()
-    known = HUB_SETS.get(task)
-    if known is None:
-        return open_files(data or "", task, reading=reading)
-    reading = replace(reading, kind=reading.kind or known.kind)
-    convert = rows.gsm8k_example if task == "gsm8k" and not reading.flags() else None
-    if data:
-        return open_files(data, task, convert, reading, held_out=known.held_out)
-    return open_hub(known, task, convert, reading)
 
 
 def _check(task: str, split: str, n: int | None, data: str | None) -> None:

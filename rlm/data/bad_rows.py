@@ -37,11 +37,16 @@ def listed(errors: list[InputError], most: int) -> str:
     """Return the first errors, each with its place and shortened, and how many more there are."""
     lines, before = [], ""
     for error in errors[:most]:
-        place, _, reason = str(error).partition(": ")
+        place, _, reason = one_line(error).partition(": ")
         path, _, number = place.rpartition(":")
-        reason = reason.partition(";")[0].partition(": it must")[0]
-        shown = reason if len(reason) <= REASON else f"{reason[:REASON]}..."
-        lines.append(f"{number if path == before else place}: {shown}")
+        lines.append(f"{number if path == before else place}: {reason}")
         before = path
     more = len(errors) - most
     return "; ".join(lines) + (f"; and {more} more" if more > 0 else "")
+
+
+def one_line(error: InputError) -> str:
+    """Return the place and the reason, without the advice that one error alone has."""
+    place, _, reason = str(error).partition(": ")
+    reason = reason.partition(";")[0].partition(": it must")[0]
+    return f"{place}: {reason if len(reason) <= REASON else reason[:REASON] + '...'}"

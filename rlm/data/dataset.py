@@ -7,7 +7,7 @@ is a warning.
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import chain, islice
 from pathlib import Path
@@ -15,10 +15,10 @@ from pathlib import Path
 from rlm.answers.reading import read_gold
 from rlm.data import sources
 from rlm.data.bad_rows import check_bad_rows
-from rlm.data.hub_sets import HubSet
+from rlm.data.hub_sets import HUB_SETS, HubSet
 from rlm.data.layouts import LOOK_AT, Reading, layout_of
 from rlm.data.readers import Bad, Row, read_rows
-from rlm.data.rows import row_example
+from rlm.data.rows import gsm8k_example, row_example
 from rlm.data.splits import SPLITS, filled, place_of, question_key, without
 from rlm.errors import InputError
 from rlm.records import Example
@@ -76,12 +76,21 @@ class DataSet:
         return [name for name in SPLITS[1:] if name not in self.parts]
 
     def split(self, split: str) -> list[Example]:
-        """Return the examples of a split.
+        """Return the examples of a split; InputError for bad rows.
 
         validation and test are their own parts where there are such; otherwise they are cut from
         the training part by hash, each with one question at least where there are that many.
-        Questions of a held-out part never come back in an earlier split. InputError for bad rows.
+        Questions of a held-out part never come back in an earlier split.
         """
+        kept, dropped = self.kept(split)
+        self.check()
+        if dropped:
+            self._warn(f"{self.task}: {len(dropped)} questions of the {split} split left out, they "
+                       "are held out for evaluation too")  # fmt: skip
+        return kept
+
+    def kept(self, split: str) -> tuple[list[Example], list[Example]]:
+        """Return (the examples of a split, those left out of it), whatever is wrong with rows."""
         if split in self.parts and split != "train":
             found = self.part(split)
         else:
@@ -89,12 +98,7 @@ class DataSet:
             places = {question_key(e.question): place_of(e.question, self.cut) for e in whole}
             places = filled(places, self.cut)
             found = [e for e in whole if places[question_key(e.question)] == split]
-        kept, dropped = without(found, *map(self.part, SPLITS[SPLITS.index(split) + 1 :]))
-        self.check()
-        if dropped:
-            self._warn(f"{self.task}: {len(dropped)} questions of the {split} split left out, they "
-                       "are held out for evaluation too")  # fmt: skip
-        return kept
+        return without(found, *map(self.part, SPLITS[SPLITS.index(split) + 1 :]))
 
     def check(self) -> None:
         """InputError for bad rows unless they are skipped, which is told; tell contradictions."""
@@ -133,6 +137,21 @@ def same_gold(one: Example, other: Example) -> bool:
     except ValueError:
         return False
     return bool(values[0] & values[1])
+
+
+def open_data(task: str, data: str | None, reading: Reading = READING) -> DataSet:
+    """Return the data set of a task that has one: its files, or the hub's; read when needed.
+
+    A task that is no known data set is read from files by their columns.
+    """
+    known = HUB_SETS.get(task)
+    if known is None:
+        return open_files(data or "", task, reading=reading)
+    reading = replace(reading, kind=reading.kind or known.kind)
+    convert = gsm8k_example if task == "gsm8k" and not reading.flags() else None
+    if data:
+        return open_files(data, task, convert, reading, held_out=known.held_out)
+    return open_hub(known, task, convert, reading)
 
 
 def open_files(

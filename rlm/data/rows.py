@@ -48,7 +48,7 @@ def row_example(
         question,
         golds[0],
         worked.reasoning or None,
-        steps=step_count(raw_solution(row, layout)),
+        steps=len(NOTE.findall(raw_solution(row, layout))) or step_count(worked.reasoning),
         kind=kind,
         accepted=tuple(golds[1:]),
         choices=choices,
