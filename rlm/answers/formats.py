@@ -13,6 +13,7 @@ All tag names live here and nowhere else. It knows nothing of what an answer is 
     '42'
 """
 
+import re
 from dataclasses import dataclass
 
 
@@ -182,3 +183,47 @@ def opened_by(prompt_text: str, fmt: Format) -> str:
     if not opener or not prompt_text.rstrip().endswith(opener):
         return ""
     return prompt_text[prompt_text.rindex(opener) :]
+
+
+# Control tokens of tokenizers that a text may still show: <|im_end|>, </s>, <end_of_turn>.
+_CONTROL = re.compile(
+    r"<[|\uff5c](?P<name>[A-Za-z][A-Za-z0-9_\u2581-]{0,40}+)[|\uff5c]>"
+    r"|(?P<tag></s>|<(?:eos|bos|pad|unk|end_of_turn|start_of_turn)>)"
+)
+_MARKS = ("<|", "<\uff5c", "</s>", "<eos>", "<bos>", "<pad>", "<unk>", "_of_turn>")
+_ENDS = {
+    "im_end", "endoftext", "end_of_text", "eot_id", "eom_id", "eot", "end", "return", "eos",
+    "end_of_turn", "end_of_sentence", "s", "endofturn", "END_OF_TURN_TOKEN", "end_of_msg",
+}  # fmt: skip
+# They begin another turn, and so end this one; at its very beginning they are its own.
+_BEGINS = {
+    "im_start", "start_header_id", "start_of_turn", "user", "assistant", "system", "start",
+    "START_OF_TURN_TOKEN", "User", "Assistant",
+}  # fmt: skip
+
+
+def turn_of(text: str) -> str:
+    """Return the turn that a text holds, without control tokens of a tokenizer.
+
+    The first that ends a turn, or begins another one, ends it; others leave a space, so that no
+    digits are joined. A text without such tokens comes back as it is. Linear time.
+
+    >>> turn_of("<think>6 * 7</think>42<|im_end|>\\n<|im_start|>user")
+    '<think>6 * 7</think>42'
+    >>> turn_of("4<|fim_pad|>2")
+    '4 2'
+    """
+    if not any(mark in text for mark in _MARKS):
+        return text
+    out, at, said = [], 0, False
+    for found in _CONTROL.finditer(text):
+        name = (found["name"] or found["tag"].strip("</>")).replace("\u2581", "_")
+        if found["tag"] == "</s>" and "<s>" in text:
+            continue  # HTML that strikes something out
+        out.append(text[at : found.start()])
+        at = found.end()
+        said = said or bool(out[-1].strip())
+        if name in _ENDS or (name in _BEGINS and said):
+            return "".join(out)
+        out.append(" ")
+    return "".join([*out, text[at:]])
