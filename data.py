@@ -85,8 +85,10 @@ def load_examples(
             parts += [load_examples("word_problems", split, n=made - sums, steps=steps, **shared)]
         return [e for pair in zip_longest(*parts) for e in pair if e is not None]
     if task in openmath.VERSIONS:
-        wanted = openmath.Wanted(openmath.VERSIONS[task], split, seed, per_question)
-        found = openmath.collect(task, wanted, data, n, reading or Reading())
+        reading = reading or Reading()
+        version = openmath.VERSIONS[task]
+        wanted = openmath.Wanted(version, split, seed, per_question, reading.kind)
+        found = openmath.collect(task, wanted, data, n, reading)
     else:
         opened = opened or open_data(task, data, reading or Reading())
         found = opened.split(split)

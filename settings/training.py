@@ -10,9 +10,10 @@ from typing import Literal
 
 from pydantic import field_validator, model_validator
 
+from rlm.answers.math_pool import available
 from rlm.cli.layers import nearest, option
 from rlm.cli.parsing import parse_range, words_of
-from rlm.data.hub_sets import HELD_OUT
+from rlm.data.hub_sets import HELD_OUT, kind_of_task
 from rlm.data.layouts import Reading
 from rlm.errors import InputError
 from rlm.run.log import TRACKERS, check_trackers
@@ -58,6 +59,12 @@ class Common(Shared):
     )
     answer_field: str | None = option(None, "column of the right answer, as --question-field")
     solution_field: str | None = option(None, "column of the reasoning, as --question-field")
+    answers: Literal["number", "math", "choice", "text"] | None = option(
+        None,
+        "kind of the right answers, where a row has no field `kind` of its own: number | math | "
+        "choice | text",
+        shown="the task's; jsonl: choice where a row has choices, else number",
+    )
     skip_bad_rows: bool = option(False, "leave out rows that cannot be used, and count them")
     digits: tuple[int, int] = option(
         (1, 3), "digits of the numbers in task addition, 1 to 9: 3 or 1-3", shown="1-3"
@@ -119,6 +126,7 @@ class Common(Shared):
             question=self.question_field,
             answer=self.answer_field,
             solution=self.solution_field,
+            kind=self.answers,
             skip_bad_rows=self.skip_bad_rows,
         )
 
@@ -139,9 +147,15 @@ class Common(Shared):
             if getattr(self, name) is not None and (self.source in FIXED or not self.data):
                 raise InputError(f"{self.given(name)}: task {self.source} has its own columns; "
                                  "name columns with --task jsonl --data FILE")  # fmt: skip
-        if self.skip_bad_rows and self.source in GENERATED:
-            raise InputError(f"--skip-bad-rows: task {self.source} makes its own questions; "
-                             "leave it out")  # fmt: skip
+        for name in ("answers", "skip_bad_rows"):
+            if getattr(self, name) and self.source in GENERATED:
+                raise InputError(f"{self.given(name)}: task {self.source} makes its own questions; "
+                                 "leave it out")  # fmt: skip
+        if self.source in FIXED and self.answers not in (None, "number", "math"):
+            raise InputError(f"{self.given('answers')}: the answers of task {self.source} are "
+                             "number or math")  # fmt: skip
+        if self.answers == "math" or not self.answers and kind_of_task(self.source) == "math":
+            available()
         for name in ("num_samples", "eval_samples"):
             if self.source in GENERATED and getattr(self, name, 1) == 0:
                 raise InputError(f"{self.given(name)}: task {self.source} has no end; use a number")

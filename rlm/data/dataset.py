@@ -6,12 +6,13 @@ is a warning.
 """
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import chain, islice
 from pathlib import Path
 
+from rlm.answers.kinds import check_golds
 from rlm.answers.reading import read_gold
 from rlm.data import sources
 from rlm.data.bad_rows import check_bad_rows
@@ -68,7 +69,17 @@ class DataSet:
                     continue
                 self.examples[name].append(example)
                 self.places[name].append(where)
+            self._check_mathematics(name)
         return self.examples[name]
+
+    def _check_mathematics(self, name: str) -> None:
+        """Take out of a part the examples of kind math whose golds cannot be read, as bad rows."""
+        wrong = check_mathematics(self.examples[name])
+        places = self.places[name]
+        self.bad += [InputError(f"{places[i]}: {reason}") for i, reason in wrong.items()]
+        kept = [i for i in range(len(places)) if i not in wrong]
+        self.examples[name] = [self.examples[name][i] for i in kept]
+        self.places[name] = [places[i] for i in kept]
 
     @property
     def cut(self) -> list[str]:
@@ -128,6 +139,17 @@ class DataSet:
         return found
 
 
+def check_mathematics(examples: Sequence[Example]) -> dict[int, str]:
+    """Return place in the list -> what is wrong, of the examples of kind math with a bad gold.
+
+    Each gold is judged against itself, all of them at once. InputError without Math-Verify.
+    """
+    asked = [(i, gold) for i, e in enumerate(examples) if e.kind == "math" for gold in e.golds]
+    found = check_golds("math", [gold for _, gold in asked]) if asked else []
+    return {i: str(error) for (i, _), error in zip(asked, found, strict=True)
+            if isinstance(error, ValueError)}  # fmt: skip
+
+
 def same_gold(one: Example, other: Example) -> bool:
     """Return whether two examples share a gold: the same text, or the same number."""
     if set(one.golds) & set(other.golds):
@@ -148,7 +170,8 @@ def open_data(task: str, data: str | None, reading: Reading = READING) -> DataSe
     if known is None:
         return open_files(data or "", task, reading=reading)
     reading = replace(reading, kind=reading.kind or known.kind)
-    convert = gsm8k_example if task == "gsm8k" and not reading.flags() else None
+    as_there = task == "gsm8k" and reading.kind == known.kind and not reading.flags()
+    convert = gsm8k_example if as_there else None
     if data:
         return open_files(data, task, convert, reading, held_out=known.held_out)
     return open_hub(known, task, convert, reading)

@@ -42,3 +42,8 @@ HUB_SETS: dict[str, HubSet] = {
     ),
 }
 HELD_OUT = tuple(task for task, known in HUB_SETS.items() if known.held_out)
+
+
+def kind_of_task(task: str) -> str | None:
+    """Return the kind of answers that a task's rows have, None where it is by the row."""
+    return HUB_SETS[task].kind if task in HUB_SETS else None

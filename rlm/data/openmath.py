@@ -17,6 +17,7 @@ from functools import partial
 from rlm.answers.reading import read_gold
 from rlm.data import sources
 from rlm.data.bad_rows import check_bad_rows
+from rlm.data.dataset import check_mathematics
 from rlm.data.layouts import Reading
 from rlm.data.readers import read_rows
 from rlm.data.rows import field as field_of
@@ -58,7 +59,7 @@ VERSIONS = {
 class Wanted:
     """What is looked for: usable solutions of a split's questions, so many of each.
 
-    cut: held-out splits that are cut from training by hash. held_out: questions of files that
+    kind: number takes questions with a number for an answer alone. cut: held-out splits that are cut from training by hash. held_out: questions of files that
     are held out, which training must not see. best: question -> heap of (-rank, example), the
     worst first.
     """
@@ -67,6 +68,7 @@ class Wanted:
     split: str
     seed: int = 0
     per_question: int = 1
+    kind: str | None = None
     cut: tuple[str, ...] = SPLITS[1:]
     held_out: set[str] = field(default_factory=set)
     best: dict[str, list] = field(default_factory=dict)
@@ -103,6 +105,13 @@ def collect(
     text = ", ".join(f"{number} {what}" for what, number in seen.most_common())
     logger.info("%s: %d rows read: %s", task, seen.total(), text or "none")
     found = [e for heap in wanted.best.values() for _, e in sorted(heap, key=lambda x: -x[0])]
+    try:
+        wrong = check_mathematics(found)
+    except InputError as error:
+        raise InputError(f"{error}; or use --answers number, which leaves them out") from None
+    found = [example for place, example in enumerate(found) if place not in wrong]
+    if wrong:
+        logger.info("%s: %d with an answer that cannot be judged, left out", task, len(wrong))
     return [replace(e, id=f"{task}-{wanted.split}-{number}") for number, e in enumerate(found, 1)]
 
 
@@ -151,19 +160,27 @@ def take(row: dict, where: str, wanted: Wanted, own: str = "train") -> str:
         return "repeated"
     if len(heap) == wanted.per_question and rank > -heap[0][0]:
         return "more than wanted"
-    try:
-        read_gold(gold)
-    except ValueError:
+    kind = kind_of_gold(gold, wanted.kind)
+    if kind is None:
         return "with an answer that is no number"
     solution = plain_reasoning(text)
     if solution is None:
         return "without reasoning beside the code"
-    entry = (-rank, Example("", question, gold, solution))
+    entry = (-rank, Example("", question, gold, solution, kind=kind))
     if len(heap) == wanted.per_question:
         heapq.heapreplace(heap, entry)
         return "better than an earlier one"
     heapq.heappush(heap, entry)
     return "taken"
+
+
+def kind_of_gold(gold: str, kind: str | None) -> str | None:
+    """Return number for a gold that is one, else math; None where numbers alone are wanted."""
+    try:
+        read_gold(gold)
+    except ValueError:
+        return None if kind == "number" else "math"
+    return "number"
 
 
 def plain_reasoning(solution: str) -> str | None:

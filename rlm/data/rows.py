@@ -5,7 +5,9 @@ InputError here, never a reward later; so are tags that nobody can take off.
 """
 
 import re
+from dataclasses import replace
 
+from rlm.answers.kinds import KINDS, check_gold
 from rlm.answers.reading import read_gold
 from rlm.data.choices import choice_gold, choice_texts, with_choices
 from rlm.data.layouts import CONVERSATIONS, OWN, Layout, value_at
@@ -127,15 +129,26 @@ def golds_of(row: dict, layout: Layout, worked: Worked, where: str, kind: str) -
 
 
 def kind_of(row: dict, where: str, kind: str) -> str:
-    """Return the kind of a row's answer: its own `kind`, else the one given."""
+    """Return the kind of a row's answer: its own `kind`, else the one given; it must be known."""
     own = row.get("kind")
-    return kind if own in (None, "") else str(own)
+    kind = kind if own in (None, "") else str(own)
+    if kind not in KINDS:
+        raise InputError(f"{where}: {kind[:40]!r} is no kind of answers; use {', '.join(KINDS)}")
+    return kind
 
 
 def checked(example: Example, where: str) -> Example:
-    """Return the example; InputError if its gold cannot be read as its kind."""
-    checked_gold(example.gold, where)
-    return example
+    """Return the example; InputError if its gold cannot be read as its kind.
+
+    Mathematics is looked at later, of many examples at once: `rlm.data.dataset.check_mathematics`.
+    """
+    if example.kind == "math":
+        return example
+    try:
+        golds = [check_gold(example.kind, gold, example.choices) for gold in example.golds]
+    except ValueError as error:
+        raise InputError(f"{where}: {error}") from None
+    return replace(example, gold=golds[0], accepted=tuple(golds[1:]))
 
 
 def step_count(solution: str) -> int:
