@@ -193,10 +193,11 @@ def trained_on(settings, manifest: dict) -> tuple[list[Example], list[Example], 
 
 
 def fingerprint(examples: Iterable[Example]) -> str:
-    """Return 16 hex digits that change with any question, gold, solution or their order."""
+    """Return 16 hex digits that change with any question, gold, solution, kind or their order."""
     digest = hashlib.sha256()
     for e in examples:
-        digest.update(json.dumps([e.question, e.gold, e.solution]).encode() + b"\n")
+        kind = [] if e.kind == "number" else [e.kind, *e.accepted]
+        digest.update(json.dumps([e.question, e.gold, e.solution, *kind]).encode() + b"\n")
     return digest.hexdigest()[:16]
 
 

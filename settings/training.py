@@ -154,7 +154,7 @@ class Common(Shared):
         if self.source in FIXED and self.answers not in (None, "number", "math"):
             raise InputError(f"{self.given('answers')}: the answers of task {self.source} are "
                              "number or math")  # fmt: skip
-        if self.answers == "math" or not self.answers and kind_of_task(self.source) == "math":
+        if (self.answers or kind_of_task(self.source)) == "math":
             available()
         for name in ("num_samples", "eval_samples"):
             if self.source in GENERATED and getattr(self, name, 1) == 0:

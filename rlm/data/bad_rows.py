@@ -36,13 +36,27 @@ def bad_rows(errors: list[InputError], *, skipped: bool) -> InputError:
 def listed(errors: list[InputError], most: int) -> str:
     """Return the first errors, each with its place and shortened, and how many more there are."""
     lines, before = [], ""
-    for error in errors[:most]:
+    for error in in_order(errors)[:most]:
         place, _, reason = one_line(error).partition(": ")
-        path, _, number = place.rpartition(":")
-        lines.append(f"{number if path == before else place}: {reason}")
+        path, number = path_and_number(place)
+        lines.append(f"{number if number and path == before else place}: {reason}")
         before = path
     more = len(errors) - most
     return "; ".join(lines) + (f"; and {more} more" if more > 0 else "")
+
+
+def in_order(errors: list[InputError]) -> list[InputError]:
+    """Return the errors by file, in the order in which these were read, and there by line."""
+    places = [path_and_number(str(error).partition(": ")[0]) for error in errors]
+    files = {path: i for i, path in enumerate(dict.fromkeys(path for path, _ in places))}
+    keys = [(files[path], int(number or 0)) for path, number in places]
+    return [errors[i] for i in sorted(range(len(errors)), key=keys.__getitem__)]
+
+
+def path_and_number(place: str) -> tuple[str, str]:
+    """Return ("path", "3") of "path:3", the whole and "" where no number ends it."""
+    path, _, number = place.rpartition(":")
+    return (path, number) if number.isdecimal() and number.isascii() else (place, "")
 
 
 def one_line(error: InputError) -> str:

@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 
 from rlm.answers.formats import TRAINABLE, get_format, render
-from rlm.data.bad_rows import SHOWN, one_line
+from rlm.data.bad_rows import SHOWN, in_order, one_line
 from rlm.data.dataset import DataSet, open_data
 from rlm.data.hub_sets import HUB_SETS
 from rlm.data.layouts import Reading
@@ -92,7 +92,7 @@ def report(opened: DataSet, count: Count | None, format_name: str) -> tuple[list
     repeated = len(examples) - len({question_key(e.question) for e in examples})
     lines += [("repeated", f"questions that stand there before: {repeated}")] * bool(repeated)
     lines += limited("contradiction", opened.contradictions())
-    lines += limited("bad row", [one_line(error) for error in opened.bad])
+    lines += limited("bad row", [one_line(error) for error in in_order(opened.bad)])
     if count and examples:
         lines += lengths(examples, count, format_name)
     return merged(lines), bool(examples)

@@ -59,9 +59,9 @@ VERSIONS = {
 class Wanted:
     """What is looked for: usable solutions of a split's questions, so many of each.
 
-    kind: number takes questions with a number for an answer alone. cut: held-out splits that are cut from training by hash. held_out: questions of files that
-    are held out, which training must not see. best: question -> heap of (-rank, example), the
-    worst first.
+    kind: number takes questions with a number for an answer alone. cut: held-out splits that are
+    cut from training by hash. held_out: questions of files that are held out, which training must
+    not see. best: question -> heap of (-rank, example), the worst first.
     """
 
     version: Version
@@ -98,7 +98,7 @@ def collect(
             break
     check_bad_rows(
         bad,
-        usable=any(wanted.best.values()),
+        usable=bool(seen),
         skip=reading.skip_bad_rows,
         warn=partial(logger.warning, "%s: %s", task),
     )

@@ -36,7 +36,8 @@ def row_example(
     question = text_of(row, layout.question, where, speaker="question")
     if layout.context and (value_at(row, layout.context) or "") != "":
         question += "\n\n" + field(row, layout.context, where)
-    choices = choice_texts(row, layout.choices, where) if layout.choices else ()
+    has_choices = any(value_at(row, column) not in (None, "") for column in layout.choices)
+    choices = choice_texts(row, layout.choices, where) if has_choices else ()
     kind = kind_of(row, where, kind or ("choice" if choices else "number"))
     worked = solution_of(row, layout, where)
     if choices and kind == "choice":
