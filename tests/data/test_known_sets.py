@@ -27,8 +27,9 @@ def write(folder: Path, name: str, rows: list[dict]) -> str:
 
 def math_row(number: int) -> dict:
     """As MATH has it: the answer is in the solution's box alone."""
+    box = rf"$\boxed{{\frac{{{number}}}{{2}}}}$"
     return {"problem": f"What is ${number}$ halves?", "level": "Level 2", "type": "Prealgebra",
-            "solution": rf"There are ${number}$ of them, so it is $\boxed{{\frac{{{number}}}{{2}}}}$."}  # fmt: skip
+            "solution": f"There are ${number}$ of them, so it is {box}."}  # fmt: skip
 
 
 def right(example, answer: str) -> bool | None:
@@ -114,10 +115,11 @@ def test_openmath_keeps_all_answers_or_numbers_alone(tmp_path, task, caplog):
     caplog.set_level("INFO", "rlm.data")
     rows = [openmath_row(task, f"What is half of x, for the {n}th time?", r"\frac{x}{2}", HALF)
             for n in range(30)]  # fmt: skip
-    rows += [openmath_row(task, "How many is 6 times 7 in all?", "42",
-                          "There are 6 rows of 7 pens, that is 6 * 7 = \\boxed{42} pens.")]  # fmt: skip
-    rows += [openmath_row(task, rows[0].get("problem") or rows[0]["question"], r"\frac{x}{2}",
-                          HALF.replace("alike", "the same"))]  # fmt: skip
+    pens = "There are 6 rows of 7 pens, that is 6 * 7 = {} pens."
+    six = "How many is 6 times 7 in all?"
+    rows.append(openmath_row(task, six, "42", pens.format(r"\boxed{42}")))
+    first = rows[0].get("problem") or rows[0]["question"]
+    rows.append(openmath_row(task, first, r"\frac{x}{2}", HALF.replace("alike", "the same")))
     place = write(tmp_path, "data.jsonl", rows)
 
     def load(**more) -> list:
@@ -129,10 +131,7 @@ def test_openmath_keeps_all_answers_or_numbers_alone(tmp_path, task, caplog):
     examples = load()
     assert len(examples) == 31
     (number,) = [e for e in examples if e.kind == "number"]
-    assert (number.gold, number.solution) == (
-        "42",
-        "There are 6 rows of 7 pens, that is 6 * 7 = 42 pens.",
-    )
+    assert (number.gold, number.solution) == ("42", pens.format("42"))
     half = next(e for e in examples if e.kind == "math")
     assert half.solution.replace("the same", "alike") == TEXT and right(half, r"\boxed{0.5x}")
     assert len(load(per_question=2)) == 32
