@@ -80,6 +80,8 @@ class Score:
 
     parts: reward name -> its unweighted value.
     reason: why no answer could be read (`rlm.answers.reading.REASONS`), None if one was read.
+    judged: False where the answer could be read and not be judged (`rlm.answers.kinds`): neither
+        right nor wrong, it takes no part in its group's advantage.
     facts: name -> a figure that earns nothing; its mean over all completions is logged.
     trace: what else rollouts.jsonl shall say of the completion, plain JSON values.
     """
@@ -89,3 +91,4 @@ class Score:
     reason: str | None = None
     facts: dict[str, float] = field(default_factory=dict)
     trace: dict = field(default_factory=dict)
+    judged: bool = True

@@ -23,8 +23,7 @@ from settings.training import Common
 # What --robustness takes from the adapter's training, where it is not given.
 TRAINED = (
     "task", "data", "question_field", "answer_field", "solution_field", "answers", "skip_bad_rows",
-    "digits",
-    "problem_steps", "per_question", "max_tokens",
+    "digits", "problem_steps", "per_question", "max_tokens",
 )  # fmt: skip
 
 

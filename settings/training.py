@@ -61,9 +61,8 @@ class Common(Shared):
     solution_field: str | None = option(None, "column of the reasoning, as --question-field")
     answers: Literal["number", "math", "choice", "text"] | None = option(
         None,
-        "kind of the right answers, where a row has no field `kind` of its own: number | math | "
-        "choice | text",
-        shown="the task's; jsonl: choice where a row has choices, else number",
+        "kind of the answers, where a row has no field `kind` of its own; math needs Math-Verify",
+        shown="the task's own; jsonl: choice for rows with choices, else number",
     )
     skip_bad_rows: bool = option(False, "leave out rows that cannot be used, and count them")
     digits: tuple[int, int] = option(
@@ -143,22 +142,28 @@ class Common(Shared):
             raise InputError("--task jsonl: needs the file; give it with --data FILE.jsonl")
         if self.data and not os.path.exists(os.path.expanduser(self.data)):
             raise InputError(f"{self.given('data')}: no such file or folder; check the path")
+        self._check_rows()
+        for name in ("num_samples", "eval_samples"):
+            if self.source in GENERATED and getattr(self, name, 1) == 0:
+                raise InputError(f"{self.given(name)}: task {self.source} has no end; use a number")
+
+    def _check_rows(self) -> None:
+        """InputError for what says how rows are read, where the task's rows are what they are."""
         for name in ("question_field", "answer_field", "solution_field"):
             if getattr(self, name) is not None and (self.source in FIXED or not self.data):
                 raise InputError(f"{self.given(name)}: task {self.source} has its own columns; "
                                  "name columns with --task jsonl --data FILE")  # fmt: skip
-        for name in ("answers", "skip_bad_rows"):
-            if getattr(self, name) and self.source in GENERATED:
-                raise InputError(f"{self.given(name)}: task {self.source} makes its own questions; "
-                                 "leave it out")  # fmt: skip
+        if self.skip_bad_rows and self.source in GENERATED:
+            raise InputError(f"--skip-bad-rows: task {self.source} makes its own questions; "
+                             "leave it out")  # fmt: skip
+        if self.source in GENERATED and self.answers not in (None, "number"):
+            raise InputError(f"{self.given('answers')}: the answers of task {self.source} are "
+                             "numbers; leave --answers out")  # fmt: skip
         if self.source in FIXED and self.answers not in (None, "number", "math"):
             raise InputError(f"{self.given('answers')}: the answers of task {self.source} are "
                              "number or math")  # fmt: skip
         if (self.answers or kind_of_task(self.source)) == "math":
             available()
-        for name in ("num_samples", "eval_samples"):
-            if self.source in GENERATED and getattr(self, name, 1) == 0:
-                raise InputError(f"{self.given(name)}: task {self.source} has no end; use a number")
 
 
 class Training(Orchestrator, Common):

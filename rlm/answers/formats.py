@@ -21,7 +21,7 @@ from dataclasses import dataclass
 class Format:
     """One output format.
 
-    instruction: the system prompt that asks for it.
+    instruction: the system prompt that asks for it, where the answer is a number.
     reasoning_open, reasoning_close: the tags around the visible reasoning.
     answer_open, answer_close: the tags around the answer; "" where the answer is simply
         what follows the reasoning.
@@ -41,6 +41,19 @@ class Format:
         """The format's tags in the order in which they must stand; 4, 2 or none."""
         tags = (self.reasoning_open, self.reasoning_close, self.answer_open, self.answer_close)
         return tuple(tag for tag in tags if tag)
+
+    def instruction_for(self, kind: str) -> str:
+        """The system prompt where the answer is of another kind."""
+        return self.instruction.replace(CALLED["number"], CALLED[kind])
+
+
+# What an instruction calls the answer of a kind (rlm/answers/kinds.py), instead of a number.
+CALLED = {
+    "number": "a single number",
+    "math": "a single mathematical expression",
+    "choice": "the letter of one choice",
+    "text": "a word or a few words",
+}
 
 
 @dataclass(frozen=True, slots=True)

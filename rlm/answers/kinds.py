@@ -96,6 +96,22 @@ def judge_all(
     return [verdict for verdict in found if verdict is not None]
 
 
+def stated(
+    text: object,
+    format_name: str,
+    kind: str = "number",
+    choices: Sequence[str] = (),
+    *,
+    finish: str = "stop",
+) -> tuple[str | None, str | None]:
+    """Return (answer, reason) of a completion that has no gold: one of them is None."""
+    reader, options = _reader(kind, tuple(choices))
+    found = read_statements(text, format_name, reader, **options)
+    if isinstance(found, str):
+        return None, found
+    return (None, "cut_off") if finish == "length" else (found[0].canonical, None)
+
+
 def votes(verdicts: Sequence[Verdict], *, pool: MathPool | None = None) -> list[Any]:
     """Return a label of each verdict's answer, the same for equal ones; None for no answer.
 

@@ -6,7 +6,8 @@ apart, so a prompt has the same ids in SFT as when the model answers it.
 
 from collections.abc import Sequence
 
-from rlm.answers import formats, reading
+from rlm.answers import formats
+from rlm.answers.kinds import judge
 from rlm.errors import InputError
 from rlm.records import Example, Prompt
 
@@ -14,12 +15,17 @@ FALLBACK = "{instruction}\n\n{turns}"  # for a tokenizer without a template
 MARK = "0451"  # stands for an assistant's turn, to see what the template puts after it
 
 
-def make_prompt(question: str, tokenizer, format_name: str) -> Prompt:
-    """Return the prompt: the format's instruction as system turn, the question as user turn."""
-    return chat_prompt([{"role": "user", "content": question}], tokenizer, format_name)
+def make_prompt(question: str, tokenizer, format_name: str, kind: str = "number") -> Prompt:
+    """Return the prompt: the format's instruction as system turn, the question as user turn.
+
+    kind: of the answer that is asked for, of `rlm.answers.kinds.KINDS`.
+    """
+    return chat_prompt([{"role": "user", "content": question}], tokenizer, format_name, kind=kind)
 
 
-def chat_prompt(messages: Sequence[dict], tokenizer, format_name: str) -> Prompt:
+def chat_prompt(
+    messages: Sequence[dict], tokenizer, format_name: str, *, kind: str = "number"
+) -> Prompt:
     """Return the prompt of a conversation, {"role", "content"} each, the last one of the user.
 
     Its system turns are the instruction; without one it is the format's. A template that refuses
@@ -30,7 +36,7 @@ def chat_prompt(messages: Sequence[dict], tokenizer, format_name: str) -> Prompt
     """
     fmt = formats.get_format(format_name)
     told = [turn["content"] for turn in messages if turn["role"] == "system"]
-    instruction = "\n\n".join(told) or fmt.instruction
+    instruction = "\n\n".join(told) or fmt.instruction_for(kind)
     turns = [turn for turn in messages if turn["role"] != "system"]
     if not tokenizer.chat_template:
         text = FALLBACK.format(instruction=instruction, turns="".join(map(_plain, turns)))
@@ -80,13 +86,13 @@ def sft_tokens(example: Example, tokenizer, format_name: str, *, generation_conf
         raise InputError(f"{example.id}: has no solution; SFT needs one, GRPO does not")
     fmt = formats.get_format(format_name)
     turn = formats.render(fmt, example.solution.strip(), example.gold)
-    readable = reading.is_correct(turn, example.gold, format_name)
-    if not (readable and formats.parse(turn, fmt).strict):
+    verdict = judge(example, turn, format_name)
+    if not (verdict.right and formats.parse(turn, fmt).strict):
         raise InputError(
             f"{example.id}: written in format {format_name}, its answer {example.gold!r} cannot "
             "be read back; take tags and answer marks out of its solution"
         )
-    prompt = make_prompt(example.question, tokenizer, format_name)
+    prompt = make_prompt(example.question, tokenizer, format_name, example.kind)
     ends = end_ids(tokenizer, generation_config)
     completion = [*token_ids(tokenizer, _after(prompt.prefill, turn, fmt)), ends[0]]
     assert completion[-1] in ends and completion[-1] is not None

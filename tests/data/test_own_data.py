@@ -195,7 +195,10 @@ def test_check_as_a_command(tmp_path):
         (["--task", "addition", "--question-field", "q"], "--question-field q: task addition has"),
         (["--task", "gsm8k", "--answer-field", "a"], "--answer-field a: task gsm8k has its own"),
         (["--task", "addition", "--skip-bad-rows"], "task addition makes its own questions"),
-        (["--task", "addition", "--answers", "text"], "--answers text: task addition makes its"),
+        (
+            ["--task", "addition", "--answers", "text"],
+            "--answers text: the answers of task addition are",
+        ),
         (["--task", "openmath", "--answers", "choice"], "of task openmath are number or math"),
         (["--task", "aime"], "--task aime: for evaluation alone, evaluate.py; train on another"),
         (["--task", "math500"], "--task math500: for evaluation alone"),
