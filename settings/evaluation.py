@@ -53,7 +53,13 @@ class EvaluateSettings(Orchestrator, Common):
     )
     split: Literal["train", "validation", "test"] = option("test", "part of the data")
     eval_samples: int = option(500, "questions; 0: all", ge=0, env=["EVAL_SAMPLES"])
-    samples: int = option(1, "samples of each question; more give pass@k, majority", ge=1, le=4096)
+    samples: int = option(
+        lambda v: 8 if v.get("task") == "aime" else 1,
+        "samples of each question; more give pass@k, majority",
+        ge=1,
+        le=4096,
+        shown="8 for aime, which has 30 questions, else 1",
+    )
     temperature: float = option(
         lambda v: 0.0 if v.get("samples", 1) == 1 else 1.0,
         "of the sampling; 0: greedy",

@@ -133,8 +133,9 @@ def equal(prediction: Answer, gold: Answer) -> bool:
         return False
     if prediction.percent == gold.percent:
         return prediction.value == gold.value
-    signed, bare = (prediction, gold) if prediction.percent else (gold, prediction)
-    return bare.value in (signed.value, signed.value / 100)
+    one, other = prediction.value, gold.value
+    signed, bare = (one, other) if prediction.percent else (other, one)
+    return bare in (signed, signed / 100)
 
 
 def is_correct(completion: object, gold: str, format_name: str) -> bool:

@@ -169,3 +169,11 @@ def test_without_files_the_hub_is_asked_for_what_the_set_is_called(task, monkeyp
     assert asked == [(known.name, known.config, known.splits["test"])]
     with pytest.raises(InputError, match=f"--task {task} --data of the hub: the test split is emp"):
         data.load_examples(task, "test")
+
+
+def test_aime_is_asked_several_times():
+    import config
+
+    settings = config.EvaluateSettings(task="aime")
+    assert (settings.samples, settings.temperature) == (8, 1.0)
+    assert config.EvaluateSettings(task="math500").samples == 1
