@@ -146,6 +146,9 @@ def summarise(name: str, rows: list[dict], judged: list[list[dict]], samples: in
     answer_proportion: completions whose answer can be read.
     step_by_step: completions with at least two numbered steps.
     last_number: completions whose last number is the gold one, whatever their format.
+    pass@k, with several samples: the chance that one of k is right, with a 95 % Wilson interval
+    over the questions. For k below the samples it is too wide rather than too narrow: a question's
+    chance varies less than right or wrong does.
     unjudged: completions whose answer could not be judged (kind math only); they count as not
     right, so where there are many, accuracy is a lower bound.
     """
@@ -181,6 +184,8 @@ def summarise(name: str, rows: list[dict], judged: list[list[dict]], samples: in
         for k in (1, samples):
             passed = [statistics.pass_at_k(samples, r, k) for r in per_question]
             metrics[f"pass@{k}"] = sum(passed) / len(passed)
+            bounds = statistics.wilson(min(sum(passed), len(passed)), len(passed))
+            metrics[f"pass@{k}_low"], metrics[f"pass@{k}_high"] = bounds
         metrics["majority"] = metrics["accuracy"]
     return metrics
 
@@ -194,18 +199,19 @@ def table(summaries: list[dict]) -> str:
     head = ["format", "thinking", "answer", "steps", "tokens", "seconds"]
     unjudged = any(s.get("unjudged") for s in summaries)
     head = ["unjudged", *head] if unjudged else head
-    extra = [k for k in summaries[0] if k.startswith("pass@")]
+    extra = [k for k in summaries[0] if k.startswith("pass@") and f"{k}_low" in summaries[0]]
     lines = []
     for s in summaries:
         shares = ("format_rate", "thinking_proportion", "answer_proportion", "step_by_step")
         lines.append(
             [s["model"], accuracy_cell(s, "accuracy"), accuracy_cell(s, "accuracy_lenient")]
-            + [f"{100 * s[k]:.1f} %" for k in extra]
+            + [accuracy_cell(s, k) for k in extra]
             + ([f"{100 * s['unjudged']:.1f} %"] if unjudged else [])
             + [f"{100 * s[k]:.1f} %" for k in shares]
             + [f"{s['mean_tokens']:.1f}", f"{s['seconds']:.1f}"]
         )
-    return markdown.table(["model", "accuracy [95 %]", "lenient [95 %]", *extra, *head], lines)
+    passes = [f"{name} [95 %]" for name in extra]
+    return markdown.table(["model", "accuracy [95 %]", "lenient [95 %]", *passes, *head], lines)
 
 
 def accuracy_cell(summary: dict, name: str) -> str:

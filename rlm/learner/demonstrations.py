@@ -108,6 +108,5 @@ def backward(model, optimizer, demonstrations, *, tokens: int, token_budget: int
         loss = -logprobs.sum() / tokens
         optimizer.backward(loss)
         metrics.add(loss=loss.detach())
-        if statistics is not None:
-            metrics.mean(entropy=statistics[0], token_accuracy=statistics[1])
+        metrics.mean(entropy=entropy, token_accuracy=likeliest)
     return metrics
