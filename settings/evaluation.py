@@ -23,7 +23,10 @@ from settings.orchestrator import Orchestrator
 from settings.training import Common
 
 # What --robustness takes from the adapter's training, where it is not given.
-TRAINED = ("task", "data", "digits", "problem_steps", "per_question", "max_tokens")
+TRAINED = (
+    "task", "data", "question_field", "answer_field", "solution_field", "answers", "skip_bad_rows",
+    "digits", "problem_steps", "per_question", "max_tokens",
+)  # fmt: skip
 
 
 class EvaluateSettings(Orchestrator, Common):
@@ -52,7 +55,13 @@ class EvaluateSettings(Orchestrator, Common):
     )
     split: Literal["train", "validation", "test"] = option("test", "part of the data")
     eval_samples: int = option(500, "questions; 0: all", ge=0, env=["EVAL_SAMPLES"])
-    samples: int = option(1, "samples of each question; more give pass@k, majority", ge=1, le=4096)
+    samples: int = option(
+        lambda v: 8 if v.get("task") == "aime" else 1,
+        "samples of each question; more give pass@k, majority",
+        ge=1,
+        le=4096,
+        shown="8 for aime, which has 30 questions, else 1",
+    )
     temperature: float = option(
         lambda v: 0.0 if v.get("samples", 1) == 1 else 1.0,
         "of the sampling; 0: greedy",

@@ -125,16 +125,17 @@ def read_gold(text: object) -> Answer:
 def equal(prediction: Answer, gold: Answer) -> bool:
     """Whether the prediction has the gold's exact value; no answer equals nothing.
 
-    "50%" as a prediction equals the golds "50%", "50" and "0.5"; to the gold "50%" the
-    predictions "50%" and "0.5" are equal, "50" is not.
+    One rule both ways: "50%" equals "50%", "50" and "0.5", whichever of the two is the gold. Data
+    leave the sign out as often as models do; between "50" and "0.5", both without it, it is a gold
+    with the sign that accepts both.
     """
     if prediction.value is None or gold.value is None:
         return False
-    if prediction.percent and not gold.percent:
-        return gold.value in (prediction.value, prediction.value / 100)
-    if gold.percent and not prediction.percent:
-        return prediction.value == gold.value / 100
-    return prediction.value == gold.value
+    if prediction.percent == gold.percent:
+        return prediction.value == gold.value
+    one, other = prediction.value, gold.value
+    signed, bare = (one, other) if prediction.percent else (other, one)
+    return bare in (signed, signed / 100)
 
 
 def is_correct(completion: object, gold: str, format_name: str) -> bool:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from rlm import files
 from rlm.answers import formats, kinds
+from rlm.answers.formats import turn_of
 from rlm.evaluation import markdown, statistics
 from rlm.models.prompts import make_prompt
 
@@ -85,13 +86,14 @@ def judge_groups(examples, groups, format_name: str) -> list[list[dict]]:
             finishes=[r.finish for _, r in flat],
         )
     )
+    lasts = iter(kinds.last_statements([e for e, _ in flat], [turn_of(r.text) for _, r in flat]))
     found = []
     for example, group in zip(examples, groups, strict=True):
         own = [next(verdicts) for _ in group]
         labels = kinds.votes(own)
         found.append(
             [
-                facts(example, rollout, format_name, verdict) | {"value": label}
+                facts(rollout, format_name, verdict, next(lasts)) | {"value": label}
                 for rollout, verdict, label in zip(group, own, labels, strict=True)
             ]
         )
@@ -103,11 +105,10 @@ def judge(example, rollout, format_name: str) -> dict:
     return judge_groups([example], [[rollout]], format_name)[0][0]
 
 
-def facts(example, rollout, format_name: str, verdict: kinds.Verdict) -> dict:
+def facts(rollout, format_name: str, verdict: kinds.Verdict, last: kinds.Verdict | None) -> dict:
     """Return what is known of one completion; value is added by who counts the votes."""
-    text = formats.turn_of(rollout.text)
+    text = turn_of(rollout.text)
     parsed = formats.parse(text, formats.get_format(format_name))
-    last = kinds.last_statement(example, text)
     return {
         "reasoning": parsed.reasoning or "",
         "answer": verdict.canonical or "",
@@ -146,6 +147,9 @@ def summarise(name: str, rows: list[dict], judged: list[list[dict]], samples: in
     answer_proportion: completions whose answer can be read.
     step_by_step: completions with at least two numbered steps.
     last_number: completions whose last number is the gold one, whatever their format.
+    pass@k, with several samples: the chance that one of k is right, with a 95 % Wilson interval
+    over the questions. For k below the samples it is too wide rather than too narrow: a question's
+    chance varies less than right or wrong does.
     unjudged: completions whose answer could not be judged (kind math only); they count as not
     right, so where there are many, accuracy is a lower bound.
     """
@@ -181,6 +185,8 @@ def summarise(name: str, rows: list[dict], judged: list[list[dict]], samples: in
         for k in (1, samples):
             passed = [statistics.pass_at_k(samples, r, k) for r in per_question]
             metrics[f"pass@{k}"] = sum(passed) / len(passed)
+            bounds = statistics.wilson(min(sum(passed), len(passed)), len(passed))
+            metrics[f"pass@{k}_low"], metrics[f"pass@{k}_high"] = bounds
         metrics["majority"] = metrics["accuracy"]
     return metrics
 
@@ -194,18 +200,19 @@ def table(summaries: list[dict]) -> str:
     head = ["format", "thinking", "answer", "steps", "tokens", "seconds"]
     unjudged = any(s.get("unjudged") for s in summaries)
     head = ["unjudged", *head] if unjudged else head
-    extra = [k for k in summaries[0] if k.startswith("pass@")]
+    extra = [k for k in summaries[0] if k.startswith("pass@") and f"{k}_low" in summaries[0]]
     lines = []
     for s in summaries:
         shares = ("format_rate", "thinking_proportion", "answer_proportion", "step_by_step")
         lines.append(
             [s["model"], accuracy_cell(s, "accuracy"), accuracy_cell(s, "accuracy_lenient")]
-            + [f"{100 * s[k]:.1f} %" for k in extra]
+            + [accuracy_cell(s, k) for k in extra]
             + ([f"{100 * s['unjudged']:.1f} %"] if unjudged else [])
             + [f"{100 * s[k]:.1f} %" for k in shares]
             + [f"{s['mean_tokens']:.1f}", f"{s['seconds']:.1f}"]
         )
-    return markdown.table(["model", "accuracy [95 %]", "lenient [95 %]", *extra, *head], lines)
+    passes = [f"{name} [95 %]" for name in extra]
+    return markdown.table(["model", "accuracy [95 %]", "lenient [95 %]", *passes, *head], lines)
 
 
 def accuracy_cell(summary: dict, name: str) -> str:
