@@ -88,7 +88,7 @@ def judge_groups(examples, groups, format_name: str) -> list[list[dict]]:
     )
     lasts = iter(kinds.last_statements([e for e, _ in flat], [turn_of(r.text) for _, r in flat]))
     found = []
-    for example, group in zip(examples, groups, strict=True):
+    for group in groups:
         own = [next(verdicts) for _ in group]
         labels = kinds.votes(own)
         found.append(

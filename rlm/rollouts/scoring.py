@@ -93,8 +93,8 @@ def score_all(
     """Return what each rollout earned: the rewards named in `weights`, and their weighted sum.
 
     examples: of each rollout its own. Their fact lenient_fraction is 1.0 where the last statement
-    is right, whatever the format: it earns nothing. RuntimeError, naming the reward and an example, when a
-    function raises, returns too many or too few, or something that is no finite number.
+    is right, whatever the format: it earns nothing. RuntimeError, naming the reward and an
+    example, when a function raises, returns too many or too few, or no finite numbers.
     """
     texts = [turn_of(rollout.text) for rollout in rollouts]
     finishes = [rollout.finish for rollout in rollouts]
