@@ -24,14 +24,15 @@ from rlm.data.hub_sets import HUB_SETS
 from rlm.data.layouts import Reading
 from rlm.data.splits import SPLITS, check_no_overlap, split_of, subset, without
 from rlm.errors import InputError
-from rlm.models.prompts import check_room, end_ids, make_prompt, sft_tokens
+from rlm.models.lookup import adapter_shots, shots_of
+from rlm.models.prompts import check_room, end_ids, is_demonstration, make_prompt, sft_tokens
 from rlm.records import Example
 from rlm.seeds import derive
 
 __all__ = [
     "GENERATED", "SPLITS", "TASKS", "Batches", "check_no_overlap", "check_room", "end_ids",
     "examples_for", "fingerprint", "load_examples", "make_prompt", "sft_tokens", "trained_on",
-    "training_sets", "without",
+    "training_sets", "without", "worked_examples",
 ]  # fmt: skip
 
 GENERATED = ("addition", "word_problems", "mixed")
@@ -137,6 +138,37 @@ def examples_for(settings, split: str, n: int | None, **options) -> list[Example
     )
 
 
+def worked_examples(settings, adapters: Iterable[str | None] = ()) -> list[Example]:
+    """Return the worked examples that stand before every question, as many as --shots says.
+
+    adapters: folders; the first whose manifest has that many decides. Else they are drawn from
+    the training split by the seed, of those that have a solution. InputError if there are too few.
+    """
+    wanted = settings.shots
+    if not wanted:
+        return []
+    for adapter in filter(None, adapters):
+        known = adapter_shots(adapter)
+        if len(known) == wanted:
+            return known
+    options: dict[str, Any] = settings.task_options()
+    if "terse_fraction" in options:
+        options |= {"terse_fraction": 0.0}  # they show how to work it out
+    endless = settings.source in (*GENERATED, "openmath")
+    seed = derive("shots", settings.seed)
+    pool = load_examples(
+        settings.source, "train", n=wanted if endless else None, seed=seed, data=settings.data,
+        may_be_empty=True, **options,
+    )  # fmt: skip
+    found = subset([e for e in pool if is_demonstration(e, settings.format)], wanted, seed)
+    if len(found) < wanted:
+        raise InputError(
+            f"{settings.given('shots')}: {len(found)} training questions of task "
+            f"{settings.source} have a solution that can be shown; use --shots {len(found)}"
+        )
+    return found
+
+
 def training_sets(settings) -> tuple[list[Example], list[Example]]:
     """Return (training, validation) examples as the settings say; no question is in both.
 
@@ -155,7 +187,13 @@ def training_sets(settings) -> tuple[list[Example], list[Example]]:
     train, dropped = without(read("train", settings.num_samples), validation)
     if dropped:
         logger.warning("%d training questions left out: the validation has them", len(dropped))
-    check_no_overlap(train, validation)
+    shots = worked_examples(settings, [settings.adapter])
+    train, validation = without(train, shots)[0], without(validation, shots)[0]
+    if not train:
+        raise InputError(
+            f"{settings.given('shots')}: no other training question is left; use fewer"
+        )
+    check_no_overlap(train, validation, shots)
     return train, validation
 
 
@@ -176,6 +214,7 @@ def trained_on(settings, manifest: dict) -> tuple[list[Example], list[Example], 
     place = {"seed": before.get("seed", settings.seed), "data": settings.data}
     number = before.get("num_samples") or (ASSUMED if settings.task in GENERATED else None)
     training = load_examples(settings.task, "train", n=number, **place, **options)
+    training, _ = without(training, shots_of(manifest))
     if not known:
         return training, training, "no model here is known to have been trained on these questions"
     solved = [e for e in training if e.solution is not None]
@@ -184,6 +223,12 @@ def trained_on(settings, manifest: dict) -> tuple[list[Example], list[Example], 
         "made again from the manifest's settings, but their fingerprint is another one: the data "
         "or a validation set may have changed, so not every one of them needs to have been seen"
     )  # fmt: skip
+    own = manifest.get("demonstrations") or {}
+    if own.get("kind") == "own":
+        note = (
+            "made again from the manifest's settings; the model's own answers to "
+            f"{own['count']} of them were trained on"
+        )
     seen, step = training, manifest.get("step") or 0
     if "questions_per_step" in before and step:
         batches = Batches(training, before["questions_per_step"], seed=place["seed"])

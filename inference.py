@@ -40,6 +40,10 @@ class Reasoner:
         self.engine = Engine(opened.model, opened.tokenizer, **settings.engine_options())
         self.sampling = Sampling(max_tokens=settings.max_tokens, temperature=settings.temperature)
         self.seed, self.kind = settings.seed, settings.answers or "number"
+        shots = data.worked_examples(settings, [settings.adapter])
+        self.task = tasks.task_of(settings, opened, shots)
+        limits = settings.max_tokens, self.engine.context_tokens
+        tasks.check_shots(settings, self.task, *limits)
 
     def ask(self, question: str, show=None, *, kind: str | None = None, choices=()) -> dict:
         """Return reasoning, answer and text; `show(channel, delta)` sees them as they arrive.
@@ -47,7 +51,7 @@ class Reasoner:
         kind: of the answer that is asked for, by default that of the settings.
         """
         kind = kind or self.kind
-        prompt = data.make_prompt(question, self.tokenizer, self.format.name, kind)
+        prompt = self.task.prompt(question, kind)
         splitter, shown, pieces = Splitter(self.format), {"reasoning": "", "answer": ""}, []
 
         def take(deltas):
@@ -81,7 +85,6 @@ class Composer(Reasoner):
 
     def __init__(self, settings):
         super().__init__(settings)
-        self.task = tasks.task_of(settings, self.opened)
         self.format = formats.get_format(self.task.runner.format_name)
 
     def ask(self, question: str, show=None, *, kind: str | None = None, choices=()) -> dict:
@@ -172,6 +175,7 @@ def batch(reasoner: Reasoner, settings) -> None:
     last number of the text.
     """
     examples = data.examples_for(settings, "test", settings.num_samples)
+    examples, _ = data.without(examples, reasoner.task.shots)
     right = lenient = 0
     for example in examples:
         result = reasoner.ask(example.question, kind=example.kind, choices=example.choices)

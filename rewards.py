@@ -153,28 +153,29 @@ REWARDS: dict[str, Function] = {
     "integer": integer,
     "steps": steps,
     "verification": verification,
-    "length": length,
-    "repetition": repetition,
 }
+# They take away instead of giving: from 0.0 down to -1.0. Named and weighed as rewards are.
+PENALTIES: dict[str, Function] = {"length": length, "repetition": repetition}
 
 
 def known(file: str | None = None) -> dict[str, Function]:
-    """Return the rewards that can be named: those of REWARDS and of the file."""
+    """Return the rewards that can be named: of REWARDS, PENALTIES and the file."""
     own = load_file(file) if file else {}
-    if both := sorted(set(own) & set(REWARDS)):
+    ours = REWARDS | PENALTIES
+    if both := sorted(set(own) & set(ours)):
         raise InputError(f"--reward-file {file}: {', '.join(both)} is a reward of rewards.py "
                          "already; give it another name")  # fmt: skip
-    return REWARDS | own
+    return ours | own
 
 
 def functions(names: Mapping[str, float], file: str | None = None) -> dict[str, Function]:
-    """Return the named rewards: of REWARDS, of the file, or `package.module:function`.
+    """Return the named rewards: those of `known`, or `package.module:function`.
 
     ValueError for an unknown name; InputError for a file or a module that cannot be used, and for
     a file that nothing is taken of.
     """
     here, found = known(file), {}
-    own = [name for name in here if name not in REWARDS]
+    own = [name for name in here if name not in REWARDS | PENALTIES]
     if file and not set(own) & set(names):
         raise InputError(f"--reward-file {file}: none of its rewards is weighed; add one to "
                          f"--rewards, as in correctness=1,{own[0]}=0.1")  # fmt: skip
@@ -187,7 +188,8 @@ def functions(names: Mapping[str, float], file: str | None = None) -> dict[str, 
 
 
 def check_weights(weights: Mapping[str, float]) -> None:
-    """ValueError unless every weight is a finite number, and one of them not zero."""
+    """ValueError unless every name is known, every weight finite, and one of them not zero."""
+    functions(weights)
     for name, weight in weights.items():
         if isinstance(weight, bool) or not isinstance(weight, int | float):
             raise ValueError(f"weight {weight!r} of reward {name}: give it as a number")
@@ -196,7 +198,7 @@ def check_weights(weights: Mapping[str, float]) -> None:
     if not any(weights.values()):
         raise ValueError(
             f"reward weights {dict(weights)}: at least one must differ from 0, "
-            f"or there is nothing to learn; known are {', '.join(REWARDS)}"
+            f"or there is nothing to learn; known are {', '.join(known())}"
         )
 
 
@@ -213,6 +215,6 @@ def score(
     ValueError for an unknown reward. RuntimeError, naming the reward and the example, when a
     reward raises or returns something that is not a finite number.
     """
-    named = functions(weights)
     check_weights(weights)
+    named = functions(weights)
     return score_all([example], [rollout], format_name, weights, named, limits)[0]

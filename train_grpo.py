@@ -142,7 +142,7 @@ def sample(engine, task, examples, settings, seed):
     world = parallel.world()
     numbers = world.shard(range(len(examples)))
     mine = [examples[b] for b in numbers]
-    prompts = [task.prompt(e.question, e.kind) for e in mine]
+    prompts = [task.prompt(e.question, **e.asks) for e in mine]
     groups = engine.generate(
         prompts,
         settings.group_size,

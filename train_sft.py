@@ -2,16 +2,18 @@
 
     python train_sft.py                                        # the tiny base, additions
     python train_sft.py --task gsm8k --data DIR --model Qwen/Qwen2.5-0.5B-Instruct
+    python train_sft.py --demonstrations own                   # the base's own right answers
+    python train_sft.py --backend own                          # our learner in place of TRL's
     python train_sft.py --stage prep --config configs/solution_prep_full_grpo.yaml
     python train_sft.py --stage full --base-adapter prep_sft_model --config ...
     torchrun --standalone --nproc_per_node 2 -- train_sft.py   # two processes, one adapter
 
-Supervised fine-tuning of a LoRA with trl's SFTTrainer. The loss falls on the assistant's turn
-only, its end token included. SFT teaches the format and the habits of its demonstrations; it
-does not learn which reasoning is right (that is train_grpo.py).
+Supervised fine-tuning of a LoRA with trl's SFTTrainer, or with our packed learner (--backend own,
+training/sft.py). The loss falls on the assistant's turn only, its end token included. SFT teaches
+the format and the habits of its demonstrations; it does not learn which reasoning is right (that
+is train_grpo.py).
 """
 
-import math
 import sys
 import time
 
@@ -19,6 +21,7 @@ import config
 import data
 from rlm import parallel
 from rlm.errors import InputError, run_main
+from training import demonstrations, sft
 from training.stage import begin
 
 
@@ -35,28 +38,29 @@ def train(settings) -> dict:
     start(settings.model, **settings.process())
     # 1. Demonstrations, none of which is a question of the validation set.
     examples, validation = data.training_sets(settings)
-    graphs = settings.task == "orchestrator"  # its demonstrations are random, not solutions
-    solved = [e for e in examples if e.solution is not None or graphs]
-    if not solved:
-        raise InputError(
-            f"--task {settings.task}: none of {len(examples)} examples has a solution to learn "
-            "from; add a 'solution' field, or use train_grpo.py, which needs only answers"
-        )
+    own = settings.demonstrations == "own"
+    shown = examples if own else demonstrations.human(examples, settings)
+    earlier = demonstrations.kept(settings)
 
     # 2. The policy: a fresh LoRA, or an earlier stage's adapter to go on from.
     stage = begin(settings, began)
-    records = token_records(solved, stage.task, settings)
+    about = {"kind": "human", "count": len(shown)}
+    if own:
+        shown, about = demonstrations.own(stage, examples, earlier)
+    records = token_records(shown, stage.task, settings)
     stage.run.info(
-        f"SFT ({settings.stage}) on {len(records)} of {len(examples)} demonstrations: epochs "
-        f"{settings.epochs:g}, batch {settings.batch_size}, rate {stage.peak_rate:g}"
+        f"SFT ({settings.stage}) on {len(records)} of {len(shown if own else examples)} "
+        f"demonstrations: epochs {settings.epochs:g}, batch {settings.batch_size}, "
+        f"rate {stage.peak_rate:g}"
     )
 
     # 3. Train, measure on questions that were not trained on, and keep the adapter.
+    fit = sft.fit if settings.backend == "own" else fit_by_trl
     guard = fit(stage, records, len(validation))
     found = stage.validate(validation)
     if found:
         stage.run.log({"step": stage.run.step, "validation_accuracy": found.summary["accuracy"]})
-    summary = stage.finish(found, solved, stage=settings.stage)
+    summary = stage.finish(found, shown, stage=settings.stage, demonstrations=about)
     guard.check()
     return summary
 
@@ -84,7 +88,7 @@ def token_records(examples, task, settings) -> list[dict]:
     return records
 
 
-def fit(stage, records: list[dict], questions: int):
+def fit_by_trl(stage, records: list[dict], questions: int):
     """Run trl's SFTTrainer over the records; its metrics go to the run's log.
 
     questions: of the validation that follows. Returns the `NonFiniteGuard` of its batches.
@@ -136,8 +140,7 @@ def trainer_arguments(stage, count: int):
             f"multiple of {processes}"
         )
     weight = next(stage.policy.model.parameters())
-    per_pass = math.ceil(count / settings.batch_size)
-    steps = settings.max_steps or math.ceil(settings.epochs * per_pass)
+    steps = sft.last_step(count, settings)
     arguments = SFTConfig(
         output_dir=str(stage.run.path),
         num_train_epochs=settings.epochs,

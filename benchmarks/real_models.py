@@ -52,9 +52,9 @@ class Row:
     ask: str = ""
 
 
-SMOLLM2 = "--config configs/addition_smollm2.yaml"
-QWEN = "--model MODEL --task gsm8k --data DATA --dtype bfloat16 --max-tokens 320"
-SFT = f"train_sft.py {QWEN} --num-samples 0 --eval-samples 20 --max-length 640"
+SMOLLM2 = "--config configs/addition_smollm2.yaml --dtype bfloat16"
+QWEN = "--model MODEL --task gsm8k --data DATA --dtype bfloat16 --max-tokens 300"
+SFT = f"train_sft.py {QWEN} --backend own --eval-samples 16 --epochs 3"
 PARTS: dict[str, list[Row]] = {
     "smollm2": [
         Row("smollm2/base", "the base"),
@@ -74,13 +74,14 @@ PARTS: dict[str, list[Row]] = {
             Row(f"rates/sft-{rate}", f"SFT, 200 demonstrations, {rate}",
                 f"train_sft.py {SMOLLM2} --seed 7 --num-samples 200 --learning-rate {rate}",
                 ask="--seed 7 --split validation --eval-samples 100")
-            for rate in ("2e-4", "7e-4", "2e-3", "5e-3")
+            for rate in ("2e-4", "7e-4", "2e-3")
         ),
         *(
             Row(f"rates/grpo-{rate}", f"GRPO, {rate}",
-                f"train_grpo.py {SMOLLM2} --seed 7 --learning-rate {rate}",
-                before="rates/sft-2e-3", ask="--seed 7 --split validation --eval-samples 100")
-            for rate in ("2e-5", "7e-5", "2e-4", "7e-4")
+                f"train_grpo.py {SMOLLM2} --seed 7 --learning-rate {rate} "
+                "--max-steps 10 --eval-every 5 --probe 0",
+                before="rates/sft-7e-4", ask="--seed 7 --split validation --eval-samples 100")
+            for rate in ("2e-5", "7e-5", "2e-4", "6e-4")
         ),
     ],
     "qwen": [
@@ -88,11 +89,12 @@ PARTS: dict[str, list[Row]] = {
             Row(f"qwen/base-{form}", f"the base, {form}", ask=f"--format {form}")
             for form in ("think", "xml", "solution")
         ),
-        Row("qwen/sft-human", "SFT, human demonstrations", f"{SFT} --demonstrations human"),
-        Row("qwen/sft-own", "SFT, its own demonstrations", f"{SFT} --demonstrations own"),
+        Row("qwen/sft-human", "SFT, human demonstrations", f"{SFT} --num-samples 48"),
+        Row("qwen/sft-own", "SFT, its own demonstrations",
+            f"{SFT} --num-samples 120 --demonstrations own --own-samples 2"),
         Row("qwen/grpo", "12 steps of GRPO after its own",
-            f"train_grpo.py {QWEN} --questions-per-step 4 --group-size 8 --max-steps 12 "
-            "--eval-every 0 --eval-samples 20", before="qwen/sft-own"),
+            f"train_grpo.py {QWEN} --questions-per-step 2 --group-size 4 --max-steps 12 "
+            "--eval-every 12 --eval-samples 16", before="qwen/sft-own"),
     ],
 }  # fmt: skip
 ASK = {

@@ -25,7 +25,10 @@ PLACES = ("system", "user", "both")
 
 
 def wordings(fmt) -> dict[str, str]:
-    """Return the instructions that are compared, by name; they ask for the same shape."""
+    """Return the instructions that are compared, by name; they ask for the same shape.
+
+    shape: what the formats have. one line: what think had before.
+    """
     opener, closer = fmt.reasoning_open, fmt.reasoning_close
     margin = fmt.answer_margin
     around = f" between {fmt.answer_open} and {fmt.answer_close}" if fmt.answer_open else ""
@@ -46,6 +49,11 @@ def wordings(fmt) -> dict[str, str]:
         "shape": (
             f"First reason step by step between {opener} and {closer}. {final}: a single number "
             f"on one line and nothing else.\nUse exactly this shape:\n"
+            f"{shape('your reasoning', 'your answer')}"
+        ),
+        "one line": (
+            f"First reason step by step between {opener} and {closer}. Then write the final "
+            "answer on one line: a single number and nothing else.\nUse exactly this shape:\n"
             f"{shape('your reasoning', 'your answer')}"
         ),
         "respond": f"Respond in the following format:\n{shape('...', '...')}",
@@ -76,12 +84,13 @@ def variants(chosen: dict[str, str]) -> list[tuple[str, str, str, int]]:
     chosen: by format, the wording whose worked examples are measured, "" for none of them.
     """
     found = [("plain", "shape", "system", 0), ("plain", "shape", "user", 0)]
+    found += [("think", "one line", p, 0) for p in PLACES[:2]]
     for name in FORMATS:
+        if w := chosen.get(name):
+            found += [(name, w, "system", 1), (name, w, "system", 3), (name, w, "user", 1),
+                      (name, w, "both", 0)]  # fmt: skip
         found += [(name, w, p, 0) for w in ("shape", "respond", "steps", "example")
                   for p in PLACES[:2]]  # fmt: skip
-        if w := chosen.get(name):
-            found += [(name, w, "both", 0), (name, w, "system", 1), (name, w, "user", 1),
-                      (name, w, "system", 3)]  # fmt: skip
     return found
 
 

@@ -39,6 +39,11 @@ class Example:
         """All that is right as an answer, the gold first."""
         return (self.gold, *self.accepted)
 
+    @property
+    def asks(self) -> dict[str, str]:
+        """What a prompt has to know beside the question: the kind, where it is no number."""
+        return {} if self.kind == "number" else {"kind": self.kind}
+
 
 @dataclass(frozen=True, slots=True)
 class Prompt:

@@ -12,7 +12,9 @@ from rlm.errors import InputError
 from rlm.models.lookup import (
     adapter_base,
     adapter_format,
+    adapter_role,
     adapter_settings,
+    adapter_shots,
     check_adapter,
     check_model,
     is_adapter,
@@ -133,6 +135,16 @@ class EvaluateSettings(Orchestrator, Common):
         if self.compare and len(formats) > 1 and "format" not in self._origins:
             raise InputError(f"--compare: adapters of the formats {' and '.join(formats)}; "
                              "all get the same prompt, so choose one by --format")  # fmt: skip
+        roles = sorted({adapter_role(adapter) or self.role for adapter in adapters})
+        if self.compare and len(roles) > 1 and "instruction_role" not in self._origins:
+            raise InputError(
+                f"--compare: adapters of the instruction roles {' and '.join(roles)}; "
+                "all get the same prompt, so choose by --instruction-role"
+            )
+        shots = sorted({len(adapter_shots(adapter)) for adapter in adapters})
+        if self.compare and len(shots) > 1 and "shots" not in self._origins:
+            raise InputError(f"--compare: adapters of {' and '.join(map(str, shots))} worked "
+                             "examples; all get the same prompt, so choose by --shots")  # fmt: skip
 
     def check_places(self) -> None:
         last = [Path(name).name for name in self.models]

@@ -108,7 +108,7 @@ class GRPOSettings(Training):
     )
     rewards: dict[str, float] = option(
         {"correctness": 1.0},
-        "NAME=WEIGHT,NAME=WEIGHT out of rewards.py, --reward-file, or package.module:function",
+        "NAME=WEIGHT,NAME=WEIGHT out of rewards.py, a file of your own, or package.module:function",
         shown="correctness=1",
     )
     reward_file: str | None = option(
@@ -168,9 +168,6 @@ class GRPOSettings(Training):
 
     def check_values(self) -> None:
         super().check_values()
-        if 0 < self.token_budget < 64:
-            raise InputError(f"{self.given('token_budget')}: too few tokens; use 64 or more, or 0 "
-                             "for what the free memory holds")  # fmt: skip
         if self.overlong_tokens >= self.max_tokens:
             raise InputError(f"{self.given('overlong_tokens')}: must be less than --max-tokens "
                              f"{self.max_tokens}, or every completion costs")  # fmt: skip

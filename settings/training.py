@@ -138,6 +138,9 @@ class Common(Shared):
         if self.source in GENERATED and self.data:
             raise InputError(f"{self.given('data')}: task {self.source} makes its own questions; "
                                 "leave --data out or choose --task jsonl")  # fmt: skip
+        if self.task == "orchestrator" and self.shots:
+            raise InputError(f"{self.given('shots')}: task orchestrator has no solutions to show; "
+                              "leave it out")  # fmt: skip
         if self.source == "jsonl" and not self.data:
             raise InputError("--task jsonl: needs the file; give it with --data FILE.jsonl")
         if self.data and not os.path.exists(os.path.expanduser(self.data)):
@@ -248,6 +251,9 @@ class Training(Orchestrator, Common):
         if self.source in HELD_OUT:
             raise InputError(f"--task {self.source}: for evaluation alone, evaluate.py; train on "
                              "another, such as math")  # fmt: skip
+        if 0 < getattr(self, "token_budget", 0) < 64:
+            raise InputError(f"{self.given('token_budget')}: too few tokens; use 64 or more, or 0 "
+                             "for what the free memory holds")  # fmt: skip
         for name in self.trackers():
             by_project = name not in self.tracker
             check_trackers([name], self.given("wandb_project" if by_project else "tracker"))
@@ -271,7 +277,22 @@ class SFTSettings(Training):
         flags=["--output-dir"],
         shown="weights/sft_lora, prep: weights/sft_prep_lora",
     )
-    num_samples: int = option(1000, "demonstrations; 0: all", ge=0, env=["TRAIN_SAMPLES"])
+    num_samples: int = option(
+        1000,
+        "demonstrations, or with --demonstrations own questions that are asked; 0: all",
+        ge=0,
+        env=["TRAIN_SAMPLES"],
+    )
+    demonstrations: Literal["human", "own"] = option(
+        "human",
+        "human: the data's solutions; own: right answers of the base itself, which is asked the "
+        "training questions first and needs no solutions",
+    )
+    own_samples: int = option(4, "with own: samples of each question", ge=1, le=4096)
+    own_pick: Literal["shortest", "first"] = option(
+        "shortest", "with own: which right answer of a question is kept"
+    )
+    own_temperature: float = option(0.7, "with own: of the sampling; 0: greedy", ge=0, le=10)
     epochs: float = option(3.0, "passes over the demonstrations", gt=0, le=1000)
     max_steps: int = option(0, "optimiser steps; 0: the epochs decide", ge=0)
     batch_size: int = option(8, "demonstrations an optimiser step", ge=1)
@@ -279,3 +300,38 @@ class SFTSettings(Training):
     warmup_fraction: float = option(0.05, "share of the steps with rising rate", ge=0, lt=1)
     max_length: int = option(1024, "longest demonstration, tokens", ge=16)
     packing: bool = option(False, "several demonstrations in a row of max-length tokens")
+
+    backend: Literal["trl", "own"] = option(
+        "trl",
+        "what trains; trl: TRL's SFTTrainer; own: our packed learner, which pads nothing",
+        section="Backend",
+    )
+    token_budget: int = option(
+        0,
+        "with --backend own: tokens of a micro-batch: memory, not the result; 0: by what is free",
+        ge=0,
+    )
+
+    def check_values(self) -> None:
+        super().check_values()
+        if self.backend == "trl" and self.token_budget:
+            raise InputError(f"{self.given('token_budget')}: TRL's batches are whole; leave it "
+                             "out, or use --backend own")  # fmt: skip
+        if self.backend == "own" and self.packing:
+            raise InputError(f"{self.given('packing')}: not with --backend own, which packs "
+                             "without it; leave it out, or use --backend trl")  # fmt: skip
+        self._check_demonstrations()
+
+    def _check_demonstrations(self) -> None:
+        if self.demonstrations == "human":
+            names = {"own_samples", "own_pick", "own_temperature"}
+            for name in sorted(self.model_fields_set & names):
+                raise InputError(f"{self.given(name)}: only with --demonstrations own; add that, "
+                                 "or leave it out")  # fmt: skip
+            return
+        if self.task == "orchestrator":
+            raise InputError(f"{self.given('demonstrations')}: task orchestrator is shown random "
+                             "graphs; leave it out")  # fmt: skip
+        if self.own_samples > 1 and self.own_temperature == 0:
+            raise InputError(f"{self.given('own_samples')}: greedy samples are all the same; use "
+                             "--own-temperature above 0, or --own-samples 1")  # fmt: skip

@@ -101,7 +101,9 @@ def warm_up(stage, example) -> None:
     from rlm.engine.engine import Sampling
 
     sampling = Sampling(max_tokens=2, temperature=stage.settings.temperature)
-    stage.engine.generate([stage.task.prompt(example.question, example.kind)], 1, sampling, seed=0)
+    stage.engine.generate(
+        [stage.task.prompt(example.question, **example.asks)], 1, sampling, seed=0
+    )
 
 
 def others_at_work(seconds: float, processor_seconds: float) -> str:

@@ -72,11 +72,17 @@ def read_expression(text: str) -> Expression:
         return Expression(number=number)
     if words := _words(inside):
         return Expression(words=words)
-    latex = to_latex(inside)
+    latex = to_latex(_UNIT.sub("", inside))
     if not latex or _prose(latex) or _unbalanced(latex):
         return Expression(reason="unparsable")
     return Expression(latex=latex)
 
+
+# A unit behind a value. Math-Verify's own list of units takes the t of 3t for tons.
+_UNIT = re.compile(
+    r"(?<=[0-9}\)a-z])\s*(?:\\[ ,;])*\\(?:text|textrm|mathrm|mbox)\s*\{\s*[A-Za-z][A-Za-z ./]*\}"
+    r"(?:\^\{?-?[0-9]\}?)?\s*\Z"
+)
 
 # Which part of the text is mathematics.
 
@@ -223,7 +229,7 @@ def to_latex(text: str) -> str:
     text = text.translate(_SIGNS)
     text = re.sub(r"\\d?tfrac|\\dfrac|\\cfrac", r"\\frac", text)
     text = re.sub(r"\\(?:left|right|big|Big|bigg|Bigg)(?![A-Za-z])[lr.]?\s*", "", text)
-    text = re.sub(r"\\(?:displaystyle|quad|qquad|limits)(?![A-Za-z])|\\[,;:! ]", " ", text)
+    text = re.sub(r"\\(?:displaystyle|quad|qquad|limits)(?![A-Za-z])|(?<!\\)\\[,;:! ]", " ", text)
     text = re.sub(r"\\(?:\(|\)|\[|\])", " ", text)
     text = text.replace("**", "^").replace("<=", "\\le ").replace(">=", "\\ge ")
     text = text.replace("!=", "\\ne ")

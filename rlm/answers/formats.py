@@ -26,6 +26,8 @@ class Format:
     answer_open, answer_close: the tags around the answer; "" where the answer is simply
         what follows the reasoning.
     answer_margin: what stands between the answer and its tags when a turn is written.
+    instruction_role: where the instruction stands, one of ROLES: in a system turn, behind each
+        question of the user, or in both places.
     """
 
     name: str
@@ -35,6 +37,7 @@ class Format:
     answer_open: str
     answer_close: str
     answer_margin: str = ""
+    instruction_role: str = "system"
 
     @property
     def tags(self) -> tuple[str, ...]:
@@ -74,8 +77,8 @@ class Parsed:
 THINK = Format(
     name="think",
     instruction=(
-        "First reason step by step between <think> and </think>. "
-        "Then write the final answer on one line: a single number and nothing else.\n"
+        "First reason step by step between <think> and </think>. Then write the final answer: "
+        "a single number on one line and nothing else.\n"
         "Use exactly this shape:\n<think>\nyour reasoning\n</think>\nyour answer"
     ),
     reasoning_open="<think>",
@@ -125,6 +128,7 @@ PLAIN = Format(  # for reading models that were taught no format; nothing is tra
 
 FORMATS: dict[str, Format] = {form.name: form for form in (THINK, XML, SOLUTION, PLAIN)}
 TRAINABLE = ("think", "xml", "solution")
+ROLES = ("system", "user", "both")
 
 
 def get_format(name: str) -> Format:

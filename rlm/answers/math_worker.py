@@ -115,6 +115,7 @@ class Judge:
     """Reads LaTeX and compares it."""
 
     def __init__(self):
+        from latex2sympy2_extended.math_normalization import NormalizationConfig
         from math_verify.parser import LatexExtractionConfig, parse
 
         logging.disable(logging.CRITICAL)
@@ -122,7 +123,15 @@ class Judge:
         compare_only_what_has_solutions()
         read_quickly()
         # Only the reader of LaTeX: that of plain expressions hands its text to Python's eval.
-        self._how = [LatexExtractionConfig(boxed_match_priority=-1)]
+        spelling = NormalizationConfig(
+            basic_latex=True,
+            units=False,  # 3t is not 3 tons
+            malformed_operators=True,
+            nits=True,
+            boxed="none",
+            equations=False,
+        )
+        self._how = [LatexExtractionConfig(boxed_match_priority=-1, normalization_config=spelling)]
         self._parse = parse
         self.read = lru_cache(KEPT)(self._read)
 

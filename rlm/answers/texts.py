@@ -141,8 +141,10 @@ def read_choice(text: str, choices: Sequence[str] = ()) -> Stated:
     forms = [normal_form(without_markup(choice)) for choice in choices]
     if whole := _WHOLE.fullmatch(bare.rstrip(" .!")):
         return _allowed(whole[1].upper(), len(choices))
-    said = normal_form(bare)
-    if said in forms:
+    said, written = normal_form(bare), [" ".join(c.casefold().split()) for c in choices]
+    # "A blue" may be choice A or an article: only what is written so is the text itself.
+    lettered = re.match(r"[(\[]?[A-J](?![A-Za-z0-9'\u2019])", bare)
+    if said in forms and (not lettered or " ".join(bare.casefold().split()) in written):
         same = [LETTERS[i] for i, form in enumerate(forms) if form == said]
         return Stated(same[0], same[0]) if len(same) == 1 else Stated(reason="several_values")
     return _from_sentence(bare, forms)
@@ -151,7 +153,8 @@ def read_choice(text: str, choices: Sequence[str] = ()) -> Stated:
 def _from_sentence(bare: str, forms: list[str]) -> Stated:
     """Return the one letter that a sentence names."""
     marked = [next(filter(None, groups)) for groups in _MARKED.findall(bare)]
-    head = re.match(r"[(\[]?([A-J])\s*(?:[.):\]]+|-+|\u2013|\u2014)\s*", bare)
+    head = re.match(r"[(\[]?([A-J])(?:\s*(?:[.):\]]+|-+|\u2013|\u2014)\s*|\s+)", bare)
+    marked_head = head and not head[0][1:].isspace()
     if head and forms:  # the letter with the text of its choice, or of another one
         tail = normal_form(bare[head.end() :])
         if tail in forms:
@@ -171,7 +174,7 @@ def _from_sentence(bare: str, forms: list[str]) -> Stated:
         return Stated(reason="several_values")
     (letter,) = letters
     # "B. Neither of the two": behind the letter at the start comes the choice's own text.
-    if head and head[1] == letter:
+    if head and marked_head and head[1] == letter:
         refused = _REFUSED.match(bare, head.end())
     else:
         refused = _HEDGED.search(bare)

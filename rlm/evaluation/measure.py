@@ -37,14 +37,20 @@ def measure(
     samples=1,
     temperature=0.0,
     seed=0,
+    asking=None,
 ) -> Evaluation:
     """Return what the engine's model does with `examples`; greedy when temperature is 0.
+
+    asking: more of how it is asked, for `rlm.models.prompts.make_prompt`.
 
     With several samples a row shows the majority's answer (`row_of`).
     """
     from rlm.engine.engine import Sampling
 
-    prompts = [make_prompt(e.question, tokenizer, format_name, e.kind) for e in examples]
+    asking = asking or {}
+    prompts = [
+        make_prompt(e.question, tokenizer, format_name, **asking, **e.asks) for e in examples
+    ]
     sampling = Sampling(max_tokens=max_tokens, temperature=temperature)
     start = time.perf_counter()
     groups = engine.generate(prompts, samples, sampling, seed=seed)

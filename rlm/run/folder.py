@@ -102,9 +102,9 @@ class Run:
 
     def measured(self, summary: dict) -> None:
         """Keep the metrics of a validation for the row that has its accuracy."""
-        names = ("accuracy_low", "accuracy_high", "format_rate")
         lenient = "accuracy_lenient"
-        names += (lenient, f"{lenient}_low", f"{lenient}_high")
+        names = ("accuracy_low", "accuracy_high", "format_rate",
+                 lenient, f"{lenient}_low", f"{lenient}_high")  # fmt: skip
         self._validation = {f"validation_{name}": summary[name] for name in names}
 
     def trainer_callback(self, show_every: int = 1):

@@ -17,7 +17,8 @@ from tests.server.test_page import CHROMIUM, expect, listen, needs_browser, play
 from tests.support.running import ROOT, start
 
 HOSTILE = "</script><script>window.hacked=1</script><img src=x onerror=window.hacked=1>&amp;"
-SUMMARY = {"accuracy": 0.5, "accuracy_lenient": 0.654, "accuracy_low": 0.4, "accuracy_high": 0.6, "questions": 100,
+SUMMARY = {"accuracy": 0.5, "accuracy_low": 0.4, "accuracy_high": 0.6, "questions": 100,
+           "accuracy_lenient": 0.654,
            "format_rate": 0.9, "mean_tokens": 12.5}  # fmt: skip
 
 
