@@ -158,6 +158,13 @@ def change(before: str, after: str) -> dict:
     return difference(answers(before), answers(after), seed=0, resamples=10_000)
 
 
+def read() -> dict:
+    """Return what has been measured so far."""
+    from rlm import files
+
+    return files.read_object(PATH) if PATH.exists() else {"rows": {}, "differences": {}}
+
+
 def machine() -> dict:
     """Return what the seconds were measured on."""
     import torch
@@ -187,10 +194,11 @@ def main() -> int:
         parser.error("--part qwen: give --model and --data")
     given = {"MODEL": options.model, "DATA": options.data}
     for row in PARTS[options.part]:
-        kept = files.read_object(PATH) if PATH.exists() else {"rows": {}, "differences": {}}
-        if row.name in kept["rows"] or (options.rows and row.name not in options.rows):
+        if row.name in read()["rows"] or (options.rows and row.name not in options.rows):
             continue
-        kept["rows"][row.name] = measure(options.part, row, given) | {"machine": machine()}
+        found = measure(options.part, row, given) | {"machine": machine()}
+        kept = read()  # anew: another part may have been measured meanwhile
+        kept["rows"][row.name] = found
         if row.before:
             kept["differences"][f"{row.before} > {row.name}"] = change(row.before, row.name)
         files.write_json(PATH, kept)

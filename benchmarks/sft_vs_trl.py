@@ -250,7 +250,7 @@ def main() -> int:
     parser.add_argument("--model", help="a real base beside them: a folder or a GGUF file")
     parser.add_argument("--data", help="folder of GSM8K for --model; else word problems")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
-    parser.add_argument("--repeats", type=int, default=5, help="turns of each, default 5")
+    parser.add_argument("--repeats", type=int, default=3, help="turns of each, default 3")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads, default 1")
     parser.add_argument("--keep", action="store_true", help="write benchmarks/results/*.json")
     parser.add_argument("--json", help="file for the figures of a single size")

@@ -248,12 +248,12 @@ class Training(Orchestrator, Common):
 
     def check_values(self) -> None:
         super().check_values()
-        if self.source in HELD_OUT:
-            raise InputError(f"--task {self.source}: for evaluation alone, evaluate.py; train on "
-                             "another, such as math")  # fmt: skip
         if 0 < getattr(self, "token_budget", 0) < 64:
             raise InputError(f"{self.given('token_budget')}: too few tokens; use 64 or more, or 0 "
                              "for what the free memory holds")  # fmt: skip
+        if self.source in HELD_OUT:
+            raise InputError(f"--task {self.source}: for evaluation alone, evaluate.py; train on "
+                             "another, such as math")  # fmt: skip
         for name in self.trackers():
             by_project = name not in self.tracker
             check_trackers([name], self.given("wandb_project" if by_project else "tracker"))

@@ -18,7 +18,7 @@ from pathlib import Path
 import data
 from rlm import files, parallel
 from rlm.answers import kinds
-from rlm.data import rows, sources
+from rlm.data import readers, rows
 from rlm.data.splits import question_key
 from rlm.errors import InputError
 from rlm.models.prompts import is_demonstration, make_prompt
@@ -111,7 +111,7 @@ def sample(stage, asked: list[Example]) -> str:
         engine.sync()
         for start in range(0, len(asked), CHUNK):
             part = asked[start : start + CHUNK]
-            prompts = [make_prompt(e.question, tokenizer, "plain", **e.asks) for e in part]
+            prompts = [make_prompt(e.question, tokenizer, "plain", kind=e.kind) for e in part]
             seed = derive("own", settings.seed, start)
             groups = engine.generate(prompts, settings.own_samples, limits, seed=seed)
             for example, group in zip(part, groups, strict=True):
@@ -197,7 +197,7 @@ def read(text: str, path: Path) -> list[Example]:
     found = []
     for number, each in enumerate(text.encode("utf-8", "surrogatepass").split(b"\n")[:-1], 1):
         where = f"{path}:{number}"
-        row = sources.parse_line(each, where)
+        row = readers.parse_line(each, where)
         found.append(rows.own_example(row, where, str(row["id"])))
     return found
 

@@ -104,10 +104,9 @@ def backward(model, optimizer, demonstrations, *, tokens: int, token_budget: int
     model.train()
     metrics, device = Metrics(), next(model.parameters()).device
     for part in micro_batches(demonstrations, token_budget):
-        logprobs, statistics = token_statistics(model, packed(part, device=device))
+        logprobs, entropy, likeliest = token_statistics(model, packed(part, device=device))
         loss = -logprobs.sum() / tokens
         optimizer.backward(loss)
         metrics.add(loss=loss.detach())
-        if statistics is not None:
-            metrics.mean(entropy=statistics[0], token_accuracy=statistics[1])
+        metrics.mean(entropy=entropy, token_accuracy=likeliest)
     return metrics

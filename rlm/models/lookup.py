@@ -59,7 +59,7 @@ def shots_of(manifest: dict) -> list[Example]:
     texts = [[str(row.get(name) or "") for name in names] for row in rows]
     if not all(map(all, texts)):
         return []
-    return [Example(f"shot-{i}", q, a, solution) for i, (q, a, solution) in enumerate(texts)]
+    return [Example(f"shot-{i}", q, gold, how) for i, (q, gold, how) in enumerate(texts)]
 
 
 def _entry(path: Path, name: str) -> str | None:

@@ -76,7 +76,7 @@ def test_packed_equals_separate_forwards_value_and_gradient(demonstrations):
         token for _, completion in demonstrations for token in completion
     ]
     assert row.lengths == (3, 1, 8, 2, 2)
-    logprobs, (entropy, likeliest) = token_statistics(model, row, chunk=5)
+    logprobs, entropy, likeliest = token_statistics(model, row, chunk=5)
     weights = torch.randn(len(logprobs), generator=torch.Generator().manual_seed(1))
     (logprobs * weights).sum().backward()
     ours = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
@@ -106,7 +106,7 @@ def test_what_is_likeliest_is_seen_by_both_heads():
         with torch.no_grad():
             logits = model(torch.tensor([list(range(1, 60))])).logits[0, :-1]
             row.targets[::2] = logits.argmax(-1)[::2]
-            _, (_, likeliest) = token_statistics(model, row, chunk=16)
+            _, _, likeliest = token_statistics(model, row, chunk=16)
         assert likeliest.tolist() == (logits.argmax(-1) == row.targets).float().tolist()
         assert 0.4 < float(likeliest.mean()) < 0.6
 
@@ -123,5 +123,5 @@ def test_the_loss_is_the_mean_over_the_tokens_however_it_is_cut():
         assert metrics == pytest.approx(found[0][0], abs=1e-5)
         assert (gradient - found[0][1]).norm() < 1e-5 * gradient.norm()
     with torch.no_grad():
-        logprobs, _ = token_statistics(model, packed(DEMONSTRATIONS))
+        logprobs, *_ = token_statistics(model, packed(DEMONSTRATIONS))
     assert found[0][0]["loss"] == pytest.approx(-float(logprobs.mean()), abs=1e-5)

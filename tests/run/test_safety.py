@@ -115,8 +115,8 @@ def test_sft_by_our_own_learner_leaves_it_out_too(tmp_path, monkeypatch):
 
     def poisoned(*arguments, **options):
         calls.append(1)
-        logprobs, statistics = plain(*arguments, **options)
-        return logprobs * math.nan if len(calls) == 2 else logprobs, statistics
+        logprobs, *statistics = plain(*arguments, **options)
+        return logprobs * math.nan if len(calls) == 2 else logprobs, *statistics
 
     monkeypatch.setattr(demonstrations, "token_statistics", poisoned)
     train_sft.main(["--num-samples", "16", "--batch-size", "4", "--max-steps", "3",
