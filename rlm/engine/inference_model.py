@@ -16,7 +16,6 @@ from functools import cached_property
 import torch
 from torch import nn
 
-from rlm.errors import InputError
 from rlm.models import attention
 from rlm.models.lora_linear import LoraLinear, plain_lora
 from rlm.models.matmul import DenseLinear, PackedLinear, lacking, packable
@@ -30,7 +29,6 @@ class InferenceModel:
 
     def __init__(self, model):
         self._source = model.get_base_model() if hasattr(model, "get_base_model") else model
-        check(self._source)
         self._merged: dict[str, torch.Tensor] = {}
         self._packed: dict[str, tuple[tuple, PackedLinear]] = {}
         linears = [m for m in self._source.modules() if isinstance(m, nn.Linear)]
@@ -144,27 +142,18 @@ def _active(layer) -> list[str]:
     return [key for key in names if key in layer.lora_A]
 
 
-def check(network) -> None:
-    """InputError if the model's attention is more than the layouts can do."""
-    config, name = network.config.get_text_config(), type(network).__name__
-    context = getattr(config, "max_position_embeddings", None)
-    window = getattr(config, "sliding_window", None)
+def obstacle(network) -> str:
+    """Return what a model's attention is known to have that the layouts cannot do, "" if nothing.
+
+    What is not known is found out by rlm.engine.support.
+    """
+    config = network.config.get_text_config()
     kinds = set(getattr(config, "layer_types", None) or [])
-    if not kinds and window and getattr(config, "use_sliding_window", True):
-        kinds = {"sliding_attention"}
-    problem = None
-    if getattr(config, "attn_logit_softcapping", None):
-        problem = f"attention logits capped at {config.attn_logit_softcapping}"
-    elif any(key.endswith(".sinks") for key, _ in network.named_parameters()):
-        problem = "attention sinks"
-    elif "sliding_attention" in kinds and window and context and window < context:
-        problem = f"a sliding window of {window} tokens, shorter than its context of {context}"
-    elif others := kinds - {"full_attention", "sliding_attention"}:
-        problem = f"layers of the kind {', '.join(sorted(others))}"
-    elif _rope_type(config) == "dynamic":
-        problem = "a rotary embedding that changes with the longest sequence in the batch"
-    if problem:
-        raise InputError(f"{name} has {problem}, which is not supported; use a model without")
+    if others := kinds - {"full_attention", "sliding_attention"}:
+        return f"layers of the kind {', '.join(sorted(others))}"
+    if _rope_type(config) == "dynamic":
+        return "a rotary embedding that changes with the longest sequence in the batch"
+    return ""
 
 
 def context_tokens(network) -> int | None:

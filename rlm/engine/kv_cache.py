@@ -4,8 +4,11 @@ A layout of `rlm.models.attention`: it travels through the model's forward as `l
 know about sampling or requests.
 """
 
+from dataclasses import replace
+
 import torch
-import torch.nn.functional as F
+
+from rlm.models.attention import Rules, causal_mask, softmax_attention
 
 
 class Prefix:
@@ -33,6 +36,7 @@ class KVCache:
         self.values: dict[int, torch.Tensor] = {}
         self.bias = torch.zeros(0, 1, 1, 0)  # [rows, 1, 1, T]: 0 where cached, -inf elsewhere
         self._prompts: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+        self.windows: dict[int, int | None] = {}  # of each layer, as its attention was called
 
     def begin(self, positions: torch.Tensor, width: int, prompts: list[int]) -> None:
         """Prepare one forward.
@@ -44,13 +48,11 @@ class KVCache:
         self._prompts = {}
         if self._rows:
             self._width = width
-            capacity = self.bias.shape[-1]
-            heads = next(iter(self.keys.values())).shape[1]
+            self._positions = positions
+            self._places: dict[int, torch.Tensor] = {}
+            self._near: dict[int, torch.Tensor] = {}
             rows = torch.arange(self._rows, device=positions.device)
-            self.bias.view(-1).index_fill_(0, rows * capacity + positions, 0.0)
-            # Where the new keys go in the flattened [rows * KV * T], [n * KV].
-            row_heads = torch.arange(self._rows * heads, device=positions.device).view(-1, heads)
-            self._places = (row_heads * capacity + positions[:, None]).view(-1)
+            self.bias.view(-1).index_fill_(0, rows * self.bias.shape[-1] + positions, 0.0)
         self._lengths = prompts
         if prompts:
             longest = max(prompts)
@@ -58,39 +60,59 @@ class KVCache:
             places = [s + i for s, p in zip(starts, prompts, strict=True) for i in range(p)]
             self._padded = torch.tensor(places, device=positions.device)
 
-    def attend(self, layer, query, key, value, scaling):
+    def attend(self, layer, query, key, value, scaling, rules: Rules = Rules()):
         """Return the attention output [1, N, H, D]: query [H, N, D], key and value [KV, N, D]."""
+        self.windows[layer] = rules.window
         heads, tokens, depth = query.shape
         n, end = self._rows, self._rows + sum(self._lengths)
         parts = []
         if n:
-            parts.append(self._decode(layer, query[:, :n], key[:, :n], value[:, :n], scaling))
+            own = query[:, :n], key[:, :n], value[:, :n]
+            parts.append(self._decode(layer, *own, scaling, rules))
         if end > n:
             new = slice(n, end)
-            parts.append(self._prefill(layer, query[:, new], key[:, new], value[:, new], scaling))
+            own = query[:, new], key[:, new], value[:, new]
+            parts.append(self._prefill(layer, *own, scaling, rules))
         if tokens > end:
             parts.append(query.new_zeros(tokens - end, heads, depth))
         return torch.cat(parts)[None] if len(parts) > 1 else parts[0][None]
 
-    def _decode(self, layer, query, key, value, scaling):
+    def _decode(self, layer, query, key, value, scaling, rules):
         n, width = self._rows, self._width
         keys, values = self.keys[layer], self.values[layer]
+        places = self._places_of(key.shape[0])
         for cached, new in ((keys, key), (values, value)):
             flat = new.transpose(0, 1).reshape(-1, new.shape[2])  # [n * KV, D]
-            cached.view(-1, new.shape[2]).index_copy_(0, self._places, flat)
+            cached.view(-1, new.shape[2]).index_copy_(0, places, flat)
         heads, kv = query.shape[0], key.shape[0]
         # The query heads that share a key head stand as if they were positions: no repeated keys.
         grouped = query.transpose(0, 1).reshape(n, kv, heads // kv, -1)
-        out = F.scaled_dot_product_attention(
-            grouped,
-            keys[:n, :, :width],
-            values[:n, :, :width],
-            attn_mask=self.bias[:n, :, :, :width],
-            scale=scaling,
-        )
+        if rules.sinks is not None:
+            rules = replace(rules, sinks=rules.sinks.view(kv, -1))
+        cached = keys[:n, :, :width], values[:n, :, :width]
+        out = softmax_attention(grouped, *cached, self._bias(rules.window), scaling, rules)
         return out.reshape(n, heads, -1)  # [n, H, D]
 
-    def _prefill(self, layer, query, key, value, scaling):
+    def _places_of(self, heads: int) -> torch.Tensor:
+        """Return where new keys go in the flattened [rows * KV * T], [n * KV]."""
+        if heads not in self._places:
+            device, capacity = self._positions.device, self.bias.shape[-1]
+            row_heads = torch.arange(self._rows * heads, device=device).view(-1, heads)
+            self._places[heads] = (row_heads * capacity + self._positions[:, None]).view(-1)
+        return self._places[heads]
+
+    def _bias(self, window: int | None) -> torch.Tensor:
+        """Return what is added to the scores [n, 1, 1, W]: -inf for what a row does not see."""
+        bias = self.bias[: self._rows, :, :, : self._width]
+        if window is None or window >= self._width:
+            return bias
+        if window not in self._near:
+            places = torch.arange(self._width, device=bias.device)
+            far = self._positions[:, None] - places >= window  # [n, W]
+            self._near[window] = bias.masked_fill(far[:, None, None], float("-inf"))
+        return self._near[window]
+
+    def _prefill(self, layer, query, key, value, scaling, rules):
         prompts, longest = len(self._lengths), max(self._lengths)
 
         def pad(flat):  # [H, N, D] -> [prompts, H, P, D], zeros on the right
@@ -101,14 +123,9 @@ class KVCache:
 
         keys, values = pad(key), pad(value)
         self._prompts[layer] = keys, values
-        out = F.scaled_dot_product_attention(
-            pad(query),
-            keys,
-            values,
-            is_causal=True,
-            scale=scaling,
-            enable_gqa=query.shape[0] != key.shape[0],
-        )
+        near = rules.window is not None and rules.window < longest
+        mask = causal_mask(longest, query.device, rules.window) if near else None
+        out = softmax_attention(pad(query), keys, values, mask, scaling, rules)
         flat = out.transpose(1, 2).reshape(prompts * longest, query.shape[0], -1)
         return flat.index_select(0, self._padded)  # [N, H, D]
 

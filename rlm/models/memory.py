@@ -66,13 +66,24 @@ def peak_bytes(device) -> int:
 
 
 def token_bytes(network) -> int:
-    """Return the bytes of one token's keys and values in all layers."""
+    """Return the bytes of one token's keys and values in all layers.
+
+    Layers may have sizes of their own. Of a model without attention it is an estimate from above:
+    what it keeps does not grow with the tokens.
+    """
     config = network.config.get_text_config()
-    heads = config.num_attention_heads
-    width = getattr(config, "head_dim", None) or config.hidden_size // heads
-    kept = getattr(config, "num_key_value_heads", None) or heads
+    layers = getattr(config, "per_layer_config", None) or [config] * config.num_hidden_layers
     weight = network.get_input_embeddings().weight
-    return 2 * config.num_hidden_layers * kept * width * weight.element_size()
+    return 2 * weight.element_size() * sum(_kept_width(layer, config) for layer in layers)
+
+
+def _kept_width(layer, config) -> int:
+    """Return the numbers that a layer keeps as keys of a token, and as many as values."""
+    heads = getattr(config, "num_attention_heads", None)
+    heads = heads if isinstance(heads, int) else 1  # some have a list, by layer
+    width = getattr(layer, "head_dim", None) or config.hidden_size // heads
+    kept = getattr(layer, "num_key_value_heads", None)
+    return width * (kept if isinstance(kept, int) else heads)
 
 
 def cache_tokens(network) -> int:
