@@ -230,6 +230,12 @@ def trained_on(settings, manifest: dict) -> tuple[list[Example], list[Example], 
         "made again from the manifest's settings, but their fingerprint is another one: the data "
         "or a validation set may have changed, so not every one of them needs to have been seen"
     )  # fmt: skip
+    own = manifest.get("demonstrations") or {}
+    if own.get("kind") == "own":
+        note = (
+            "made again from the manifest's settings; the model's own answers to "
+            f"{own['count']} of them were trained on"
+        )
     seen, step = training, manifest.get("step") or 0
     if "questions_per_step" in before and step:
         batches = Batches(training, before["questions_per_step"], seed=place["seed"])

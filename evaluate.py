@@ -72,10 +72,11 @@ def evaluate_one(settings, examples, name: str, model: str, adapter: str | None,
 def measure_one(settings, examples, name: str, model: str, adapter: str | None, path=None):
     """Return one model's `rlm.evaluation.measure.Evaluation`; its rows and summary go to `path`."""
     from rlm.engine.engine import Engine
-    from rlm.evaluation.measure import save
+    from rlm.evaluation.measure import save, told
     from rlm.models.policy import open_policy
 
     policy = open_policy(model, adapter, **settings.loading())
+    logger.info("%s: %d questions are asked", name, len(examples))
     evaluation = tasks.task_of(settings, policy).measure(
         Engine(policy.model, policy.tokenizer, **settings.engine_options()),
         examples,
@@ -87,7 +88,7 @@ def measure_one(settings, examples, name: str, model: str, adapter: str | None, 
     )
     if path:
         save(evaluation, path)
-        logger.info("%s: accuracy %.3f, rows in %s", name, evaluation.summary["accuracy"], path)
+        logger.info("%s: %s; rows in %s", name, told(evaluation.summary), path)
     else:
         logger.info("%s: %d questions answered", name, len(examples))
     return evaluation

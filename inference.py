@@ -18,7 +18,7 @@ import config
 import data
 from rlm.agents.graph import read_graph
 from rlm.answers import formats
-from rlm.answers.reading import is_correct, read_answer
+from rlm.answers.reading import is_correct, is_correct_leniently, read_answer
 from rlm.errors import InputError, run_main
 from rlm.server.splitter import ANSWER, REASONING, Splitter
 from training import tasks
@@ -155,21 +155,26 @@ def interactive(reasoner: Reasoner, as_json: bool) -> None:
 
 
 def batch(reasoner: Reasoner, settings) -> None:
-    """Answer held-out questions of the task and judge them against their known answers."""
+    """Answer held-out questions of the task and judge them against their known answers.
+
+    By both readings: right is the answer that stands where the format has it, right_lenient the
+    last number of the text.
+    """
     examples = data.examples_for(settings, "test", settings.num_samples)
-    right = 0
+    right = lenient = 0
     for example in examples:
         result = reasoner.ask(example.question)
         verdict = is_correct(result["text"], example.gold, reasoner.format.name)
-        right += verdict
-        result |= {"gold": example.gold, "right": verdict}
+        last = is_correct_leniently(result["text"], example.gold)
+        right, lenient = right + verdict, lenient + last
+        result |= {"gold": example.gold, "right": verdict, "right_lenient": last}
         if settings.json_output:
             print(json.dumps(result, ensure_ascii=False), flush=True)
         else:
             mark = "right" if verdict else f"wrong, it is {example.gold}"
             print(f"{example.question}\n{result['reasoning']}\n-> {result['answer']} ({mark})\n")
     if not settings.json_output:
-        print(f"{right} of {len(examples)} right")
+        print(f"{right} of {len(examples)} right, {lenient} by the last number")
 
 
 def main(argv: list[str] | None = None) -> int:

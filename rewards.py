@@ -20,7 +20,13 @@ import re
 from collections.abc import Callable, Mapping
 
 from rlm.answers.formats import get_format, parse
-from rlm.answers.reading import equal, is_correct, read_answer, read_value
+from rlm.answers.reading import (
+    equal,
+    is_correct,
+    is_correct_leniently,
+    read_answer,
+    read_value,
+)
 from rlm.records import Example, Rollout, Score
 
 Reward = Callable[[Example, str, str], float]
@@ -137,6 +143,8 @@ def score(
     """What a rollout earned: each reward named in `weights`, and their weighted sum.
 
     Score.reason says why no answer could be read (`rlm.answers.reading.REASONS`), None if one was.
+    Its fact lenient_fraction is 1.0 where the last number is right, whatever the format: it
+    earns nothing.
     ValueError for an unknown reward. RuntimeError, naming the reward and the example, when a
     reward raises or returns something that is not a finite number.
     """
@@ -150,4 +158,5 @@ def score(
         if not math.isfinite(parts[name]):
             raise RuntimeError(f"reward {name} returned {parts[name]} on example {example.id}")
     total = sum(weights[name] * part for name, part in parts.items())
-    return Score(total, parts, read_answer(rollout.text, format_name).reason)
+    last = {"lenient_fraction": float(is_correct_leniently(rollout.text, example.gold))}
+    return Score(total, parts, read_answer(rollout.text, format_name).reason, last)

@@ -34,10 +34,10 @@ from training.micro_batches import (
     due,
     first_kl,
     keep_best,
-    learning_rate,
     logits_options,
     micro_batches,
 )
+from training.rates import learning_rate
 from training.stage import begin
 
 
@@ -91,7 +91,7 @@ def train(settings) -> dict:
     # 3. Sample, score, compare, update: `take_step` below.
     take = partial(take_step, stage, questions, optimizer, reference=reference, budget=budget)
     for step in steps:
-        optimizer.learning_rate = learning_rate(step, steps.last, settings)
+        optimizer.learning_rate = learning_rate(step, steps.last, stage.peak_rate, settings)
         batch, advantage, row = take(step)
         record = partial(records, step, batch, advantage, policy.tokenizer)
         finite = guard.passed(step, checked(row, optimizer), record)

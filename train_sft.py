@@ -2,16 +2,17 @@
 
     python train_sft.py                                        # the tiny base, additions
     python train_sft.py --task gsm8k --data DIR --model Qwen/Qwen2.5-0.5B-Instruct
+    python train_sft.py --demonstrations own                   # the base's own right answers
     python train_sft.py --stage prep --config configs/solution_prep_full_grpo.yaml
     python train_sft.py --stage full --base-adapter prep_sft_model --config ...
     torchrun --standalone --nproc_per_node 2 -- train_sft.py   # two processes, one adapter
 
-Supervised fine-tuning of a LoRA with trl's SFTTrainer. The loss falls on the assistant's turn
-only, its end token included. SFT teaches the format and the habits of its demonstrations; it
-does not learn which reasoning is right (that is train_grpo.py).
+Supervised fine-tuning of a LoRA with trl's SFTTrainer, or with our packed learner (--backend own,
+training/sft.py). The loss falls on the assistant's turn only, its end token included. SFT teaches
+the format and the habits of its demonstrations; it does not learn which reasoning is right (that
+is train_grpo.py).
 """
 
-import math
 import sys
 import time
 
@@ -19,6 +20,7 @@ import config
 import data
 from rlm import parallel
 from rlm.errors import InputError, run_main
+from training import demonstrations, sft
 from training.stage import begin
 
 
@@ -35,28 +37,29 @@ def train(settings) -> dict:
     start(settings.model, **settings.process())
     # 1. Demonstrations, none of which is a question of the validation set.
     examples, validation = data.training_sets(settings)
-    graphs = settings.task == "orchestrator"  # its demonstrations are random, not solutions
-    solved = [e for e in examples if e.solution is not None or graphs]
-    if not solved:
-        raise InputError(
-            f"--task {settings.task}: none of {len(examples)} examples has a solution to learn "
-            "from; add a 'solution' field, or use train_grpo.py, which needs only answers"
-        )
+    own = settings.demonstrations == "own"
+    shown = examples if own else demonstrations.human(examples, settings)
+    earlier = demonstrations.kept(settings)
 
     # 2. The policy: a fresh LoRA, or an earlier stage's adapter to go on from.
     stage = begin(settings, began)
-    records = token_records(solved, stage.task, settings)
+    about = {"kind": "human", "count": len(shown)}
+    if own:
+        shown, about = demonstrations.own(stage, examples, earlier)
+    records = token_records(shown, stage.task, settings)
     stage.run.info(
-        f"SFT ({settings.stage}) on {len(records)} of {len(examples)} demonstrations: epochs "
-        f"{settings.epochs:g}, batch {settings.batch_size}, rate {settings.learning_rate:g}"
+        f"SFT ({settings.stage}) on {len(records)} of {len(shown if own else examples)} "
+        f"demonstrations: epochs {settings.epochs:g}, batch {settings.batch_size}, "
+        f"rate {stage.peak_rate:g}"
     )
 
     # 3. Train, measure on questions that were not trained on, and keep the adapter.
+    fit = sft.fit if settings.backend == "own" else fit_by_trl
     guard = fit(stage, records, len(validation))
     found = stage.validate(validation)
     if found:
         stage.run.log({"step": stage.run.step, "validation_accuracy": found.summary["accuracy"]})
-    summary = stage.finish(found, solved, stage=settings.stage)
+    summary = stage.finish(found, shown, stage=settings.stage, demonstrations=about)
     guard.check()
     return summary
 
@@ -84,7 +87,7 @@ def token_records(examples, task, settings) -> list[dict]:
     return records
 
 
-def fit(stage, records: list[dict], questions: int):
+def fit_by_trl(stage, records: list[dict], questions: int):
     """Run trl's SFTTrainer over the records; its metrics go to the run's log.
 
     questions: of the validation that follows. Returns the `NonFiniteGuard` of its batches.
@@ -97,8 +100,8 @@ def fit(stage, records: list[dict], questions: int):
     from rlm.trl.sft import Trainer
 
     disable_progress_bars()
-    settings, guard = stage.settings, NonFiniteGuard(stage.run.path)
-    arguments, steps = trainer_arguments(stage.policy, len(records), settings, stage.run.path)
+    guard = NonFiniteGuard(stage.run.path)
+    arguments, steps = trainer_arguments(stage, len(records))
     trainer = Trainer(
         model=stage.policy.model,
         args=arguments,
@@ -121,7 +124,7 @@ def fit(stage, records: list[dict], questions: int):
     return guard
 
 
-def trainer_arguments(policy, count: int, settings, folder):
+def trainer_arguments(stage, count: int):
     """Return (SFTConfig, number of optimiser steps) for `count` records.
 
     A batch is that of all processes together. InputError if they cannot share it evenly.
@@ -129,21 +132,20 @@ def trainer_arguments(policy, count: int, settings, folder):
     import torch
     from trl import SFTConfig
 
-    processes = parallel.world().size
+    settings, processes = stage.settings, parallel.world().size
     if settings.batch_size % processes:
         raise InputError(
             f"--batch-size {settings.batch_size}: {processes} processes share it evenly; use a "
             f"multiple of {processes}"
         )
-    weight = next(policy.model.parameters())
-    per_pass = math.ceil(count / settings.batch_size)
-    steps = settings.max_steps or math.ceil(settings.epochs * per_pass)
+    weight = next(stage.policy.model.parameters())
+    steps = sft.last_step(count, settings)
     arguments = SFTConfig(
-        output_dir=str(folder),
+        output_dir=str(stage.run.path),
         num_train_epochs=settings.epochs,
         max_steps=settings.max_steps or -1,
         per_device_train_batch_size=settings.batch_size // processes,
-        learning_rate=settings.learning_rate,
+        learning_rate=stage.peak_rate,
         lr_scheduler_type="linear",
         # The first step of a warm-up has rate 0: a single step would teach nothing.
         warmup_steps=settings.warmup_fraction if steps > 1 else 0,

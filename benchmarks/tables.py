@@ -18,6 +18,7 @@ ROOT = Path(__file__).resolve().parent.parent
 RESULTS = Path(__file__).parent / "results"
 sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]
 
+import real_tables  # noqa: E402
 from learning_curve import draw, keep_curves  # noqa: E402
 
 STAGES = {
@@ -48,10 +49,14 @@ def interval(summary: dict) -> str:
 
 
 def learning_table(part: str) -> str:
-    """Return accuracy of every seed with its interval, and the shares, mean over seeds."""
+    """Return accuracy of every seed with its interval, and the shares, mean over seeds.
+
+    lenient: right by the last number, whatever the format.
+    """
     results = read(part)
     seeds = [f"seed {run['seed']}" for run in results]
-    lines = [["", *seeds, "format", "step by step", "tokens"], ["---"] * (len(seeds) + 4)]
+    head = ["", *seeds, "lenient", "format", "step by step", "tokens"]
+    lines = [head, ["---"] * len(head)]
     for stage, title in STAGES.items():
         found = [run[stage] for run in results if stage in run]
         if not found:
@@ -61,7 +66,7 @@ def learning_table(part: str) -> str:
         def mean(name, found=found):
             return sum(s[name] for s in found) / len(found)
 
-        shares = [percent(mean("format_rate")), percent(mean("step_by_step"))]
+        shares = [percent(mean(x)) for x in ("last_number", "format_rate", "step_by_step")]
         lines.append([title, *cells, *shares, f"{mean('mean_tokens'):.0f}"])
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
@@ -69,12 +74,13 @@ def learning_table(part: str) -> str:
 def samples_table() -> str:
     """Return accuracy against the number of clean demonstrations, a column a seed."""
     results = read("samples")
-    head = ["demonstrations", *(f"seed {run['seed']}" for run in results), "format, mean"]
+    seeds = [f"seed {run['seed']}" for run in results]
+    head = ["demonstrations", *seeds, "lenient, mean", "format, mean"]
     lines = [head, ["---"] * len(head)]
     for size in results[0]["samples"]:
         found = [run["samples"][size] for run in results]
-        form = percent(sum(s["format_rate"] for s in found) / len(found))
-        lines.append([size, *(percent(s["accuracy"]) for s in found), form])
+        shares = [sum(s[x] for s in found) / len(found) for x in ("last_number", "format_rate")]
+        lines.append([size, *(percent(s["accuracy"]) for s in found), *map(percent, shares)])
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
@@ -113,7 +119,10 @@ def speed_table() -> str:
 
 
 def robustness_table() -> str:
-    """Return the share of right answers in each set of questions, a row a task's adapter."""
+    """Return the shares of right answers in each set of questions, a row a task's adapter.
+
+    By the strict reading / by the last number.
+    """
     found = {task: read_named(f"robustness_{task}") for task in ("addition", "word_problems")}
     sets = [s["set"] for s in found["word_problems"]["sets"]]  # it has all of them
     lines = [["", *sets], ["---"] * (len(sets) + 1)]
@@ -122,7 +131,8 @@ def robustness_table() -> str:
         cells = []
         for name in sets:
             trained = list(by_set[name]["models"].values())[-1] if name in by_set else None
-            cells.append(percent(trained["strict"]["share"]) if trained else "–")
+            both = [percent(trained[x]["share"]) for x in ("strict", "lenient")] if trained else []
+            cells.append(" / ".join(both) or "–")
         lines.append([task.replace("_", " "), *cells])
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
@@ -168,15 +178,16 @@ def backends_table() -> str:
     if not (RESULTS / "backends.json").exists():
         return "Not measured yet: `python benchmarks/backends.py`."
     found = read_named("backends")
-    head = ["", "seed", "after SFT", "after GRPO", "training, s", "a step, s", "peak memory, MB"]
+    head = ["", "seed", "after SFT", "after GRPO", "lenient", "training, s", "a step, s",
+            "peak memory, MB"]  # fmt: skip
     lines = [head, ["---"] * len(head)]
     for run in found["results"]:
         for name in run["order"]:
             each = run[name]
             lines.append([
                 name, str(run["seed"]), interval(run["sft"]), interval(each["test"]),
-                f"{each['seconds']:.0f}", f"{each['step_seconds']:.2f}",
-                f"{each['peak_memory_mb']:.0f}",
+                percent(each["test"]["last_number"]), f"{each['seconds']:.0f}",
+                f"{each['step_seconds']:.2f}", f"{each['peak_memory_mb']:.0f}",
             ])  # fmt: skip
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
@@ -233,6 +244,15 @@ PLACES: dict[str, dict[str, Callable[[], str]]] = {
     "docs/evaluation.md": {"robustness": robustness_table},
     "docs/serving.md": {"serve": serve_table},
     "docs/agents.md": {"orchestrator": orchestrator_table},
+    "docs/results.md": {
+        "prompts_gsm8k": partial(real_tables.prompts, "gsm8k"),
+        "prompts_addition": partial(real_tables.prompts, "addition"),
+        "smollm2": partial(real_tables.results, "smollm2"),
+        "smollm2_changes": partial(real_tables.changes, "smollm2"),
+        "rates": partial(real_tables.results, "rates"),
+        "qwen": partial(real_tables.results, "qwen"),
+        "qwen_changes": partial(real_tables.changes, "qwen"),
+    },
     "docs/speed.md": {"speed": speed_table, "scaling": scaling_table, "backends": backends_table},
 }
 

@@ -13,7 +13,7 @@ from rlm.errors import InputError
 from rlm.models.lookup import gguf_of
 from rlm.parallel import sharding_asked
 from rlm.trl.options import read_options
-from settings.shared import by_model
+from settings.shared import peak_rate
 from settings.training import Training
 
 # What --backend trl cannot do: setting -> the values it may have nevertheless, and why.
@@ -65,7 +65,7 @@ class GRPOSettings(Training):
         why="a group needs at least 2 samples to have a mean to beat",
     )
     temperature: float = option(1.0, "of the sampling; below 1 is sharper", gt=0, le=10)
-    learning_rate: float = by_model(1e-3, 2e-5, "peak learning rate", gt=0, le=1)
+    learning_rate: float | None = peak_rate(1e-3, 5e-5)
     lr_schedule: Literal["constant", "linear"] = option("constant", "linear: falls to 0 at the end")
     warmup_steps: int = option(0, "first steps with rising learning rate", ge=0)
     max_grad_norm: float = option(1.0, "gradients are cut to this norm", gt=0)
@@ -149,9 +149,6 @@ class GRPOSettings(Training):
 
     def check_values(self) -> None:
         super().check_values()
-        if 0 < self.token_budget < 64:
-            raise InputError(f"{self.given('token_budget')}: too few tokens; use 64 or more, or 0 "
-                             "for what the free memory holds")  # fmt: skip
         from rewards import REWARDS
 
         for name in set(self.rewards) - set(REWARDS):

@@ -31,6 +31,18 @@ def by_model(tiny, other, text, **more):
     )
 
 
+def peak_rate(tiny: float, at_896: float):
+    """The option of a stage's learning rate; None is what training/rates.py has for the width."""
+    shown = f"{tiny} for {TINY_BASE}, else by the model's width: {at_896} at 896, less above"
+    return option(
+        lambda given: tiny if same_model(given["model"], TINY_BASE) else None,
+        "peak learning rate",
+        shown=shown,
+        gt=0,
+        le=1,
+    )
+
+
 class Shared(Settings):
     """What every script takes that loads a model."""
 

@@ -16,7 +16,7 @@ from rlm.errors import InputError
 from rlm.run.log import TRACKERS, check_trackers
 from rlm.run.time_budget import seconds_of
 from settings.orchestrator import Orchestrator
-from settings.shared import Shared, by_model
+from settings.shared import Shared, by_model, peak_rate
 
 GENERATED = ("addition", "word_problems", "mixed")
 
@@ -116,6 +116,16 @@ class Common(Shared):
 class Training(Orchestrator, Common):
     lora_r: int = option(16, "rank of a new LoRA", ge=1, le=1024, section="LoRA")
     lora_alpha: float = option(32, "scale of a new LoRA: alpha / r times its output", gt=0)
+    lora_targets: list[str] = option(
+        ["all-linear"],
+        "layers of a new LoRA: all-linear, attention, experts, or last parts of names, as in "
+        "q_proj,v_proj; a router only by its name",
+        shown="all-linear",
+    )
+    lora_dropout: float = option(
+        0.0, "share of a LoRA's input that is left out while it learns", ge=0, lt=1
+    )
+    rslora: bool = option(False, "scale a new LoRA's output by alpha / sqrt(r)")
     overwrite: bool = option(False, "replace an adapter that is there", section="Output")
     eval_samples: int = option(
         200, "validation questions of an evaluation; 0: all", ge=0, env=["EVAL_SAMPLES"]
@@ -137,6 +147,25 @@ class Training(Orchestrator, Common):
         le=86400,
         section="Several processes",
     )
+
+    @field_validator("lora_targets", mode="before")
+    @classmethod
+    def _targets(cls, value):
+        targets = list(dict.fromkeys(words_of(value)))
+        if not targets:
+            raise InputError("no layers; use all-linear, attention, experts, or names of layers")
+        return targets
+
+    def lora(self) -> dict:
+        """What a fresh LoRA is, for `rlm.models.loading.add_lora`."""
+        return {
+            "r": self.lora_r,
+            "alpha": self.lora_alpha,
+            "dropout": self.lora_dropout,
+            "rank_stabilized": self.rslora,
+            "targets": tuple(self.lora_targets),
+            "seed": self.seed,
+        }
 
     @field_validator("budget", mode="before")
     @classmethod
@@ -192,6 +221,9 @@ class Training(Orchestrator, Common):
 
     def check_values(self) -> None:
         super().check_values()
+        if 0 < getattr(self, "token_budget", 0) < 64:
+            raise InputError(f"{self.given('token_budget')}: too few tokens; use 64 or more, or 0 "
+                             "for what the free memory holds")  # fmt: skip
         for name in self.trackers():
             by_project = name not in self.tracker
             check_trackers([name], self.given("wandb_project" if by_project else "tracker"))
@@ -215,11 +247,61 @@ class SFTSettings(Training):
         flags=["--output-dir"],
         shown="weights/sft_lora, prep: weights/sft_prep_lora",
     )
-    num_samples: int = option(1000, "demonstrations; 0: all", ge=0, env=["TRAIN_SAMPLES"])
+    num_samples: int = option(
+        1000,
+        "demonstrations, or with --demonstrations own questions that are asked; 0: all",
+        ge=0,
+        env=["TRAIN_SAMPLES"],
+    )
+    demonstrations: Literal["human", "own"] = option(
+        "human",
+        "human: the data's solutions; own: right answers of the base itself, which is asked the "
+        "training questions first and needs no solutions",
+    )
+    own_samples: int = option(4, "with own: samples of each question", ge=1, le=4096)
+    own_pick: Literal["shortest", "first"] = option(
+        "shortest", "with own: which right answer of a question is kept"
+    )
+    own_temperature: float = option(0.7, "with own: of the sampling; 0: greedy", ge=0, le=10)
     epochs: float = option(3.0, "passes over the demonstrations", gt=0, le=1000)
     max_steps: int = option(0, "optimiser steps; 0: the epochs decide", ge=0)
     batch_size: int = option(8, "demonstrations an optimiser step", ge=1)
-    learning_rate: float = by_model(3e-3, 2e-4, "peak learning rate", gt=0, le=1)
+    learning_rate: float | None = peak_rate(3e-3, 5e-4)
     warmup_fraction: float = option(0.05, "share of the steps with rising rate", ge=0, lt=1)
     max_length: int = option(1024, "longest demonstration, tokens", ge=16)
     packing: bool = option(False, "several demonstrations in a row of max-length tokens")
+
+    backend: Literal["trl", "own"] = option(
+        "trl",
+        "what trains; trl: TRL's SFTTrainer; own: our packed learner, which pads nothing",
+        section="Backend",
+    )
+    token_budget: int = option(
+        0,
+        "with --backend own: tokens of a micro-batch: memory, not the result; 0: by what is free",
+        ge=0,
+    )
+
+    def check_values(self) -> None:
+        super().check_values()
+        if self.backend == "trl" and self.token_budget:
+            raise InputError(f"{self.given('token_budget')}: TRL's batches are whole; leave it "
+                             "out, or use --backend own")  # fmt: skip
+        if self.backend == "own" and self.packing:
+            raise InputError(f"{self.given('packing')}: not with --backend own, which packs "
+                             "without it; leave it out, or use --backend trl")  # fmt: skip
+        self._check_demonstrations()
+
+    def _check_demonstrations(self) -> None:
+        if self.demonstrations == "human":
+            names = {"own_samples", "own_pick", "own_temperature"}
+            for name in sorted(self.model_fields_set & names):
+                raise InputError(f"{self.given(name)}: only with --demonstrations own; add that, "
+                                 "or leave it out")  # fmt: skip
+            return
+        if self.task == "orchestrator":
+            raise InputError(f"{self.given('demonstrations')}: task orchestrator is shown random "
+                             "graphs; leave it out")  # fmt: skip
+        if self.own_samples > 1 and self.own_temperature == 0:
+            raise InputError(f"{self.given('own_samples')}: greedy samples are all the same; use "
+                             "--own-temperature above 0, or --own-samples 1")  # fmt: skip

@@ -96,13 +96,6 @@ def logits_options(policy, settings) -> dict:
     return {"temperature": settings.temperature, "vocab_size": len(policy.tokenizer)}
 
 
-def learning_rate(step: int, last: int, settings) -> float:
-    """Return the rate of a step, counted from 1: a linear rise, then constant or a linear fall."""
-    rise = min(1.0, step / settings.warmup_steps) if settings.warmup_steps else 1.0
-    fall = 1.0 - (step - 1) / last if settings.lr_schedule == "linear" else 1.0
-    return settings.learning_rate * rise * fall
-
-
 def due(step: int, every: int) -> bool:
     """Return whether something that is done every so many steps (0: never) is done now."""
     return every > 0 and step % every == 0

@@ -7,7 +7,7 @@ from typing import Any
 import data
 from rlm import parallel
 from rlm.errors import InputError
-from training import tasks
+from training import rates, tasks
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,11 @@ class Stage:
         found.summary.pop("seconds", None)  # what is kept of a run says nothing of the machine
         self.run.measured(found.summary)
         return found
+
+    @property
+    def peak_rate(self) -> float:
+        """The learning rate that was set, or that of the model's width."""
+        return rates.peak_rate(self.settings, self.policy.model)
 
     @property
     def token_budget(self) -> int:
@@ -104,7 +109,8 @@ class Stage:
         from rlm.rollouts.choice import close
 
         close(self.engine)  # the proof of the adapter may need its memory
-        facts |= described(self.settings) | {"data": data.fingerprint(examples)}
+        facts |= {"learning_rate": self.peak_rate} | described(self.settings)
+        facts |= {"data": data.fingerprint(examples)}
         options = {"overwrite": self.settings.overwrite}
         if parallel.world().first:
             save_policy(self.policy, self.settings.output, evaluation, self.run, **options, **facts)
@@ -143,7 +149,7 @@ def begin(settings, began: float, *, logged: bool = True, questions=()) -> Stage
         settings.model,
         settings.adapter,
         **(sharding.loading(loading) if sharded else loading),
-        lora={"r": settings.lora_r, "alpha": settings.lora_alpha, "seed": settings.seed},
+        lora=settings.lora(),
     )
     if sharded:
         sharding.shard(policy.model, pick_device(settings.device))
@@ -168,6 +174,8 @@ def begin(settings, began: float, *, logged: bool = True, questions=()) -> Stage
     if found:
         checkpoint.check_same(found, stage.facts())
         run.info(f"goes on after step {found.step}, from {found.path}")
+    if run:
+        run.info(rates.told(settings, policy.model))
     return stage
 
 

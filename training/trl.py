@@ -15,7 +15,8 @@ from typing import Any
 import data
 from rlm.errors import Stopped
 from rlm.seeds import derive
-from training.micro_batches import due, keep_best, learning_rate
+from training.micro_batches import due, keep_best
+from training.rates import learning_rate
 from training.stage import begin
 
 
@@ -42,11 +43,11 @@ def train(settings, began: float) -> dict:
     code = grpo.train(
         stage.policy,
         questions,
-        fields(settings, questions.prompts),
+        fields(settings, questions.prompts, stage.peak_rate),
         score=lambda batch, groups, step: stage.task.score(
             batch, groups, seed=derive("scores", settings.seed, (step, 0))
         ),
-        rate=lambda step: learning_rate(step, settings.max_steps, settings),
+        rate=lambda step: learning_rate(step, settings.max_steps, stage.peak_rate, settings),
         stop_ids=stage.engine.stop_ids,
         folder=str(stage.run.path),
         after_batch=after,
@@ -77,7 +78,7 @@ def asked(stage, examples):
     return Questions(list(unique.values()), prompts, [places[e.id] for e in drawn])
 
 
-def fields(settings, prompts) -> dict[str, Any]:
+def fields(settings, prompts, peak_rate: float) -> dict[str, Any]:
     """Return the fields of the GRPOConfig that takes the steps of the settings."""
     from rlm.trl.options import config_fields, micro_batch_rows
 
@@ -91,7 +92,7 @@ def fields(settings, prompts) -> dict[str, Any]:
         rows=micro_batch_rows(completions, longest, settings.token_budget),
         temperature=settings.temperature,
         max_tokens=settings.max_tokens,
-        learning_rate=settings.learning_rate,
+        learning_rate=peak_rate,
         max_grad_norm=settings.max_grad_norm,
         loss=settings.loss,
         clip_low=settings.clip_low,

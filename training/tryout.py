@@ -149,6 +149,8 @@ def probed(
         completion_tokens=sum(lengths),
         sample_seconds=seconds,
         sample_peak_bytes=peak,
+        correct=metrics.get("reward_correctness"),
+        lenient=metrics.get("lenient_fraction"),
         busy=others,
     )
 

@@ -60,8 +60,8 @@ class Parsed:
 THINK = Format(
     name="think",
     instruction=(
-        "First reason step by step between <think> and </think>. "
-        "Then write the final answer on one line: a single number and nothing else.\n"
+        "First reason step by step between <think> and </think>. Then write the final answer: "
+        "a single number on one line and nothing else.\n"
         "Use exactly this shape:\n<think>\nyour reasoning\n</think>\nyour answer"
     ),
     reasoning_open="<think>",

@@ -19,7 +19,10 @@ import re
 from rlm.answers.formats import FORMATS, Format, get_format
 from rlm.answers.values import Answer, read_value
 
-__all__ = ["REASONS", "Answer", "equal", "is_correct", "read_answer", "read_gold", "read_value"]
+__all__ = [
+    "REASONS", "Answer", "equal", "is_correct", "is_correct_leniently", "last_number",
+    "read_answer", "read_gold", "read_value",
+]  # fmt: skip
 
 REASONS = (
     "no_close",  # the reasoning was never closed
@@ -102,6 +105,29 @@ def equal(prediction: Answer, gold: Answer) -> bool:
 def is_correct(completion: object, gold: str, format_name: str) -> bool:
     """Whether the completion states the gold's value. ValueError if the gold is unreadable."""
     return equal(read_answer(completion, format_name), read_gold(gold))
+
+
+# 1,234.5 is one number, and so are 3/4 and 50%. Possessive: it never goes back.
+_LAST_NUMBER = re.compile(r"-?(?:\d{1,3}(?:,\d{3})++(?!\d)|\d++)(?:\.\d++)?+(?:/\d++|\s?%)?+")
+TAIL = 2000  # characters at the end in which the last number is looked for
+
+
+def last_number(text: str) -> Answer:
+    """The last number of a text, whatever stands around it: the lenient reading.
+
+    It says what a model would score if its form did not count, and is shown beside the strict
+    reading (`read_answer`). Nothing is rewarded by it.
+
+    >>> last_number("So there are 1,234.50 dollars, 50 % of them mine.").canonical
+    '50%'
+    """
+    numbers = _LAST_NUMBER.findall(text[-TAIL:])
+    return read_value(numbers[-1]) if numbers else Answer(reason="empty")
+
+
+def is_correct_leniently(text: str, gold: str) -> bool:
+    """Whether the last number of a text is the gold's value, whatever the text's format."""
+    return equal(last_number(text), read_gold(gold))
 
 
 # Extraction: completion -> text of the answer.

@@ -5,12 +5,14 @@ nothing has to be put back on the model itself, not even after an interruption. 
 linear layer with a LoRA is replaced by a plain one with the merged weights: a copy of that
 layer alone, every other tensor is shared. In bfloat16 and float16 nothing is merged, since the
 rounding would make the sampler another policy than the learner: the layer goes in one piece, as
-in the learner, with A and B rounded once and not at every token. On a CPU weights are packed
+in the learner, with A and B rounded once and not at every token. Adapters of other kinds than a
+plain LoRA run as peft runs them. On a CPU weights are packed
 where that is faster (rlm.models.matmul), which takes a copy of them: of those that are not merged
 only while memory is ample.
 """
 
 import copy
+from contextlib import ExitStack, contextmanager
 from functools import cached_property
 
 import torch
@@ -39,6 +41,7 @@ class InferenceModel:
     def sync(self) -> None:
         """Take over adapters, devices and dtypes as they are now."""
         configs: dict = {}
+        self._kept: list[nn.Module] = []
         self.network = self._twin(self._source, "", configs)
         self.network.set_attn_implementation(attention.NAME)
         self.__dict__.pop("addresses", None)
@@ -54,15 +57,18 @@ class InferenceModel:
 
     def logits(self, flat: torch.Tensor, keep, layout) -> torch.Tensor:
         """Return the logits [n, V] of the places `keep`, 0 for all. flat [2, N]: ids, positions."""
-        return self.network(
-            input_ids=flat[:1],
-            position_ids=flat[1:],
-            # Four dimensions pass for a ready mask: nothing is computed, nobody reads it.
-            attention_mask=torch.zeros(1, 1, 1, 1, device=flat.device),
-            use_cache=False,
-            logits_to_keep=keep,
-            layout=layout,
-        ).logits[0]
+        with ExitStack() as stack:
+            for layer in self._kept:
+                stack.enter_context(evaluating(layer))
+            return self.network(
+                input_ids=flat[:1],
+                position_ids=flat[1:],
+                # Four dimensions pass for a ready mask: nothing is computed, nobody reads it.
+                attention_mask=torch.zeros(1, 1, 1, 1, device=flat.device),
+                use_cache=False,
+                logits_to_keep=keep,
+                layout=layout,
+            ).logits[0]
 
     @cached_property
     def addresses(self) -> tuple[int, ...]:
@@ -79,6 +85,9 @@ class InferenceModel:
             return self._merge(module, name) if merged else self._rounded(module, name)
         if type(module) is nn.Linear:
             return self._plain(module, name)
+        if hasattr(module, "active_adapters"):  # another kind of peft's layers: as it is
+            self._kept.append(module)
+            return module
         twin = module.__new__(type(module))
         twin.__dict__.update(module.__dict__)
         twin.__dict__.pop("forward", None)  # a wrapper around the original's own forward
@@ -140,6 +149,19 @@ class InferenceModel:
 def _active(layer) -> list[str]:
     names = [] if layer.disable_adapters or layer.merged else layer.active_adapters
     return [key for key in names if key in layer.lora_A]
+
+
+@contextmanager
+def evaluating(model):
+    """Inside the block the model is in evaluation mode; after it each module is as it was."""
+    training = [module for module in model.modules() if module.training]
+    for module in training:
+        module.training = False
+    try:
+        yield model
+    finally:
+        for module in training:
+            module.training = True
 
 
 def obstacle(network) -> str:

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import torch
 
-from rlm.models.attention import Rules, causal_mask, softmax_attention
+from rlm.models.attention import PLAIN, Rules, causal_mask, softmax_attention
 
 
 class Prefix:
@@ -60,7 +60,7 @@ class KVCache:
             places = [s + i for s, p in zip(starts, prompts, strict=True) for i in range(p)]
             self._padded = torch.tensor(places, device=positions.device)
 
-    def attend(self, layer, query, key, value, scaling, rules: Rules = Rules()):
+    def attend(self, layer, query, key, value, scaling, rules: Rules = PLAIN):
         """Return the attention output [1, N, H, D]: query [H, N, D], key and value [KV, N, D]."""
         self.windows[layer] = rules.window
         heads, tokens, depth = query.shape

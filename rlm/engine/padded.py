@@ -10,12 +10,12 @@ family can do is tried out by rlm.engine.support, which knows that nobody can li
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 
 import torch
 from transformers import GenerationConfig
 from transformers.cache_utils import Cache
 
+from rlm.engine.inference_model import evaluating
 from rlm.engine.requests import Group, Row
 from rlm.models.lora_linear import fused
 
@@ -195,16 +195,3 @@ def _select(value, keep: torch.Tensor, rows: int):
     elif isinstance(value, torch.Tensor) and value.dim() and len(value) == rows:
         return value.index_select(0, keep)
     return value
-
-
-@contextmanager
-def evaluating(model):
-    """Inside the block the model is in evaluation mode; after it each module is as it was."""
-    training = [module for module in model.modules() if module.training]
-    for module in training:
-        module.training = False
-    try:
-        yield model
-    finally:
-        for module in training:
-            module.training = True

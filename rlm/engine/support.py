@@ -11,12 +11,13 @@ architecture while the process lives: a second, once.
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
-from rlm.engine.inference_model import obstacle
+from rlm.engine.inference_model import evaluating, obstacle
 from rlm.engine.native import NativeRunner
-from rlm.engine.padded import PaddedRunner, evaluating
+from rlm.engine.padded import PaddedRunner
 from rlm.engine.requests import Group, Row
 from rlm.engine.sampling import Sampling
 from rlm.models.attention import windows_of
@@ -149,7 +150,7 @@ def _against(network, runner: NativeRunner) -> str:
     end = len(ids) - STEPS
     starts = [end, FEW, end]
     with runner.unbounded():
-        problem = problem_of(lambda: _follows(network, runner, ids, starts))
+        problem = problem_of(partial(_follows, network, runner, ids, starts))
     cap = getattr(network.config.get_text_config(), "attn_logit_softcapping", None)
     if problem and cap and network.config._attn_implementation != "eager":
         return f"{network.config._attn_implementation} attention leaves out its cap of {cap}"
@@ -177,7 +178,7 @@ def _generating(network, why: str) -> Support:
         support = Support(native=False, why=why, **way)
         runner = PaddedRunner(network, support, max_rows=8)
         starts = [end, FEW if way["pads"] else end, end]
-        if not problem_of(lambda: _follows(network, runner, ids, starts)):
+        if not problem_of(partial(_follows, network, runner, ids, starts)):
             return support
     return Support(native=False, why=why, **WAYS[-1])
 

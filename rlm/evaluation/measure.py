@@ -14,7 +14,7 @@ from rlm.answers import formats, reading
 from rlm.evaluation import markdown, statistics
 from rlm.models.prompts import make_prompt
 
-NUMBER = re.compile(r"-?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?")  # 1,234.5 is one
+UNSHOWN = ("value", "strict", "last_value")  # what a row has no column for
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ def measure(
 ) -> Evaluation:
     """Return what the engine's model does with `examples`; greedy when temperature is 0.
 
-    With several samples the row shows the majority's answer: the first sample that gave it.
+    With several samples a row shows the majority's answer (`row_of`).
     """
     from rlm.engine.engine import Sampling
 
@@ -53,15 +53,22 @@ def measure(
         [judge(e, rollout, format_name) for rollout in group]
         for e, group in zip(examples, groups, strict=True)
     ]
-    rows = []
-    for example, group in zip(examples, judged, strict=True):
-        winner = statistics.majority([sample["value"] for sample in group])
-        chosen = group[winner or 0]
-        row = {"id": example.id, "template": example.template, "prompt": example.question}
-        row |= {k: v for k, v in chosen.items() if k not in ("value", "strict")}
-        row |= {"gold": example.gold, "right_samples": sum(s["right"] for s in group)}
-        rows.append(row)
+    rows = [row_of(e, group) for e, group in zip(examples, judged, strict=True)]
     return Evaluation(name, rows, summarise(name, rows, judged, samples) | {"seconds": seconds})
+
+
+def row_of(example, group: list[dict]) -> dict:
+    """Return the row of a question: its majority's answer, the first sample that gave it.
+
+    group: its judged samples. last_number: whether the majority of their last numbers is right.
+    """
+    winner, last = (
+        statistics.majority([sample[name] for sample in group]) for name in ("value", "last_value")
+    )
+    row = {"id": example.id, "template": example.template, "prompt": example.question}
+    row |= {k: v for k, v in group[winner or 0].items() if k not in UNSHOWN}
+    row["last_number"] = group[last or 0]["last_number"]
+    return row | {"gold": example.gold, "right_samples": sum(s["right"] for s in group)}
 
 
 def judge(example, rollout, format_name: str) -> dict:
@@ -70,7 +77,7 @@ def judge(example, rollout, format_name: str) -> dict:
     answer = reading.read_answer(rollout.text, format_name)
     gold = reading.read_gold(example.gold)
     right = reading.equal(answer, gold)
-    numbers = NUMBER.findall(rollout.text[-2000:])
+    last = reading.last_number(rollout.text)
     return {
         "reasoning": parsed.reasoning or "",
         "answer": answer.canonical or "",
@@ -83,7 +90,8 @@ def judge(example, rollout, format_name: str) -> dict:
         "text": rollout.text,
         "value": answer.value,
         "strict": parsed.strict,
-        "last_number": bool(numbers) and reading.equal(reading.read_gold(numbers[-1]), gold),
+        "last_number": reading.equal(last, gold),
+        "last_value": last.value,
     }
 
 
@@ -104,6 +112,7 @@ def summarise(name: str, rows: list[dict], judged: list[list[dict]], samples: in
     """Return the metrics of one model. Every share is of all completions but the accuracy.
 
     accuracy: share of questions whose (majority) answer is right, with its 95 % Wilson interval.
+    accuracy_lenient: the same of the answers' last numbers, whatever their format.
     thinking_proportion: completions with a reasoning that is not blank.
     answer_proportion: completions whose answer can be read.
     step_by_step: completions with at least two numbered steps.
@@ -114,8 +123,9 @@ def summarise(name: str, rows: list[dict], judged: list[list[dict]], samples: in
     def share(holds) -> float:
         return sum(bool(holds(sample)) for sample in flat) / len(flat)
 
-    right = sum(row["right"] for row in rows)
+    right, lenient = (sum(row[name] for row in rows) for name in ("right", "last_number"))
     low, high = statistics.wilson(right, len(rows))
+    lenient_low, lenient_high = statistics.wilson(lenient, len(rows))
     metrics = {
         "model": name,
         "questions": len(rows),
@@ -123,6 +133,9 @@ def summarise(name: str, rows: list[dict], judged: list[list[dict]], samples: in
         "accuracy": right / len(rows),
         "accuracy_low": low,
         "accuracy_high": high,
+        "accuracy_lenient": lenient / len(rows),
+        "accuracy_lenient_low": lenient_low,
+        "accuracy_lenient_high": lenient_high,
         "format_rate": share(lambda s: s["strict"]),
         "thinking_proportion": share(lambda s: s["reasoning"].strip()),
         "answer_proportion": share(lambda s: s["value"] is not None),
@@ -141,29 +154,40 @@ def summarise(name: str, rows: list[dict], judged: list[list[dict]], samples: in
 
 
 def table(summaries: list[dict]) -> str:
-    """Return the summaries as a Markdown table that is also readable in a terminal."""
-    head = [
-        "model",
-        "accuracy [95 %]",
-        "format",
-        "thinking",
-        "answer",
-        "steps",
-        "tokens",
-        "seconds",
-    ]
+    """Return the summaries as a Markdown table that is also readable in a terminal.
+
+    accuracy: by the strict reading, of the answer that stands where the format has it; lenient:
+    by the last number.
+    """
+    head = ["format", "thinking", "answer", "steps", "tokens", "seconds"]
     extra = [k for k in summaries[0] if k.startswith("pass@")]
-    lines = [head[:2] + extra + head[2:]]
+    lines = []
     for s in summaries:
-        interval = f"[{100 * s['accuracy_low']:.1f}, {100 * s['accuracy_high']:.1f}]"
         shares = ("format_rate", "thinking_proportion", "answer_proportion", "step_by_step")
         lines.append(
-            [s["model"], f"{100 * s['accuracy']:5.1f} % {interval}"]
+            [s["model"], accuracy_cell(s, "accuracy"), accuracy_cell(s, "accuracy_lenient")]
             + [f"{100 * s[k]:.1f} %" for k in extra]
             + [f"{100 * s[k]:.1f} %" for k in shares]
             + [f"{s['mean_tokens']:.1f}", f"{s['seconds']:.1f}"]
         )
-    return markdown.table(lines[0], lines[1:])
+    return markdown.table(["model", "accuracy [95 %]", "lenient [95 %]", *extra, *head], lines)
+
+
+def accuracy_cell(summary: dict, name: str) -> str:
+    """Return an accuracy of a summary with its interval, as a cell: ` 50.0 % [9.5, 90.5]`."""
+    low, high = 100 * summary[f"{name}_low"], 100 * summary[f"{name}_high"]
+    return f"{100 * summary[name]:5.1f} % [{low:.1f}, {high:.1f}]"
+
+
+def told(summary: dict) -> str:
+    """Return both accuracies of a summary in words; an old one may have no lenient one.
+
+    >>> told({"accuracy": 0.25, "accuracy_lenient": 0.5})
+    'accuracy 0.250, by the last number 0.500'
+    """
+    lenient = summary.get("accuracy_lenient")
+    last = "" if lenient is None else f", by the last number {lenient:.3f}"
+    return f"accuracy {summary['accuracy']:.3f}{last}"
 
 
 def save(evaluation: Evaluation, csv_path: str | Path) -> None:

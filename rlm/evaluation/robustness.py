@@ -270,7 +270,8 @@ def _field(row: dict, names: tuple[str, ...]) -> str | None:
 def symbolic_metrics(found: Draws, evaluation: Evaluation) -> dict:
     """Return a model's accuracy by template and by draw, each with mean and standard deviation.
 
-    accuracy: of all questions, with its 95 % Wilson interval. by_template: mean and deviation of
+    accuracy: of all questions, with its 95 % Wilson interval; lenient: the same by the last number,
+    all the rest strictly read. by_template: mean and deviation of
     right (1) or not (0) over a template's draws. by_draw: accuracy of each draw that holds every
     template, with their mean and deviation, as the paper reports it; None for fewer than two such
     draws. expected: the deviation that
@@ -290,6 +291,7 @@ def symbolic_metrics(found: Draws, evaluation: Evaluation) -> dict:
     return {
         "model": evaluation.name,
         "accuracy": proportion(sum(right), len(right)),
+        "lenient": proportion(sum(map(lenient, evaluation.rows)), len(right)),
         "by_template": by_template,
         "by_draw": {"draws": len(whole), "templates": len(templates), "mean": mean,
                     "deviation": deviation, "accuracy": whole},
@@ -329,7 +331,8 @@ def symbolic_card(found: list[dict], facts: dict[str, object]) -> str:
         "\n".join(f"- {name}: {value}" for name, value in facts.items()),
         "## Accuracy and its spread over the draws",
         symbolic_table(found),
-        "Per cent. *Accuracy*: of all questions, with its 95 % Wilson interval. *Mean*, "
+        "Per cent. *Accuracy*: of all questions, with its 95 % Wilson interval. *Lenient*: the "
+        "same by the last number of the text, whatever its format. *Mean*, "
         "*deviation*: of the accuracies of whole draws, each with one question of every template "
         "(as arXiv:2410.05229 reports them). *By chance*: the deviation to expect if the draws of "
         "a template differ by chance alone. Deviations are of samples (n - 1).",
@@ -346,5 +349,7 @@ def symbolic_table(found: list[dict]) -> str:
         draws = each["by_draw"]
         spread = [draws["mean"], draws["deviation"], each["expected"]]
         shown = ["too few" if x is None else f"{100 * x:.1f}" for x in spread]
-        lines.append([each["model"], percent(each["accuracy"]), draws["draws"], *shown])
-    return table(["model", "accuracy", "draws", "mean", "deviation", "by chance"], lines)
+        both = [percent(each[name]) for name in ("accuracy", "lenient")]
+        lines.append([each["model"], *both, draws["draws"], *shown])
+    head = ["model", "accuracy", "lenient", "draws", "mean", "deviation", "by chance"]
+    return table(head, lines)

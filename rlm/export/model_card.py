@@ -13,6 +13,7 @@ QUESTION = "Calculate 23 + 15 + 8"
 SCORES = {
     "questions": "held-out questions",
     "accuracy": "right answers, of all questions",
+    "accuracy_lenient": "right by the last number, whatever the format, of all questions",
     "format_rate": "answers in exactly the format, of all",
     "cut_off": "answers cut off at the maximum of tokens, of all",
     "mean_tokens": "tokens of an answer, mean",
@@ -124,15 +125,20 @@ def _scores(scores: dict) -> str:
     if not rows:
         return ""
     told = [f"| {text} | {value:.4g} |" for text, value in rows]
-    low, high = scores.get("accuracy_low"), scores.get("accuracy_high")
-    span = f"\n\n95 % interval of the accuracy: {low:.3f} to {high:.3f}." if low is not None else ""
+    spans = [
+        f"{text}: {scores[f'{key}_low']:.3f} to {scores[f'{key}_high']:.3f}"
+        for key, text in (("accuracy", "accuracy"), ("accuracy_lenient", "by the last number"))
+        if f"{key}_low" in scores
+    ]
+    span = f"\n\n95 % intervals: {'; '.join(spans)}." if spans else ""
     return "## Scores\n\nGreedy, on the validation split.\n\n| | |\n| --- | --- |\n" + (
         "\n".join(told) + span
     )
 
 
 def _settings(manifest: dict) -> str:
-    facts = {k: manifest[k] for k in ("task", "stage", "step", "data") if k in manifest}
+    known = ("task", "stage", "step", "data", "demonstrations")
+    facts = {name: manifest[name] for name in known if name in manifest}
     shown = facts | manifest.get("settings", {}) | {"versions": manifest.get("versions")}
     shown = {key: value for key, value in shown.items() if value is not None}
     text = yaml.safe_dump(shown, sort_keys=False, allow_unicode=True)

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from rlm.errors import InputError
+from rlm.evaluation.measure import told as measured
 from rlm.export import proof
 from rlm.learner.sharding import sharded
 from rlm.models import adapters
@@ -51,7 +52,7 @@ def save_policy(policy: Policy, path: str | Path, evaluation, run, *, overwrite:
     told = "no validation"
     if evaluation:
         scored = evaluation.summary
-        told = f"validation accuracy {scored['accuracy']:.3f} of {scored['questions']} questions"
+        told = f"validation {measured(scored)} of {scored['questions']} questions"
     run.info(f"adapter: {saved}, {told}")
     return saved
 

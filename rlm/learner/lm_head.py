@@ -36,16 +36,17 @@ class LMHead:
         """Rows whose logits are held at once, unless the caller knows better."""
         return max(16, min(512, LOGITS // self.size))
 
-    def logprobs(self, hidden, targets, rows, entropies: list | None):
+    def logprobs(self, hidden, targets, rows, statistics: list | None):
         """Return [n] log-probabilities of targets [n], each predicted by hidden[rows] [n].
 
-        entropies: gets their entropies [n], detached.
+        statistics: gets [2, n], detached: the entropies where they stand, and 1 where the target
+        is the likeliest token, else 0.
         """
         if self.frozen:
             weight, bias = self.layer.weight, self.layer.bias
-            return FrozenHead.apply(hidden, weight, bias, targets, rows, self, entropies)
+            return FrozenHead.apply(hidden, weight, bias, targets, rows, self, statistics)
         again = {"use_reentrant": False, "preserve_rng_state": False}
-        return checkpoint(self._from_logits, hidden, targets, rows, entropies, **again)
+        return checkpoint(self._from_logits, hidden, targets, rows, statistics, **again)
 
     def scaled(self, logits):
         """Return (logits [chunk, size] in float32 as they are sampled from, d capped / d raw)."""
@@ -56,13 +57,16 @@ class LMHead:
             slope = 1 - (logits / self.cap) ** 2
         return logits if self.temperature == 1 else logits / self.temperature, slope
 
-    def _from_logits(self, hidden, targets, rows, entropies: list | None):
+    def _from_logits(self, hidden, targets, rows, statistics: list | None):
         """The same for a head that learns; runs again in the backward."""
         every = self.scaled(self.layer(hidden))[0].log_softmax(-1)
-        if entropies is not None and not entropies:  # the second time it is not empty any more
+        chosen = pick(every, rows, targets)
+        if statistics is not None and not statistics:  # the second time it is not empty any more
             with torch.no_grad():
-                entropies.append(-(every.exp() * every).sum(-1).index_select(0, rows))
-        return pick(every, rows, targets)
+                entropy = -(every.exp() * every).sum(-1).index_select(0, rows)
+                likeliest = chosen == every.amax(-1).index_select(0, rows)
+                statistics.append(torch.stack([entropy, likeliest.to(entropy.dtype)]))
+        return chosen
 
 
 class OwnLogits(LMHead):
@@ -90,17 +94,18 @@ class FrozenHead(torch.autograd.Function):
     """Log-probabilities with the gradient of the hidden states only."""
 
     @staticmethod
-    def forward(ctx, hidden, weight, bias, targets, rows, head: LMHead, entropies: list | None):
+    def forward(ctx, hidden, weight, bias, targets, rows, head: LMHead, statistics: list | None):
         logits, slope = head.scaled(linear(hidden, weight, bias))  # [chunk, size]
         highest = logits.amax(-1, keepdim=True)
         logits.sub_(highest)  # in place, as all below: fresh memory costs more than the sums
         chosen = logits[rows, targets]
-        shares = logits.exp() if entropies is not None else logits.exp_()  # times `total`
+        shares = logits.exp() if statistics is not None else logits.exp_()  # times `total`
         total = shares.sum(-1)  # [chunk]
         log_total = total.log()
-        if entropies is not None:
-            entropy = log_total - logits.mul_(shares).sum(-1) / total
-            entropies.append(entropy.index_select(0, rows))
+        if statistics is not None:
+            entropy = (log_total - logits.mul_(shares).sum(-1) / total).index_select(0, rows)
+            # The highest is 0 by now.
+            statistics.append(torch.stack([entropy, (chosen == 0).to(entropy.dtype)]))
         if ctx.needs_input_grad[0]:
             factor = None if slope is None else slope[rows, targets]
             shares = shares if slope is None else shares.mul_(slope)

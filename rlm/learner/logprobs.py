@@ -7,9 +7,10 @@ Groups are packed: each prompt stands once in a flat row, its completions after 
 It does not know about rewards or losses. Any transformers causal LM, with or without PEFT.
 """
 
+from collections.abc import Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import compress, pairwise
 
 import torch
 
@@ -29,11 +30,12 @@ class Packed:
 
     ids, positions: [T], the prompts, then every completion but its last token.
     targets: [N] the completion tokens; order: groups, then samples, then tokens.
-    sequence: [N] each target's completion, counted from 0; lengths: tokens of each completion.
+    sequence: [N] each target's completion, counted from 0; lengths: targets of each completion.
     rows: [U] the distinct places of the row that predict something: the last one of a prompt
         predicts the first token of all its completions.
     by_row: [N] the targets in the order of the rows that predict them; row_of: [N], beside it,
         indices into `rows`, ascending, kept on the CPU.
+    groups: what was packed, for a model whose completions are padded (rlm.learner.padded).
     """
 
     ids: torch.Tensor
@@ -52,10 +54,12 @@ class Packed:
         return values.to(self.targets.device)[self.sequence]
 
 
-def pack(groups: list[Group], *, device="cpu") -> Packed:
+def pack(groups: list[Group], *, given: Sequence[int] | None = None, device="cpu") -> Packed:
     """Return the groups as one flat row. ValueError for an empty prompt or completion.
 
     A completion's last token is a target but no input: nothing follows from it.
+    given: of each completion, how many of its first tokens are no targets, since they are given
+    and not to be predicted; fewer than it has.
     """
     for index, (prompt, completions) in enumerate(groups):
         if not prompt or not completions or not all(completions):
@@ -81,6 +85,10 @@ def pack(groups: list[Group], *, device="cpu") -> Packed:
         ids += targets[first : first + more]
         positions += range(length, length + more)
         inputs += [(owner, more)] if more else []
+    if given is not None:
+        kept = [i >= n for n, length in zip(given, lengths, strict=True) for i in range(length)]
+        sources, targets = list(compress(sources, kept)), list(compress(targets, kept))
+        lengths = [length - n for n, length in zip(given, lengths, strict=True)]
     rows, row_of = torch.tensor(sources).unique(return_inverse=True)
     row_of, by_row = row_of.sort(stable=True)
     place = {"device": device, "dtype": torch.long}
@@ -176,6 +184,26 @@ def token_logprobs(
     With gradient checkpointing in the model, forward and backward must both run inside
     `rlm.learner.logprobs.use(model)`: the backward runs the attention again. ValueError otherwise.
     """
+    logprobs, found = token_statistics(
+        model, packed, temperature=temperature, chunk=chunk, statistics=statistics,
+        vocab_size=vocab_size,
+    )  # fmt: skip
+    return logprobs, None if found is None else found[0]
+
+
+def token_statistics(
+    model,
+    packed: Packed,
+    *,
+    temperature: float = 1.0,
+    chunk: int | None = None,
+    statistics: bool = True,
+    vocab_size: int | None = None,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Return (log-probabilities [N], statistics [2, N] detached or None), as `token_logprobs`.
+
+    The statistics are the entropies, and 1 where the target is the likeliest token, else 0.
+    """
     if temperature <= 0:
         raise ValueError(f"temperature {temperature}: must be above 0 (greedy has no gradient)")
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
@@ -190,7 +218,7 @@ def packs(model) -> bool:
 
 
 def _logprobs(base, packed, way, temperature=1.0, chunk=None, statistics=False, size=None):
-    """The same as `token_logprobs`, in one of the ways of `way_of`."""
+    """The same as `token_statistics`, in one of the ways of `way_of`."""
     if way == PACKED:
         _check(base)
         with attention.use(base), fused(base):
@@ -204,7 +232,7 @@ def _logprobs(base, packed, way, temperature=1.0, chunk=None, statistics=False, 
         by_row, row_of = packed.by_row, packed.row_of
     else:
         with fused(base):
-            hidden = padded.states(base, packed.groups, packed.ids.device, logits=way == LOGITS)
+            hidden = padded.states(base, packed, logits=way == LOGITS)
         by_row = torch.arange(len(hidden), device=packed.ids.device)
         row_of = torch.arange(len(hidden))
     head = LMHead(base, temperature, size)
@@ -214,15 +242,15 @@ def _logprobs(base, packed, way, temperature=1.0, chunk=None, statistics=False, 
     starts = list(range(0, len(hidden), chunk))
     cuts = torch.searchsorted(row_of, torch.tensor([*starts, len(hidden)])).tolist()
     row_of, targets = row_of.to(hidden.device), packed.targets[by_row]
-    logprobs, entropies = [], []
+    logprobs, found = [], []
     for start, (first, last) in zip(starts, pairwise(cuts), strict=True):
         part = hidden[start : start + chunk], targets[first:last], row_of[first:last] - start
         keep: list[torch.Tensor] | None = [] if statistics else None
         logprobs.append(head.logprobs(*part, keep))
-        entropies += keep or []
+        found += keep or []
     order = by_row.argsort()
     logprobs = torch.cat(logprobs).index_select(0, order)
-    return logprobs, torch.cat(entropies).index_select(0, order) if statistics else None
+    return logprobs, torch.cat(found, dim=1).index_select(1, order) if statistics else None
 
 
 # --- how a model is learned

@@ -15,11 +15,11 @@ from rlm.parallel import world
 class Optimizer:
     """model: its parameters that require a gradient learn."""
 
-    def __init__(self, model, *, max_grad_norm: float):
+    def __init__(self, model, *, max_grad_norm: float, betas=(0.9, 0.95)):
         self.learning_rate = 0.0  # set it before each step
         self.weights = [p for p in model.parameters() if p.requires_grad]
         self.max_grad_norm = max_grad_norm
-        self.adamw = torch.optim.AdamW(self.weights, betas=(0.9, 0.95), weight_decay=0.0)
+        self.adamw = torch.optim.AdamW(self.weights, betas=betas, weight_decay=0.0)
         # What does not learn has the format that the products are made in.
         half = any(p.dtype == torch.float16 for p in model.parameters())
         device = self.weights[0].device.type

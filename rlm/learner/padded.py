@@ -9,24 +9,24 @@ import torch
 from rlm.models.attention import like_lengths
 
 
-def states(base, groups, device, *, logits: bool = False) -> torch.Tensor:
-    """Return what predicts each completion token, [N, H]: groups, then samples, then tokens.
+def states(base, packed, *, logits: bool = False) -> torch.Tensor:
+    """Return what predicts each target, [N, H], in the order of `packed.targets`.
 
-    groups: (a prompt's ids, its completions' ids) each. logits: those of the model, [N, V].
+    packed: `rlm.learner.logprobs.Packed`. logits: those of the model itself, [N, V].
     """
-    rows = [(prompt + c[:-1], len(c)) for prompt, completions in groups for c in completions]
-    order = sorted(range(len(rows)), key=lambda row: -len(rows[row][0]))
+    rows = [prompt + c[:-1] for prompt, completions in packed.groups for c in completions]
+    order = sorted(range(len(rows)), key=lambda row: -len(rows[row]))
     parts: list[torch.Tensor] = [torch.empty(0)] * len(rows)
-    for cut in like_lengths([len(rows[row][0]) for row in order]):
+    for cut in like_lengths([len(rows[row]) for row in order]):
         members = order[cut]
-        longest = len(rows[members[0]][0])
-        ids = [rows[row][0] + [0] * (longest - len(rows[row][0])) for row in members]
-        network = base if logits else base.get_decoder()
-        found = network(input_ids=torch.tensor(ids, device=device), use_cache=False)
-        found = found.logits if logits else found.last_hidden_state  # [rows, T, H]
+        longest = len(rows[members[0]])
+        ids = [rows[row] + [0] * (longest - len(rows[row])) for row in members]
+        ids = torch.tensor(ids, device=packed.ids.device)  # [rows, T]
+        found = (base if logits else base.get_decoder())(input_ids=ids, use_cache=False)
+        found = found.logits if logits else found.last_hidden_state
         for row, own in zip(members, found, strict=True):
-            sequence, count = rows[row]
-            parts[row] = own[len(sequence) - count : len(sequence)]
+            length, count = len(rows[row]), packed.lengths[row]
+            parts[row] = own[length - count : length]
     return torch.cat(parts)
 
 

@@ -30,7 +30,7 @@ def activation_bytes(model, vocab_size: int) -> float:
     device = next(model.parameters()).device
     ids = [i % vocab_size for i in range(64)]
     packed = pack([(ids, [ids[:33]] * 2)], device=device)
-    count = len(packed.ids) if packs(model) else padded.tokens(packed.groups)
+    tokens = len(packed.ids) if packs(model) else padded.tokens(packed.groups)
     # What rlm.learner.sharding has spread is in no place of its own.
     whole = [p for p in model.parameters() if not hasattr(p, "to_local")]
     weights = {p.untyped_storage().data_ptr() for p in whole}
@@ -48,7 +48,7 @@ def activation_bytes(model, vocab_size: int) -> float:
         kept_alive = token_logprobs(model, packed, vocab_size=vocab_size)  # addresses stay unique
     del kept_alive
     model.train(training)
-    return sum(kept.values()) / count
+    return sum(kept.values()) / tokens
 
 
 class TokenBudget:

@@ -34,6 +34,9 @@ class Rules:
     sinks: torch.Tensor | None = None
 
 
+PLAIN = Rules()
+
+
 def layout_attention(
     module, query, key, value, attention_mask, scaling=None, dropout=0.0, layout=None, **kwargs
 ):
@@ -173,7 +176,7 @@ class PackedGroups:
             self.buckets.append((int(inputs.sum()), longest, *place))
         self._lengths, self._longest = lengths.to(device), max(prompts)
 
-    def attend(self, layer, query, key, value, scaling, rules: Rules = Rules()):
+    def attend(self, layer, query, key, value, scaling, rules: Rules = PLAIN):
         """Return [1, N, H, D]. query [H, N, D], key and value [KV, N, D]."""
         self.windows[layer] = rules.window
         if query.device.type not in GROUPED_HEADS_ON:

@@ -1,6 +1,5 @@
-"""A base model in one GGUF file: its header, its tokenizer, its weights dequantised.
+"""A base model in one GGUF file: its tokenizer, its weights dequantised.
 
-    check("weights/smollm2/model.gguf", "--model weights/smollm2")     # without torch
     model, tokenizer = load("weights/smollm2/model.gguf", dtype=torch.float32)
 
 transformers reads the file by the package gguf (extra `gguf`). What it gets wrong is put right
@@ -8,29 +7,19 @@ here: which tokens begin and end a turn, how a text is cut up before the byte-le
 model left quantised in name. Where such a file lies and who it belongs to is not known here.
 """
 
-import hashlib
 import logging
-import math
-import mmap
-import struct
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import lru_cache
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from rlm.errors import InputError
+from rlm.models.gguf_header import check
 
 logger = logging.getLogger("rlm")
 
-SUFFIX = ".gguf"
 FILE = "_rlm_gguf_file"  # of a loaded model: the path of its file
 
-# The value types of the metadata, as struct has them; 8 is a string, 9 an array.
-# https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
-TYPES = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
-STRING, ARRAY = 8, 9
 CONTROL, USER_DEFINED = 3, 4  # token types
 
 # How llama.cpp cuts up a text before the BPE, by tokenizer.ggml.pre. transformers cuts up every
@@ -41,113 +30,6 @@ LLAMA3_PATTERN = (
 )
 QWEN2_PATTERN = LLAMA3_PATTERN.replace(r"\p{N}{1,3}", r"\p{N}")
 SPLITS = {"gpt-2": None, "smollm": "digits", "llama-bpe": LLAMA3_PATTERN, "qwen2": QWEN2_PATTERN}
-
-
-@dataclass(frozen=True)
-class Header:
-    """metadata: by its names; an array is its number of entries. tensors: their names."""
-
-    metadata: dict[str, Any]
-    tensors: tuple[str, ...]
-
-
-def check(path: Path, given: str) -> Header:
-    """Return the header; InputError in one line if the file cannot be a model. Needs no torch.
-
-    given: what the user wrote. What is asked for: the package gguf, a header that can be read, all
-    of the weights that it tells of.
-    """
-    if find_spec("gguf") is None:
-        raise InputError(
-            f"{given}: a GGUF file, which the package gguf reads; it is not installed: "
-            "pip install -e '.[gguf]'"
-        )
-    try:
-        header, size = _read(path)
-    except (struct.error, IndexError, UnicodeDecodeError, OverflowError, KeyError) as error:
-        raise InputError(
-            f"{given}: {path.name} is broken or cut off in its header; fetch it again"
-        ) from error
-    except (OSError, ValueError) as error:
-        raise InputError(f"{given}: {path.name} cannot be read ({error})") from error
-    there = path.stat().st_size
-    if there < size:
-        raise InputError(
-            f"{given}: {path.name} is cut off, it has {there:,} of {size:,} bytes; fetch it again"
-        )
-    parts = header.metadata.get("split.count", 1)
-    if parts > 1:
-        raise InputError(
-            f"{given}: {path.name} is one of {parts} parts of a model; join them first, by "
-            "llama.cpp's llama-gguf-split --merge"
-        )
-    if not header.tensors or not header.metadata.get("general.architecture"):
-        raise InputError(f"{given}: {path.name} holds no model; give a GGUF file with weights")
-    return header
-
-
-def _read(path: Path) -> tuple[Header, int]:
-    """Return (header, bytes that the file must have at least)."""
-    from gguf import GGML_QUANT_SIZES
-
-    sizes = {int(kind): pair for kind, pair in GGML_QUANT_SIZES.items()}
-    with open(path, "rb") as file:
-        if file.read(4) != b"GGUF":
-            raise ValueError("it does not begin with GGUF; fetch it again")
-        blob = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    with blob:
-        reader = _Reader(blob)
-        version = reader.number("I")
-        if version not in (2, 3):
-            raise ValueError(f"it is of GGUF version {version}; 2 and 3 can be read")
-        tensors, facts = reader.number("Q"), reader.number("Q")
-        metadata = {reader.text(): reader.value(reader.number("I")) for _ in range(facts)}
-        names, end = [], 0
-        for _ in range(tensors):
-            names.append(reader.text())
-            dimensions = [reader.number("Q") for _ in range(reader.number("I"))]
-            kind, offset = reader.number("I"), reader.number("Q")
-            block, size = sizes[kind]
-            end = max(end, offset + math.prod(dimensions) // block * size)
-        alignment = metadata.get("general.alignment", 32)
-        start = -(-reader.place // alignment) * alignment
-    return Header(metadata, tuple(names)), start + end
-
-
-class _Reader:
-    """Reads one value after the other; struct.error or IndexError where the file has ended."""
-
-    def __init__(self, blob):
-        self.blob, self.place = blob, 4
-
-    def number(self, kind: str):
-        (value,) = struct.unpack_from(f"<{kind}", self.blob, self.place)
-        self.place += struct.calcsize(f"<{kind}")
-        return value
-
-    def text(self) -> str:
-        start = self._skip(self.number("Q"))
-        return self.blob[start : self.place].decode("utf-8")
-
-    def value(self, kind: int):
-        if kind == STRING:
-            return self.text()
-        if kind != ARRAY:
-            return self.number(TYPES[kind])
-        inner, count = self.number("I"), self.number("Q")
-        if inner != STRING:
-            self._skip(count * struct.calcsize(f"<{TYPES[inner]}"))
-            return count
-        for _ in range(count):
-            self._skip(self.number("Q"))
-        return count
-
-    def _skip(self, size: int) -> int:
-        """Pass over so many bytes; return where they begin."""
-        start, self.place = self.place, self.place + size
-        if self.place > len(self.blob):
-            raise IndexError(f"{size} bytes from {start} on")
-        return start
 
 
 def load(path: Path, *, dtype):
@@ -198,30 +80,24 @@ def _read_once():
     import gguf
     from transformers import modeling_gguf_pytorch_utils as loader
 
-    kept = gguf.GGUFReader, gguf.get_tensor_name_map, loader.tqdm
-    gguf.GGUFReader, gguf.get_tensor_name_map = lru_cache(kept[0]), lru_cache(kept[1])
-    loader.tqdm = lambda tensors, **options: tensors
+    put: list[tuple[Any, str, Any]] = [
+        (gguf, "GGUFReader", lru_cache(gguf.GGUFReader)),
+        (gguf, "get_tensor_name_map", lru_cache(gguf.get_tensor_name_map)),
+        (loader, "tqdm", lambda tensors, **options: tensors),
+    ]
+    kept = [(place, name, getattr(place, name)) for place, name, _ in put]
     try:
+        for place, name, value in put:
+            setattr(place, name, value)
         yield
     finally:
-        gguf.GGUFReader, gguf.get_tensor_name_map, loader.tqdm = kept
+        for place, name, value in kept:
+            setattr(place, name, value)
 
 
 def tokenizer_of(path: Path):
     """Return (tokenizer, generation config) of a checked file, without its weights."""
     return _opened(path)[1:]
-
-
-def sha256(path: Path) -> str:
-    """Return the SHA-256 of a file, in hex; computed once in a process for a file that stays."""
-    place = path.stat()
-    return _sha256(path, place.st_size, place.st_mtime_ns)
-
-
-@lru_cache(maxsize=8)
-def _sha256(path: Path, size: int, changed: int) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _opened(path: Path) -> tuple:

@@ -1,13 +1,17 @@
 """What lies in a model's or an adapter's folder, without torch: for settings and their checks."""
 
 import os
+import re
 from pathlib import Path
 
 from rlm.errors import InputError
 from rlm.files import read_object
-from rlm.models import gguf_file
+from rlm.models import gguf_header
 
+SIZES = ("model_type", "hidden_size", "num_hidden_layers", "vocab_size")  # of a config.json
 ROOT = Path(__file__).resolve().parents[2]  # its weights are found from anywhere
+
+FETCHED = {"weights/smollm2": "`make smollm2` fetches it"}  # models that a recipe names
 
 
 # os.path answers False for a name that no file can have (too long, a NUL, an unknown ~user),
@@ -47,7 +51,7 @@ def folder_of(name: str) -> Path | None:
 
 def gguf_of(name: str) -> Path | None:
     """The GGUF file that a model's name means: it, or the only one in a folder without another."""
-    if name.lower().endswith(gguf_file.SUFFIX):
+    if name.lower().endswith(gguf_header.SUFFIX):
         places = (os.path.expanduser(name), ROOT / name)
         return next((Path(place) for place in places if os.path.isfile(place)), None)
     found = _gguf_files(name)
@@ -59,7 +63,7 @@ def _gguf_files(name: str) -> list[Path]:
     folder = folder_of(name)
     if not folder or (folder / "config.json").is_file() or is_adapter(str(folder)):
         return []
-    return sorted(p for p in folder.iterdir() if p.suffix.lower() == gguf_file.SUFFIX)
+    return sorted(p for p in folder.iterdir() if p.suffix.lower() == gguf_header.SUFFIX)
 
 
 def local_place(name: str) -> Path | None:
@@ -70,7 +74,7 @@ def local_place(name: str) -> Path | None:
 def check_gguf(name: str, given: str) -> None:
     """InputError if a name means GGUF files, but not one that can be read."""
     if file := gguf_of(name):
-        gguf_file.check(file, given)
+        gguf_header.check(file, given)
     elif several := _gguf_files(name):
         names = ", ".join(file.name for file in several)
         raise InputError(
@@ -119,7 +123,8 @@ def check_model(name: str, given: str, *, weights: bool = True) -> None:
             f"{given}: a file; give a model's folder, a GGUF file or a name on the hub"
         )
     elif looks_like_path(name):
-        raise InputError(f"{given}: no folder {name}; give a model's folder or a name on the hub")
+        advice = FETCHED.get(Path(name).as_posix(), "give a model's folder or a name on the hub")
+        raise InputError(f"{given}: no folder {name}; {advice}")
 
 
 def check_adapter(path: str, given: str, model: str | None = None) -> None:
@@ -132,8 +137,27 @@ def check_adapter(path: str, given: str, model: str | None = None) -> None:
     if not (folder / "adapter_model.safetensors").is_file():
         raise InputError(f"{given}: the folder has no adapter_model.safetensors; train it again")
     base = adapter_base(path)
-    if model is not None and base and not same_model(base, model):
+    if model is not None and base and _other_model(base, model):
         raise InputError(f"{given}: an adapter of {base}, not of {model}; use --model {base}")
+
+
+QUANTIZED = re.compile(r"(-unsloth)?(-bnb)?-(4bit|8bit|gptq|awq)$")  # the end of a model's name
+
+
+def _other_model(base: str, model: str) -> bool:
+    """Whether two names certainly mean different models; where not, their weights decide later.
+
+    Not certain: a folder of another machine, one model in two formats, two folders of one shape,
+    a folder and a name on the hub.
+    """
+    names = [QUANTIZED.sub("", name.rstrip("/").split("/")[-1].lower()) for name in (base, model)]
+    if same_model(base, model) or names[0] == names[1]:
+        return False
+    first, second = local_place(base), local_place(model)
+    if first and second:
+        one, other = (read_object(place / "config.json") for place in (first, second))
+        return not one or any(one.get(key) != other.get(key) for key in SIZES)
+    return bool(first) or not (second or looks_like_path(base))
 
 
 def resolve(given: dict, names: dict[str, str], adapter: str, auto: str | None) -> dict:

@@ -76,6 +76,19 @@ def sft_tokens(example: Example, tokenizer, format_name: str, *, generation_conf
     end_ids: all ids that end a turn (`end_ids`). InputError if the example has no solution, or
     if its turn would not be read as the gold answer (a solution with tags of the format in it).
     """
+    fmt, turn = formats.get_format(format_name), written_turn(example, format_name)
+    prompt = make_prompt(example.question, tokenizer, format_name)
+    ends = end_ids(tokenizer, generation_config)
+    completion = [*token_ids(tokenizer, _after(prompt.prefill, turn, fmt)), ends[0]]
+    assert completion[-1] in ends and completion[-1] is not None
+    return {"prompt_ids": prompt.ids, "completion_ids": completion, "end_ids": ends}
+
+
+def written_turn(example: Example, format_name: str) -> str:
+    """Return the assistant's turn of a demonstration: its solution and its answer in the format.
+
+    InputError if the example has no solution, or if the turn would not be read as the gold.
+    """
     if example.solution is None:
         raise InputError(f"{example.id}: has no solution; SFT needs one, GRPO does not")
     fmt = formats.get_format(format_name)
@@ -86,11 +99,7 @@ def sft_tokens(example: Example, tokenizer, format_name: str, *, generation_conf
             f"{example.id}: written in format {format_name}, its answer {example.gold!r} cannot "
             "be read back; take tags and answer marks out of its solution"
         )
-    prompt = make_prompt(example.question, tokenizer, format_name)
-    ends = end_ids(tokenizer, generation_config)
-    completion = [*token_ids(tokenizer, _after(prompt.prefill, turn, fmt)), ends[0]]
-    assert completion[-1] in ends and completion[-1] is not None
-    return {"prompt_ids": prompt.ids, "completion_ids": completion, "end_ids": ends}
+    return turn
 
 
 def _after(prefill: str, turn: str, fmt: formats.Format) -> str:

@@ -21,6 +21,8 @@ class Probe:
     prompt_tokens: of all questions, each once; completion_tokens: of all completions.
     sample_seconds, sample_peak_bytes: of the sampling; how much of the memory it takes the engine
     decides by what is free.
+    correct, lenient: completions that are right by the strict reading, and by the last number,
+    whatever their format; None where that is not known.
     busy: that others took the processor meanwhile, in words; "" if they did not.
     """
 
@@ -43,6 +45,8 @@ class Probe:
     completion_tokens: int
     sample_seconds: float
     sample_peak_bytes: int
+    correct: float | None = None
+    lenient: float | None = None
     busy: str = ""
 
 

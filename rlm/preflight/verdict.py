@@ -16,6 +16,7 @@ MOST_UNREADABLE = 0.5  # of the completions that ended by themselves
 FEW_LIVE = 0.25  # share of the groups below which most of the sampling is for nothing
 MOST_MEMORY, MUCH_MEMORY = 0.95, 0.8  # of what can be had
 FEW_COMPLETIONS = 16  # so few say little
+FORM = 0.1  # more right answers by the last number than by the format: the format is missing
 LONGER = 4  # --max-tokens is raised by so much at once, then measured again
 
 
@@ -119,7 +120,17 @@ def _reading(probe: Probe) -> Finding:
     return must, (
         f"no answer can be read in {probe.unreadable_ended:.0%} of the completions that came to an "
         "end; run train_sft.py first and give its adapter with --adapter, or the --format that "
-        "the model knows"
+        f"the model knows{_only_form(probe)}"
+    )
+
+
+def _only_form(probe: Probe) -> str:
+    """Return that the model can reason and lacks the format, in words; "" if that is not seen."""
+    if probe.lenient is None or probe.lenient < (probe.correct or 0.0) + FORM:
+        return ""
+    return (
+        f"; by the last number {probe.lenient:.0%} are right, so the format is what is missing: "
+        "train_sft.py --demonstrations own teaches it in the model's own words"
     )
 
 
@@ -130,6 +141,7 @@ def _groups(probe: Probe, plan: Plan) -> Finding:
     if probe.live == 0:
         if probe.wrong == 1:
             what = "every answer is wrong; run train_sft.py first, or take easier data"
+            what += _only_form(probe) if not _reading(probe) else ""
         elif probe.right == 1:
             what = f"every answer is right; take harder data (--task, --digits){others}"
         else:
@@ -184,7 +196,12 @@ def _shares(probe: Probe) -> str:
 
 def _unreadable(probe: Probe) -> str:
     reasons = ", ".join(f"{name} {share:.0%}" for name, share in sorted(probe.reasons.items()))
-    return f"unreadable {probe.unreadable:.0%}" + (f" ({reasons})" if reasons else "")
+    right = "" if probe.correct is None else f"; right {probe.correct:.0%}"
+    last = "" if probe.lenient is None else f"{',' if right else ';'} by the last number "
+    last += "" if probe.lenient is None else f"{probe.lenient:.0%}"
+    return (
+        f"unreadable {probe.unreadable:.0%}" + (f" ({reasons})" if reasons else "") + right + last
+    )
 
 
 def _speed(probe: Probe, learning: Learning) -> str:

@@ -101,7 +101,10 @@ def thinned(points: list[tuple[float, float]], most: int = POINTS) -> list[tuple
 
 
 def _validation(rows: list[dict], questions: int) -> list[Line]:
-    """Return accuracy with its interval, and format; they are few and stay as they are."""
+    """Return accuracy with its interval, the lenient one, and format.
+
+    They are few and stay as they are.
+    """
     steps, values, lows, highs = list[float](), list[float](), list[float](), list[float]()
     for row in rows:
         value = row.get("validation_accuracy", math.nan)
@@ -115,6 +118,10 @@ def _validation(rows: list[dict], questions: int) -> list[Line]:
         lows.append(low)
         highs.append(high)
     accuracy = Line("accuracy, 95 %", steps, values, lows, highs)
-    points = _series(rows, "validation_format_rate")
-    form = Line("format", [step for step, _ in points], [value for _, value in points])
-    return [accuracy, form]
+    others = {
+        "validation_accuracy_lenient": "by the last number",
+        "validation_format_rate": "format",
+    }
+    series = {label: _series(rows, name) for name, label in others.items()}
+    made = [Line(x, [s for s, _ in points], [v for _, v in points]) for x, points in series.items()]
+    return [accuracy, *made]

@@ -34,6 +34,7 @@ HERE = Path(__file__).parent
 TABLE_STEPS = 12  # of the metrics shown as numbers
 COLUMNS = {
     "accuracy": "accuracy",
+    "accuracy_lenient": "by the last number",
     "format_rate": "format",
     "thinking_proportion": "thinking",
     "answer_proportion": "answer read",

@@ -25,7 +25,8 @@ TABLE_ROWS = 16  # of samples that go to a tracker at a time
 # What a console line of a step shows, if the step has it; log.csv has everything.
 SHOWN = (
     "loss", "reward_mean", "mixed_fraction", "step_by_step_fraction", "truncated_fraction",
-    "graph_valid_fraction", "leak_fraction", "validation_accuracy", "tokens_per_second", "seconds",
+    "graph_valid_fraction", "leak_fraction", "validation_accuracy", "validation_accuracy_lenient",
+    "tokens_per_second", "seconds",
 )  # fmt: skip
 
 
@@ -101,7 +102,9 @@ class Run:
 
     def measured(self, summary: dict) -> None:
         """Keep the metrics of a validation for the row that has its accuracy."""
-        names = ("accuracy_low", "accuracy_high", "format_rate")
+        lenient = "accuracy_lenient"
+        names = ("accuracy_low", "accuracy_high", "format_rate",
+                 lenient, f"{lenient}_low", f"{lenient}_high")  # fmt: skip
         self._validation = {f"validation_{name}": summary[name] for name in names}
 
     def trainer_callback(self, show_every: int = 1):
@@ -168,7 +171,7 @@ class Run:
         """Write the rows of an `rlm.evaluation.measure.Evaluation` as CSV, its summary as JSON."""
         files.write_csv(self.path / f"{name}.csv", evaluation.rows)
         files.write_json(self.path / f"{name}.json", evaluation.summary)
-        shown = ("prompt", "reasoning", "answer", "gold", "verdict", "reason")
+        shown = ("prompt", "reasoning", "answer", "gold", "verdict", "reason", "last_number")
         rows = [{key: row[key] for key in shown} for row in evaluation.rows[:TABLE_ROWS]]
         self._trackers.table(name, rows, self.step)
 

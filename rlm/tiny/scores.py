@@ -7,6 +7,7 @@ import random
 
 import torch
 
+from rlm.answers.reading import is_correct_leniently
 from rlm.data.problems import additions, word_problems
 from rlm.data.splits import split_of
 from rlm.seeds import derive
@@ -49,11 +50,6 @@ def scores(model, tokenizer, seed: int, n: int = 200) -> dict[str, float]:
             for e in examples
         ]  # fmt: skip
         said = replies(model, tokenizer, prompts, 160)
-        right = [_last_number(t) == e.gold for t, e in zip(said, examples, strict=True)]
+        right = [is_correct_leniently(t, e.gold) for t, e in zip(said, examples, strict=True)]
         found[name] = sum(right) / n
     return found
-
-
-def _last_number(text: str) -> str | None:
-    digits = "".join(c if c.isdigit() else " " for c in text).split()
-    return digits[-1] if digits else None

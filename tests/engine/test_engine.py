@@ -4,11 +4,9 @@ import copy
 
 import pytest
 import torch
-from transformers import Gemma2Config, GptOssConfig, MistralConfig
 
 from rlm.engine.cuda_graphs import DecodeGraphs
 from rlm.engine.engine import Engine, Sampling
-from rlm.errors import InputError
 from rlm.models.lora_linear import LoraLinear
 from rlm.models.text_stream import TextStream
 from rlm.records import Prompt

@@ -1,8 +1,11 @@
 """The figures of an evaluation, worked out by hand on a sampler that says what it is told."""
 
+import time
+
 import pytest
 
-from rlm.evaluation.measure import judge, measure, numbered_steps, table
+from rlm.answers.reading import is_correct_leniently, last_number
+from rlm.evaluation.measure import judge, measure, numbered_steps, table, told
 from rlm.records import Example, Rollout
 
 RIGHT = "<think>\n1. 2 + 3 = 5\n2. 5 + 1 = 6\n</think>\n6"
@@ -48,7 +51,10 @@ def test_greedy_figures(measured):
     assert summary["thinking_proportion"] == 0.75
     assert summary["answer_proportion"] == 0.75
     assert summary["step_by_step"] == 0.5
-    assert summary["last_number"] == 0.75
+    assert summary["last_number"] == summary["accuracy_lenient"] == 0.75
+    # Wilson's interval of 3 of 4.
+    assert summary["accuracy_lenient_low"] == pytest.approx(0.3006, abs=1e-4)
+    assert summary["accuracy_lenient_high"] == pytest.approx(0.9544, abs=1e-4)
     assert summary["cut_off"] == 0.25
     assert summary["mean_tokens"] == sum(map(len, (RIGHT, SHORT, WRONG, UNREAD))) / 4
     assert [row["verdict"] for row in made.rows] == ["right", "right", "wrong", "unreadable"]
@@ -59,6 +65,13 @@ def test_greedy_figures(measured):
 
 def test_several_samples(measured):
     # question 1: the majority of those that can be read is 7; question 2: 6
+    made = measured([WRONG, RIGHT, WRONG], [UNREAD, UNREAD, WRONG])
+    summary = made.summary
+    assert summary["accuracy"] == summary["majority"] == 0.0
+    # Of question 2 the last numbers are 6, 6 and 7, the only answer that can be read is 7.
+    assert summary["accuracy_lenient"] == 0.5 and summary["last_number"] == 3 / 6
+    assert [row["last_number"] for row in made.rows] == [False, True]
+    assert [row["answer"] for row in made.rows] == ["7", "7"]
     summary = measured([WRONG, RIGHT, WRONG], [UNREAD, UNREAD, RIGHT]).summary
     assert summary["accuracy"] == summary["majority"] == 0.5
     assert summary["pass@1"] == pytest.approx(1 / 3)
@@ -84,8 +97,37 @@ def test_the_last_number_may_have_thousands_and_cents():
         assert judge(example, rollout, "think")["last_number"] == right, text
 
 
+@pytest.mark.parametrize(
+    ("text", "gold", "right"),
+    [
+        ("<reasoning>so 25 % it is", "25%", True),
+        ("It is 25% of them", "0.25", True),
+        ("that makes 3/4", "0.75", True),
+        ("that makes 3/4", "4", False),
+        ("3/0", "3", False),
+        ("no number", "0", False),
+        ("", "0", False),
+        ("1" * 3000, "1", False),  # more digits than a value may have: no answer, no error
+        ("42 " + "x" * 1990, "42", True),
+        ("42 " + "x" * 2000, "42", False),  # only the end is looked at
+    ],
+)
+def test_the_lenient_reading(text, gold, right):
+    assert is_correct_leniently(text, gold) == right
+    rollout = Rollout([0], [0.0], text, "stop")
+    assert judge(Example("a", "?", gold), rollout, "xml")["last_number"] == right
+
+
+def test_the_last_number_is_found_in_linear_time():
+    began = time.perf_counter()
+    assert last_number("1,234" * 200_000 + "1" * 200_000).value is None
+    assert time.perf_counter() - began < 1
+
+
 def test_the_table_lines_up(measured):
-    summary = measured([RIGHT], [WRONG]).summary
+    summary = measured([RIGHT], [UNREAD]).summary
     lines = table([summary]).split("\n")
     assert len({len(line) for line in lines}) == 1
-    assert "50.0 % [9.5, 90.5]" in lines[2]
+    assert "| accuracy [95 %]     | lenient [95 %] " in lines[0]
+    assert " |  50.0 % [9.5, 90.5] | 100.0 % [34.2, 100.0] |" in lines[2]
+    assert told(summary) == "accuracy 0.500, by the last number 1.000"

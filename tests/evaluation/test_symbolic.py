@@ -63,6 +63,10 @@ def test_the_spread_by_hand(tmp_path):
     found = read_draws(write(tmp_path / "s.jsonl", *lines))
     metrics = symbolic_metrics(found, answered(found, 1, 1, 1, 0, 0, 0))
     assert metrics["accuracy"]["count"] == 3
+    evaluation = answered(found, 1, 1, 1, 0, 0, 0)
+    for row in evaluation.rows[:5]:
+        row["last_number"] = True
+    assert symbolic_metrics(found, evaluation)["lenient"]["count"] == 5
     one = metrics["by_template"]["t1"]
     assert one["draws"] == 3 and one["mean"] == pytest.approx(2 / 3)
     # (1/9 + 1/9 + 4/9) / 2 = 1/3
@@ -73,7 +77,10 @@ def test_the_spread_by_hand(tmp_path):
     # by chance: sqrt(1/3 + 1/3) / 2 templates
     assert metrics["expected"] == pytest.approx((2 / 3) ** 0.5 / 2)
     text = symbolic_card([metrics], {"data": "s"})
-    assert "| m     | 50.0 [18.8, 81.2] | 3     | 50.0 | 50.0      | 40.8      |" in text
+    assert (
+        "| m     | 50.0 [18.8, 81.2] | 50.0 [18.8, 81.2] | 3     | 50.0 | 50.0      | 40.8      |"
+        in text
+    )
     assert "| t1       | 3     | 66.7    | 57.7      |" in text
     assert [r["draw"] for r in symbolic_rows(found, [answered(found, 1, 1, 1, 0, 0, 0)])] == list(
         "001122"

@@ -28,7 +28,16 @@ MANIFEST = {
         "learning_rate": 0.001,
         "output": "weights/x",
     },
-    "scores": {"validation": {"accuracy": 0.5, "accuracy_low": 0.4, "accuracy_high": 0.6}},
+    "scores": {
+        "validation": {
+            "accuracy": 0.5,
+            "accuracy_low": 0.4,
+            "accuracy_high": 0.6,
+            "accuracy_lenient": 0.75,
+            "accuracy_lenient_low": 0.7,
+            "accuracy_lenient_high": 0.8,
+        }
+    },
 }
 
 
@@ -246,6 +255,8 @@ def test_the_cards_say_what_is_known_and_no_place_on_this_machine(folder):
             words = (folder / name / file).read_text()
             assert "somebody" not in words and str(folder) not in words
     assert "rounded to bfloat16" in (folder / "bfloat16" / "README.md").read_text()
+    assert "| right by the last number, whatever the format, of all questions | 0.75 |" in card
+    assert "accuracy: 0.400 to 0.600; by the last number: 0.700 to 0.800." in card
     named = export.model_card.write(manifest(folder / "alone"), "a", local=False)
     assert yaml.safe_load(named.split("---")[1])["base_model"] == TINY
 

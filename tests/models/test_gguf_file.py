@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from rlm.errors import InputError
-from rlm.models import adapters, gguf_file, loading, lookup
+from rlm.models import adapters, gguf_file, gguf_header, loading, lookup
 from rlm.models.prompts import end_ids, make_prompt
 from tests.support import tiny_gguf
 from tests.support.tiny_gguf import END, START, TEMPLATE, TEXT_END, vocabulary
@@ -157,7 +157,7 @@ def test_what_cannot_be_read_is_refused_in_one_line(tiny, tmp_path, monkeypatch)
     refused(tmp_path, "2 GGUF files (a.gguf, b.gguf)", "name one")
     tiny_gguf.write(tmp_path / "b.gguf", count=3)
     refused(tmp_path / "b.gguf", "one of 3 parts")
-    monkeypatch.setattr(gguf_file, "find_spec", lambda name: None)
+    monkeypatch.setattr(gguf_header, "find_spec", lambda name: None)
     refused(file, "package gguf", "pip install -e '.[gguf]'")
 
 
@@ -188,7 +188,7 @@ def test_an_adapter_knows_its_file(tiny, tmp_path, caplog):
     )
     manifest = adapters.read_manifest(adapter)
     assert manifest["base"] == lookup.adapter_base(str(adapter)) == str(file)
-    assert manifest["base_file"] == {"name": "tiny.gguf", "sha256": gguf_file.sha256(file)}
+    assert manifest["base_file"] == {"name": "tiny.gguf", "sha256": gguf_header.sha256(file)}
     lookup.check_adapter(str(adapter), "--adapter a", str(file.parent))
 
     loaded = adapters.load_adapter(load(file)[0], adapter, trainable=False)
@@ -211,10 +211,10 @@ def test_a_hash_is_of_the_file_as_it_is(tmp_path):
     path = tmp_path / "x"
     path.write_bytes(b"abc")
     # FIPS 180-2, appendix B.1
-    assert gguf_file.sha256(path).startswith("ba7816bf8f01cfea414140de5dae2223")
+    assert gguf_header.sha256(path).startswith("ba7816bf8f01cfea414140de5dae2223")
     path.write_bytes(b"abcd")
     os.utime(path, ns=(1, 1))
-    assert not gguf_file.sha256(path).startswith("ba7816bf")
+    assert not gguf_header.sha256(path).startswith("ba7816bf")
 
 
 def smollm2() -> Path | None:

@@ -72,6 +72,26 @@ def test_a_busy_machine_is_told_beside_the_forecast():
         assert len(quiet) == len(loud)
 
 
+def test_the_lenient_reading_stands_beside_the_strict_one():
+    for tell in (report, brief):
+        lines = tell(replace(PROBE, correct=0.02, lenient=0.29), LEARNING, PLAN, NOON)
+        told = "unreadable 5% (empty 1%, no_close 4%); right 2%, by the last number 29%"
+        assert sum(told in line for line in lines) == 1
+    lines = report(replace(PROBE, lenient=0.29), LEARNING, PLAN, NOON)  # correctness not rewarded
+    assert "no_close 4%); by the last number 29%" in "".join(lines)
+    assert "last number" not in "".join(report(PROBE, LEARNING, PLAN, NOON))
+
+
+@pytest.mark.parametrize("share", [0.29, 0.05, None])
+def test_a_model_that_lacks_the_format_alone_is_told_apart(share):
+    unread = {"unreadable": 0.9, "unreadable_ended": 0.9, "live": 0.1, "wrong": 0.9, "right": 0.0}
+    wrong = {"live": 0.0, "mixed": 0.0, "wrong": 1.0, "right": 0.0}
+    for change in (unread, wrong):
+        (reason, *_) = verdict(correct=0.0, lenient=share, **change).reasons
+        told = "by the last number 29% are right, so the format is what is missing" in reason
+        assert told == (share == 0.29) and ("--demonstrations own" in reason) == told
+
+
 def test_a_healthy_probe_is_a_go_without_a_word():
     assert verdict().go and verdict().cautions == []
 

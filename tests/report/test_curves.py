@@ -18,7 +18,8 @@ ROWS = [
      "mixed_fraction": 0.5, "live_fraction": 1.0, "kl": 0.1},
     {"step": 2, "reward_mean": 0.75, "reward_correctness": 0.5, "reward_integer": 0.5,
      "mixed_fraction": 1.0, "live_fraction": 1.0, "kl": float("nan"),
-     "validation_accuracy": 0.5, "validation_accuracy_low": 0.3, "validation_accuracy_high": 0.7},
+     "validation_accuracy": 0.5, "validation_accuracy_low": 0.3, "validation_accuracy_high": 0.7,
+     "validation_accuracy_lenient": 0.75},
 ]  # fmt: skip
 
 
@@ -30,7 +31,8 @@ def test_curves_by_hand():
         ("correctness", [0.25, 0.5]),
         ("integer", [0.5, 0.5]),
     ]
-    (accuracy,) = found["Validation"].lines
+    accuracy, lenient = found["Validation"].lines
+    assert lenient == Line("by the last number", [2], [0.75])
     assert accuracy.steps == [0, 2] and accuracy.values == [0.25, 0.5]
     # The first row has no interval: that of 1 of 4 right; the second has its own.
     assert (accuracy.low[0], accuracy.high[0]) == wilson(1, 4)

@@ -18,6 +18,7 @@ from tests.support.running import ROOT, start
 
 HOSTILE = "</script><script>window.hacked=1</script><img src=x onerror=window.hacked=1>&amp;"
 SUMMARY = {"accuracy": 0.5, "accuracy_low": 0.4, "accuracy_high": 0.6, "questions": 100,
+           "accuracy_lenient": 0.654,
            "format_rate": 0.9, "mean_tokens": 12.5}  # fmt: skip
 
 
@@ -86,6 +87,7 @@ def test_all_that_was_measured_is_in_it(tmp_path):
     for title in titles:
         assert f"<figcaption>{title}<" in page
     assert '<path class="interval c0"' in page, "accuracy has its interval"
+    assert ">by the last number</th>" in page and "65.4 %" in page
     for told in ("mind the gap", "it ended at step 1 of 4", "75.0 %", "40.0 % to 60.0 %"):
         assert told in page
     assert re.search(r'scope="row">base<.*scope="row">sft<', page, re.DOTALL)

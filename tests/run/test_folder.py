@@ -11,7 +11,9 @@ import pytest
 from rlm.evaluation.measure import Evaluation
 from rlm.run.folder import Run
 
-SUMMARY = {"accuracy": 0.5, "accuracy_low": 0.4, "accuracy_high": 0.6, "format_rate": 0.9}
+SUMMARY = {"accuracy": 0.5, "accuracy_low": 0.4, "accuracy_high": 0.6, "format_rate": 0.9,
+           "accuracy_lenient": 0.7, "accuracy_lenient_low": 0.6,
+           "accuracy_lenient_high": 0.8}  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
@@ -59,6 +61,9 @@ def test_a_validation_is_in_the_row_that_has_its_accuracy(run):
     first, second = rows(run)
     assert first["validation_format_rate"] == "" and second["validation_format_rate"] == "0.9"
     assert (second["validation_accuracy_low"], second["validation_accuracy_high"]) == ("0.4", "0.6")
+    assert first["validation_accuracy_lenient"] == ""
+    lenient = [second[f"validation_accuracy_lenient{end}"] for end in ("", "_low", "_high")]
+    assert lenient == ["0.7", "0.6", "0.8"]
     assert run._trackers.rows[1]["validation_format_rate"] == 0.9, "the trackers have the same"
 
 
@@ -74,7 +79,7 @@ def test_samples_go_to_the_trackers_with_a_validation_and_with_an_evaluation(run
     assert (name, step, len(table)) == ("rollouts", 2, 16) and "logprobs" not in table[0]
     assert len((run.path / "rollouts.jsonl").read_text().splitlines()) == 198
     row = {"id": 1, "prompt": "1 + 2?", "reasoning": "", "answer": "3", "gold": "3",
-           "verdict": "right", "reason": ""}  # fmt: skip
+           "verdict": "right", "reason": "", "last_number": True}  # fmt: skip
     run.write_evaluation("validation", Evaluation("x", [row] * 99, SUMMARY))
     name, step, table = run._trackers.tables[1]
     assert (name, step, len(table)) == ("validation", 2, 16) and "id" not in table[0]

@@ -37,7 +37,7 @@ def test_a_plain_task_is_asked_and_scored_as_before(policy):
     )
     right = Rollout([1], [0.0], f"<think>\nso\n</think>\n{example.gold}", "stop")
     ((score,),) = task.score([example], [[right]], seed=0)
-    assert score.total == 1.0 and score.facts == {} and score.trace == {}
+    assert score.total == 1.0 and score.facts == {"lenient_fraction": 1.0} and score.trace == {}
     demonstration = task.demonstration(example)
     assert policy.tokenizer.decode(demonstration["completion_ids"]).startswith("<think>\n")
 

@@ -1,0 +1,102 @@
+"""What SFT learns from: demonstrations in a shuffled order, packed without padding, and its rate.
+
+A demonstration is (a prompt's ids, a completion's ids); the loss is the mean cross entropy of the
+completions' tokens, over all of the step. Order and rate are those of transformers' Trainer, so
+that both backends of train_sft.py take the same steps.
+
+The prompts of a task begin alike, by the chat template and the instruction. What all of a
+micro-batch have in common goes through the model once (`rlm.learner.logprobs.pack`).
+"""
+
+import math
+from os.path import commonprefix
+
+import torch
+
+from rlm.learner.logprobs import Packed, pack, token_statistics
+from rlm.learner.metrics import Metrics
+
+Demonstration = tuple[list[int], list[int]]  # a prompt's ids, a completion's ids
+
+WORTH = 0.1  # of all tokens: less is not worth sharing, since attention with a mask is slower
+
+
+def batch(step: int, demonstrations: list, size: int, seed: int) -> list:
+    """Return the demonstrations of a step, counted from 1; those left over end a pass.
+
+    Each pass has an order of its own, that of accelerate's SeedableRandomSampler.
+
+    >>> [batch(step, list("abcde"), 2, seed=0) for step in (1, 2, 3)]
+    [['e', 'a'], ['b', 'd'], ['c']]
+    """
+    passed, place = divmod(step - 1, math.ceil(len(demonstrations) / size))
+    generator = torch.Generator().manual_seed(seed + passed)
+    order = torch.randperm(len(demonstrations), generator=generator).tolist()
+    return [demonstrations[i] for i in order[place * size : (place + 1) * size]]
+
+
+def linear_rate(step: int, last: int, warmup_fraction: float) -> float:
+    """Return the share of the peak rate that a step has, counted from 1: up from 0, then down.
+
+    That of transformers' get_linear_schedule_with_warmup. Its first step has rate 0 where there
+    is a warm-up, unless it is the only one.
+
+    >>> [linear_rate(step, 6, 0.3) for step in range(1, 7)]
+    [0.0, 0.5, 1.0, 0.75, 0.5, 0.25]
+    """
+    done, warmup = step - 1, math.ceil(last * warmup_fraction) if last > 1 else 0
+    return done / warmup if done < warmup else (last - done) / max(1, last - warmup)
+
+
+def micro_batches(demonstrations: list[Demonstration], budget: int) -> list[list[Demonstration]]:
+    """Return parts of at most `budget` tokens, or of one demonstration, those of like length.
+
+    >>> micro_batches([([1, 2], [7] * 4), ([1], [8]), ([1, 3], [9])], 4)
+    [[([1], [8]), ([1, 3], [9])], [([1, 2], [7, 7, 7, 7])]]
+    """
+    parts: list[list[Demonstration]] = []
+    room = 0
+    for prompt, completion in sorted(demonstrations, key=lambda d: len(d[0]) + len(d[1])):
+        tokens = len(prompt) + len(completion) - 1  # the last one is no input
+        if not parts or tokens > room:
+            parts.append([])
+            room = budget
+        parts[-1].append((prompt, completion))
+        room -= tokens
+    return parts
+
+
+def packed(demonstrations: list[Demonstration], *, device="cpu") -> Packed:
+    """Return the demonstrations as one flat row; the targets are the completions' tokens.
+
+    >>> row = packed([([1, 2, 3], [7, 8]), ([1, 2, 4], [9])])
+    >>> row.ids.tolist(), row.targets.tolist()  # 1 2 once, then 3 7 and 4; nothing follows 8 and 9
+    ([1, 2, 3, 7, 4], [7, 8, 9])
+    """
+    shared = len(commonprefix([prompt for prompt, _ in demonstrations]))
+    tokens = sum(len(prompt) + len(completion) - 1 for prompt, completion in demonstrations)
+    if shared * (len(demonstrations) - 1) < WORTH * tokens:
+        return pack(
+            [(prompt, [completion]) for prompt, completion in demonstrations], device=device
+        )
+    rests = [prompt[shared:] + completion for prompt, completion in demonstrations]
+    given = [len(prompt) - shared for prompt, _ in demonstrations]
+    return pack([(demonstrations[0][0][:shared], rests)], given=given, device=device)
+
+
+def backward(model, optimizer, demonstrations, *, tokens: int, token_budget: int) -> Metrics:
+    """Add the gradients of the loss to the weights'; return loss, entropy and token_accuracy.
+
+    tokens: that a step learns from, in all processes; its loss is the sum over them / tokens, so
+    the losses of micro-batches and of processes add up to that of the step.
+    """
+    model.train()
+    metrics, device = Metrics(), next(model.parameters()).device
+    for part in micro_batches(demonstrations, token_budget):
+        logprobs, statistics = token_statistics(model, packed(part, device=device))
+        loss = -logprobs.sum() / tokens
+        optimizer.backward(loss)
+        entropy, likeliest = statistics
+        metrics.add(loss=loss.detach())
+        metrics.mean(entropy=entropy, token_accuracy=likeliest)
+    return metrics
