@@ -85,7 +85,7 @@ class InferenceModel:
             return self._merge(module, name) if merged else self._rounded(module, name)
         if type(module) is nn.Linear:
             return self._plain(module, name)
-        if hasattr(module, "active_adapters"):  # another kind of peft's layers: as it is
+        if hasattr(module, "adapter_layer_names"):  # another kind of peft's layers: as it is
             self._kept.append(module)
             return module
         twin = module.__new__(type(module))

@@ -12,7 +12,10 @@ from rlm.models.attention import PLAIN, Rules, causal_mask, softmax_attention
 
 
 class Prefix:
-    """The cached keys and values of one prompt: per layer ([KV, P, D], [KV, P, D])."""
+    """The cached keys and values of one prompt: per layer ([KV, P, D], [KV, P, D]).
+
+    Layers that take another's have none; they are the last ones.
+    """
 
     def __init__(self, layers: list[tuple[torch.Tensor, torch.Tensor]], length: int):
         self.layers = layers
@@ -79,11 +82,12 @@ class KVCache:
 
     def _decode(self, layer, query, key, value, scaling, rules):
         n, width = self._rows, self._width
-        keys, values = self.keys[layer], self.values[layer]
-        places = self._places_of(key.shape[0])
-        for cached, new in ((keys, key), (values, value)):
-            flat = new.transpose(0, 1).reshape(-1, new.shape[2])  # [n * KV, D]
-            cached.view(-1, new.shape[2]).index_copy_(0, places, flat)
+        stored = layer if rules.source is None else rules.source
+        keys, values = self.keys[stored], self.values[stored]
+        new = () if stored != layer else ((keys, key), (values, value))
+        for cached, own in new:
+            flat = own.transpose(0, 1).reshape(-1, own.shape[2])  # [n * KV, D]
+            cached.view(-1, own.shape[2]).index_copy_(0, self._places_of(key.shape[0]), flat)
         heads, kv = query.shape[0], key.shape[0]
         # The query heads that share a key head stand as if they were positions: no repeated keys.
         grouped = query.transpose(0, 1).reshape(n, kv, heads // kv, -1)
@@ -121,8 +125,9 @@ class KVCache:
             padded.index_copy_(0, self._padded, flat.transpose(0, 1))
             return padded.view(prompts, longest, heads, depth).transpose(1, 2)
 
-        keys, values = pad(key), pad(value)
-        self._prompts[layer] = keys, values
+        if rules.source is None:
+            self._prompts[layer] = pad(key), pad(value)
+        keys, values = self._prompts[layer if rules.source is None else rules.source]
         near = rules.window is not None and rules.window < longest
         mask = causal_mask(longest, query.device, rules.window) if near else None
         out = softmax_attention(pad(query), keys, values, mask, scaling, rules)
@@ -131,9 +136,9 @@ class KVCache:
 
     def prefixes(self, layers: int) -> list[Prefix]:
         """Return the prompts of the last forward. ValueError if not every layer came by here."""
-        if len(self._prompts) != layers:
+        if len(self.windows) != layers:
             raise ValueError(
-                f"only {len(self._prompts)} of the model's {layers} layers use an attention that "
+                f"only {len(self.windows)} of the model's {layers} layers use an attention that "
                 "can be replaced; use a model whose layers are all plain attention"
             )
         taken = [self._prompts[layer] for layer in sorted(self._prompts)]

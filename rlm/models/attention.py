@@ -26,12 +26,14 @@ class Rules:
     """What a layer's attention does beside the causal softmax.
 
     window: a token sees keys less than so many tokens away. cap: scores become
-    cap * tanh(scores / cap). sinks: [H] logits that stand in each softmax's denominator.
+    cap * tanh(scores / cap). sinks: [H] logits that stand in each softmax's denominator. source:
+    the layer whose keys and values these are, for a layer that has none of its own.
     """
 
     window: int | None = None
     cap: float | None = None
     sinks: torch.Tensor | None = None
+    source: int | None = None
 
 
 PLAIN = Rules()
@@ -49,8 +51,17 @@ def layout_attention(
     window = kwargs.get("sliding_window")
     if "sliding_window" not in kwargs:  # some families have it in their masks alone
         window = windows_of(module.config)[module.layer_idx]
-    rules = Rules(window, kwargs.get("softcap"), kwargs.get("s_aux"))
+    shared = getattr(module, "is_kv_shared_layer", False)
+    source = source_of(module.config, module.layer_idx) if shared else None
+    rules = Rules(window, kwargs.get("softcap"), kwargs.get("s_aux"), source)
     return layout.attend(module.layer_idx, query[0], key[0], value[0], scaling, rules), None
+
+
+def source_of(config, layer: int) -> int:
+    """Return the layer whose keys and values a layer takes: the last of its kind with its own."""
+    kinds = config.layer_types
+    own = range(config.num_hidden_layers - config.num_kv_shared_layers)
+    return max(index for index in own if kinds[index] == kinds[layer])
 
 
 def windows_of(config) -> list[int | None]:

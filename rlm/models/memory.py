@@ -68,11 +68,12 @@ def peak_bytes(device) -> int:
 def token_bytes(network) -> int:
     """Return the bytes of one token's keys and values in all layers.
 
-    Layers may have sizes of their own. Of a model without attention it is an estimate from above:
+    Layers may have sizes of their own, or take another layer's keys. Of a model without attention it is an estimate from above:
     what it keeps does not grow with the tokens.
     """
     config = network.config.get_text_config()
     layers = getattr(config, "per_layer_config", None) or [config] * config.num_hidden_layers
+    layers = list(layers)[: len(layers) - (getattr(config, "num_kv_shared_layers", None) or 0)]
     weight = network.get_input_embeddings().weight
     return 2 * weight.element_size() * sum(_kept_width(layer, config) for layer in layers)
 

@@ -37,8 +37,8 @@ def open_policy(
     """Return the policy for a base model's name, an adapter's folder, or both.
 
     model: None takes the base that the adapter's manifest names.
-    lora: of `rlm.models.loading.add_lora`, for a fresh LoRA; given, the policy is trainable, and without an
-        adapter to go on from it gets that LoRA.
+    lora: of `rlm.models.loading.add_lora`; given, the policy is trainable, and without an adapter
+        to go on from it gets that LoRA.
     InputError if neither is given, or if they do not belong together.
     """
     manifest = adapters.read_manifest(adapter) if adapter else {}

@@ -7,6 +7,7 @@ import torch
 
 from rlm.engine.cuda_graphs import DecodeGraphs
 from rlm.engine.engine import Engine, Sampling
+from rlm.errors import InputError
 from rlm.models.lora_linear import LoraLinear
 from rlm.models.text_stream import TextStream
 from rlm.records import Prompt
