@@ -18,10 +18,11 @@ from functools import cached_property
 import torch
 from torch import nn
 
-from rlm.models import attention
+from rlm.models import attention, states
 from rlm.models.lora_linear import LoraLinear, plain_lora
 from rlm.models.matmul import DenseLinear, PackedLinear, lacking, packable
 from rlm.models.memory import free_bytes
+from rlm.models.states import Holder
 
 AMPLE = 4  # times what packed weights take that has to be free
 
@@ -31,6 +32,7 @@ class InferenceModel:
 
     def __init__(self, model):
         self._source = model.get_base_model() if hasattr(model, "get_base_model") else model
+        self._holder = Holder()
         self._merged: dict[str, torch.Tensor] = {}
         self._packed: dict[str, tuple[tuple, PackedLinear]] = {}
         linears = [m for m in self._source.modules() if isinstance(m, nn.Linear)]
@@ -57,6 +59,7 @@ class InferenceModel:
 
     def logits(self, flat: torch.Tensor, keep, layout) -> torch.Tensor:
         """Return the logits [n, V] of the places `keep`, 0 for all. flat [2, N]: ids, positions."""
+        self._holder.layout = layout
         with ExitStack() as stack:
             for layer in self._kept:
                 stack.enter_context(evaluating(layer))
@@ -99,6 +102,8 @@ class InferenceModel:
             key: None if child is None else self._twin(child, f"{name}.{key}", configs)
             for key, child in module._modules.items()
         }
+        if states.cache_name(module):
+            states.install(twin, self._holder)
         return twin
 
     @torch.no_grad()
@@ -171,7 +176,8 @@ def obstacle(network) -> str:
     """
     config = network.config.get_text_config()
     kinds = set(getattr(config, "layer_types", None) or [])
-    if others := kinds - {"full_attention", "sliding_attention"}:
+    others = kinds - {"full_attention", "sliding_attention"}
+    if others and not states.mixers(network):
         return f"layers of the kind {', '.join(sorted(others))}"
     if _rope_type(config) == "dynamic":
         return "a rotary embedding that changes with the longest sequence in the batch"

@@ -25,7 +25,6 @@ class NativeRunner:
     def __init__(self, model, *, max_rows: int, cache_tokens: int | None, cuda_graphs: bool):
         self.max_rows, self.cache_tokens = max_rows, cache_tokens
         self.model = InferenceModel(model)
-        self._layers = self.model.network.config.get_text_config().num_hidden_layers
         self.cache = KVCache()
         graphs = cuda_graphs and self.model.device.type == "cuda"
         self.graphs = DecodeGraphs(self.cache) if graphs else None
@@ -69,7 +68,7 @@ class NativeRunner:
         if old or fresh:
             logits = self._run(old, [group.prompt.ids for group in fresh])
         if fresh:
-            prefixes = self.cache.prefixes(self._layers)
+            prefixes = self.cache.prefixes()
             for group, prefix, row in zip(fresh, prefixes, logits[len(old) :], strict=True):
                 group.prefix, group.logits = prefix, row
         parts, start = [logits[: len(old)]] if old else [], len(old)

@@ -8,7 +8,7 @@ It does not know about rewards or losses. Any transformers causal LM, with or wi
 """
 
 from collections.abc import Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from itertools import compress, pairwise
 
@@ -18,7 +18,7 @@ from rlm.engine import support
 from rlm.engine.inference_model import obstacle
 from rlm.learner import padded
 from rlm.learner.lm_head import LMHead, OwnLogits
-from rlm.models import attention
+from rlm.models import attention, states
 from rlm.models.lora_linear import fused
 
 Group = tuple[list[int], list[list[int]]]  # a prompt's ids, its completions' ids
@@ -160,8 +160,11 @@ def _pieces(prompt: int, lengths: list[int], budget: int) -> list[slice]:
 def use(model):
     """Run `model` with the layout attention, where it serves, and fused LoRA layers inside."""
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
-    replaced = attention.use(model) if way_of(base) == PACKED else nullcontext()
-    with replaced, fused(model):
+    with ExitStack() as stack:
+        if way_of(base) == PACKED:
+            stack.enter_context(attention.use(model))
+            stack.enter_context(states.use(base))
+        stack.enter_context(fused(model))
         yield model
 
 
@@ -221,7 +224,8 @@ def _logprobs(base, packed, way, temperature=1.0, chunk=None, statistics=False, 
     """The same as `token_statistics`, in one of the ways of `way_of`."""
     if way == PACKED:
         _check(base)
-        with attention.use(base), fused(base):
+        with attention.use(base), states.use(base) as holder, fused(base):
+            holder.layout = packed.layout
             hidden = base.get_decoder()(
                 input_ids=packed.ids[None],
                 position_ids=packed.positions[None],

@@ -18,6 +18,8 @@ from torch.utils.checkpoint import checkpoint
 from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface
 
+from rlm.models.states import State, joined
+
 NAME = "rlm"
 
 
@@ -210,6 +212,29 @@ class PackedGroups:
             outs.append(_unpad(out, slots))
             n += tokens
         return torch.cat(outs)[None].to(query.dtype)
+
+    def mix(self, layer, run, hidden):
+        """Return the output [N, H] of a layer with states; see rlm.models.states.
+
+        A prompt's state is made once; its completions begin from it, and the gradient of theirs
+        goes through it into the prompt.
+        """
+        outs, found, start = [], [], 0
+        for length in self._lengths.tolist():
+            found.append(State())
+            outs.append(run(hidden[None, start : start + length], found[-1])[0])
+            start += length
+        prompts = joined(found)
+        for tokens, longest, owners, slots, _ in self.buckets:
+            flat = hidden[start : start + tokens]
+            rows = flat.new_zeros(len(owners) * longest, flat.shape[1]).index_copy(0, slots, flat)
+            rows = rows.view(len(owners), longest, -1)
+            # A single token would be taken for a step of decoding, which writes in place.
+            rows = F.pad(rows, (0, 0, 0, 1)) if longest == 1 else rows
+            out = run(rows, prompts.select(owners))[:, :longest]
+            outs.append(out.flatten(0, 1).index_select(0, slots))
+            start += tokens
+        return torch.cat(outs)
 
     def _near(self, window: int | None) -> list:
         """Return the masks of the prompts (None: causal) and of each bucket under a window."""

@@ -1,4 +1,4 @@
-"""Windows, caps, sinks, sizes by layer and shared keys: natively, and seen when one is left out."""
+"""Windows, caps, sinks, sizes by layer, shared keys, states: natively, and seen when left out."""
 
 from dataclasses import replace
 
@@ -38,11 +38,14 @@ def greedy(model, prompt: Prompt, tokens: int) -> list[int]:
     return out[0, len(prompt.ids) :].tolist()
 
 
-NATIVE = ["mistral", "gemma3_text", "gemma2", "gpt_oss", "gemma4_text", "ministral3", "phimoe"]
+NATIVE = [
+    "mistral", "gemma3_text", "gemma2", "gpt_oss", "gemma4_text", "ministral3", "phimoe",
+    "qwen3_5_text", "lfm2", "granitemoehybrid",
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("name", NATIVE)
-def test_prompts_and_completions_outgrow_the_window_natively(name):
+def test_prompts_and_completions_outgrow_the_window_and_states_are_carried(name):
     model = opened(name)
     expected = [greedy(model, prompt, 30) for prompt in (LONG, SHORT)]
     engine = Engine(model, TOKENIZER)

@@ -86,10 +86,9 @@ def test_the_model_is_left_in_training_with_its_own_attention():
     assert not any(p.is_inference() for p in model.parameters())
 
 
-# What no layout serves: layers of another kind, code around the interface, no padding, no copies.
+# What no layout serves: code around the interface, no padding, no copies, no cache.
 WAYS = {
     "stablelm": (True, True, True),
-    "lfm2": (True, True, True),
     "minimax": (False, False, True),
     "rwkv": (False, True, False),
 }

@@ -5,8 +5,10 @@ of each sequence: windows, caps, sinks, sizes by layer, scaled logits, states, c
 import pytest
 import torch
 
+from rlm.learner import logprobs as logprobs_module
 from rlm.learner.logprobs import LOGITS, PACKED, PADDED, micro_batches, pack, token_logprobs, way_of
 from rlm.learner.rehearsal import fullest, size
+from rlm.models import states
 from tests.learner.test_logprobs import (
     assert_same_gradients,
     gradients,
@@ -26,9 +28,10 @@ KINDS = {
     "gpt_oss": PACKED,  # sinks, experts
     "gemma4_text": PACKED,  # sizes by layer, shared keys
     "cohere": PACKED,  # scaled logits
-    "qwen3_5_text": PADDED,  # Gated DeltaNet
-    "lfm2": PADDED,  # short convolutions
-    "granitemoehybrid": PADDED,  # Mamba-2, divided logits
+    "qwen3_5_text": PACKED,  # Gated DeltaNet
+    "lfm2": PACKED,  # short convolutions
+    "granitemoehybrid": PACKED,  # Mamba-2, divided logits
+    "stablelm": PADDED,  # code of its own around the attention
     "recurrent_gemma": LOGITS,  # states in its modules, a cap under another name
 }
 
@@ -65,14 +68,20 @@ def test_in_bfloat16_they_are_as_close_as_its_rounding(name):
     assert (logprobs - expected.float()).abs().mean() < 0.1
 
 
-def test_what_stands_beside_in_a_micro_batch_changes_nothing():
-    """A flat row would carry a state from one sequence into the next."""
+def test_a_state_does_not_go_from_one_sequence_into_the_next(monkeypatch):
+    """As it would, without a word, if the flat row went through transformers' own layer."""
     model = opened("qwen3_5_text")
     one, other = random_groups([(9, [12, 5])]), random_groups([(20, [30, 7])], seed=3)
     with torch.no_grad():
         alone, _ = token_logprobs(model, pack(one))
         beside, _ = token_logprobs(model, pack(one + other))
-    torch.testing.assert_close(beside[: len(alone)], alone, atol=1e-5, rtol=0)
+        torch.testing.assert_close(beside[: len(alone)], alone, atol=1e-4, rtol=0)
+        monkeypatch.setattr(states, "install", lambda module, holder: None)
+        base = model.get_base_model()
+        leaking, _ = logprobs_module._logprobs(base, pack(one + other), PACKED)
+    assert (leaking[: len(alone)] - alone).abs().max() > 0.1
+    monkeypatch.setattr(logprobs_module, "_WAYS", {})
+    assert way_of(base) == PADDED  # and it is seen when the model is opened
 
 
 def test_where_the_learner_pads_a_prompt_counts_for_each_completion():
