@@ -146,4 +146,4 @@ def use(model: nn.Module):
         yield holder
     finally:
         for module in found:
-            del module.__dict__["forward"]
+            module.__dict__.pop("forward", None)
