@@ -148,7 +148,8 @@ class TrainSettings(Training):
         given = {"run": f"{self.run}/{cls.script}", "model": self.model} | shared | own
         origins |= {name: self._origins[name] for name in shared if name not in own}
         # A folder may still hold an adapter of an earlier run: its format must not decide.
-        values = {"format": self.format} | values
+        asked = {"shots": self.shots, "instruction_role": self.instruction_role}
+        values = {"format": self.format} | asked | values
         return build(cls, values | given | {"config": self.config}, origins)
 
     def doubt(self) -> str | None:
@@ -167,6 +168,11 @@ class TrainSettings(Training):
                              f"leave it out with --mode {self.mode}")  # fmt: skip
         for stage in (self.sft, self.grpo, self.evaluate):
             stage().check_values()
+        shots = {stage().shots for stage in (self.sft, self.grpo, self.evaluate)}
+        if shots != {self.shots}:
+            counts = ", ".join(map(str, sorted(shots | {self.shots})))
+            raise InputError(f"shots {counts}: all stages of a run have the same worked examples; "
+                             "give one number, by --shots or in common:")  # fmt: skip
         if self.mode != "sft" and self.grpo().check_only:
             raise InputError(f"{self.grpo().given('check_only')}: only train_grpo.py tries its "
                              "settings out; leave it out here")  # fmt: skip

@@ -13,33 +13,30 @@ import hashlib
 import json
 import logging
 import random
-from collections.abc import Callable, Iterable, Iterator
-from itertools import chain, zip_longest
+from collections.abc import Callable, Iterable
+from functools import partial
+from itertools import zip_longest
 from typing import Any
 
-from rlm.data import openmath, problems, rows, sources
-from rlm.data.splits import (
-    SPLITS,
-    check_no_overlap,
-    filled,
-    question_key,
-    split_of,
-    subset,
-    without,
-)
+from rlm.data import openmath, problems
+from rlm.data.dataset import DataSet, open_data
+from rlm.data.hub_sets import HUB_SETS
+from rlm.data.layouts import Reading
+from rlm.data.splits import SPLITS, check_no_overlap, split_of, subset, without
 from rlm.errors import InputError
-from rlm.models.prompts import check_room, end_ids, make_prompt, sft_tokens
+from rlm.models.lookup import adapter_shots, shots_of
+from rlm.models.prompts import check_room, end_ids, is_demonstration, make_prompt, sft_tokens
 from rlm.records import Example
 from rlm.seeds import derive
 
 __all__ = [
     "GENERATED", "SPLITS", "TASKS", "Batches", "check_no_overlap", "check_room", "end_ids",
     "examples_for", "fingerprint", "load_examples", "make_prompt", "sft_tokens", "trained_on",
-    "training_sets", "without",
+    "training_sets", "without", "worked_examples",
 ]  # fmt: skip
 
 GENERATED = ("addition", "word_problems", "mixed")
-TASKS = (*GENERATED, "gsm8k", "openmath", "jsonl")
+TASKS = (*GENERATED, *HUB_SETS, *openmath.VERSIONS, "jsonl")
 ASSUMED = 2000  # generated training questions, where no manifest says how many there were
 
 logger = logging.getLogger("rlm.data")
@@ -56,17 +53,21 @@ def load_examples(
     steps: tuple[int, int] = (2, 4),
     terse_fraction: float = 0.0,
     per_question: int = 1,
+    reading: Reading | None = None,
     may_be_empty: bool = False,
+    opened: DataSet | None = None,
 ) -> list[Example]:
     """Return examples of a task's split; the same arguments give the same list.
 
     n: how many; None or 0 takes all that a data set has. Fewer come back if there are fewer.
     seed: which n of a data set, or which questions are made up.
-    data: a file or folder of JSONL or Parquet; gsm8k and openmath default to the hub.
+    data: a file or folder of them (JSONL, JSON, CSV, Parquet); without it the hub's, but for jsonl.
     digits, terse_fraction: of additions. steps, terse_fraction: of word problems. Task mixed is
     both of these in turn.
-    per_question: solutions of each question in openmath.
-    InputError for unknown names, a broken row, a gold answer that cannot be read, and for an empty
+    per_question: solutions of each question in openmath and openmath2.
+    reading: columns that are named, the kind of answers, what is done with bad rows.
+    opened: what `open_data` returned, so that its files are read once for several splits.
+    InputError for unknown names, broken rows, a gold answer that cannot be read, and for an empty
     split unless it `may_be_empty`.
     """
     _check(task, split, n, data)
@@ -84,17 +85,18 @@ def load_examples(
         if made > sums:
             parts += [load_examples("word_problems", split, n=made - sums, steps=steps, **shared)]
         return [e for pair in zip_longest(*parts) for e in pair if e is not None]
-    if task == "openmath":
-        found = openmath.collect(data, split, n=n, seed=seed, per_question=per_question)
-    elif task == "gsm8k" and not data:
-        hub = {s: sources.hub_rows("openai/gsm8k", s, config="main") for s in ("train", "test")}
-        found = _split_parts(hub, split, task, rows.gsm8k_example)
+    if task in openmath.VERSIONS:
+        reading = reading or Reading()
+        version = openmath.VERSIONS[task]
+        wanted = openmath.Wanted(version, split, seed, per_question, reading.kind)
+        found = openmath.collect(task, wanted, data, n, reading)
     else:
-        convert = rows.gsm8k_example if task == "gsm8k" else rows.own_example
-        found = _split_parts(_file_parts(data or ""), split, task, convert)
+        opened = opened or open_data(task, data, reading or Reading())
+        found = opened.split(split)
     if not found and not may_be_empty:
+        taken = f" ({'; '.join(opened.notes)})" if opened and opened.notes else ""
         raise InputError(
-            f"--task {task} --data {data or 'of the hub'}: the {split} split is empty; "
+            f"--task {task} --data {data or 'of the hub'}: the {split} split is empty{taken}; "
             "add questions, or a file of that split (named train*, val* or test*) to a folder"
         )
     return subset(found, n, seed)
@@ -120,57 +122,6 @@ def _made_up(generate: Callable, split: str, n: int, seed: int, options: dict) -
     return generate(seed, n, split=split, keep=lambda q: split_of(q) == split, **options)
 
 
-def _file_parts(data: str) -> dict[str, Iterator[sources.Row]]:
-    """Return the rows of the files, by the split that their names say; "train" if they do not."""
-    files = sources.find_files(data)
-    names = [sources.named_split(file) or "train" for file in files]
-    parts: dict[str, Iterator[sources.Row]] = {}
-    for file, name in zip(files, names, strict=True):
-        parts[name] = chain(parts.get(name, ()), sources.read_rows(file))
-    return parts
-
-
-def _split_parts(
-    parts: dict[str, Iterator[sources.Row]], split: str, task: str, convert: Callable
-) -> list[Example]:
-    """Return one split of a data set whose parts are given by name.
-
-    validation and test are their own parts where there are such; otherwise they are cut from the
-    training part by hash, each with one question at least where there are that many. Questions of
-    a held-out part never come back in an earlier split.
-    """
-
-    def part(name: str) -> list[Example]:
-        rows = enumerate(parts.get(name, ()), 1)
-        return [convert(row, where, f"{task}-{name}-{i}") for i, (where, row) in rows]
-
-    cut = [name for name in SPLITS[1:] if name not in parts]  # held-out splits cut by hash
-    if split in parts and split != "train":
-        found = part(split)
-    else:
-        whole = part("train")
-        places = {question_key(e.question): _place(e.question, cut) for e in whole}
-        places = filled(places, cut)
-        found = [e for e in whole if places[question_key(e.question)] == split]
-    kept, dropped = without(found, *map(part, SPLITS[SPLITS.index(split) + 1 :]))
-    if dropped:
-        logger.warning(
-            "%s: %d questions of the %s split left out, they are held out for evaluation too",
-            task, len(dropped), split,
-        )  # fmt: skip
-    return kept
-
-
-def _place(question: str, cut: list[str]) -> str:
-    """Return the split of a training part's question, if those in `cut` are taken from it.
-
-    Where test has a part of its own, the hash's share for test goes to validation: so whatever
-    one data set holds out by hash, another does not train on.
-    """
-    split = split_of(question)
-    return split if split in cut or split == "train" else (cut or ["train"])[0]
-
-
 def examples_for(settings, split: str, n: int | None, **options) -> list[Example]:
     """Return n examples (0: all) of the split of a script's task, as its settings say.
 
@@ -187,21 +138,62 @@ def examples_for(settings, split: str, n: int | None, **options) -> list[Example
     )
 
 
+def worked_examples(settings, adapters: Iterable[str | None] = ()) -> list[Example]:
+    """Return the worked examples that stand before every question, as many as --shots says.
+
+    adapters: folders; the first whose manifest has that many decides. Else they are drawn from
+    the training split by the seed, of those that have a solution. InputError if there are too few.
+    """
+    wanted = settings.shots
+    if not wanted:
+        return []
+    for adapter in filter(None, adapters):
+        known = adapter_shots(adapter)
+        if len(known) == wanted:
+            return known
+    options: dict[str, Any] = settings.task_options()
+    if "terse_fraction" in options:
+        options |= {"terse_fraction": 0.0}  # they show how to work it out
+    endless = settings.source in (*GENERATED, "openmath")
+    seed = derive("shots", settings.seed)
+    pool = load_examples(
+        settings.source, "train", n=wanted if endless else None, seed=seed, data=settings.data,
+        may_be_empty=True, **options,
+    )  # fmt: skip
+    found = subset([e for e in pool if is_demonstration(e, settings.format)], wanted, seed)
+    if len(found) < wanted:
+        raise InputError(
+            f"{settings.given('shots')}: {len(found)} training questions of task "
+            f"{settings.source} have a solution that can be shown; use --shots {len(found)}"
+        )
+    return found
+
+
 def training_sets(settings) -> tuple[list[Example], list[Example]]:
     """Return (training, validation) examples as the settings say; no question is in both.
 
     Validation is empty where the data have no question to spare, which is told.
     """
-    validation = examples_for(settings, "validation", settings.eval_samples, may_be_empty=True)
+    opened = None
+    if settings.source not in (*GENERATED, *openmath.VERSIONS):
+        opened = open_data(settings.source, settings.data, **settings.task_options())
+    read = partial(examples_for, settings, opened=opened)
+    validation = read("validation", settings.eval_samples, may_be_empty=True)
     if not validation:
         logger.warning(
             "--data %s: too few questions for a validation, so it trains without one: what is "
             "kept is the adapter of the last step, whether or not it is the best", settings.data
         )  # fmt: skip
-    train, dropped = without(examples_for(settings, "train", settings.num_samples), validation)
+    train, dropped = without(read("train", settings.num_samples), validation)
     if dropped:
         logger.warning("%d training questions left out: the validation has them", len(dropped))
-    check_no_overlap(train, validation)
+    shots = worked_examples(settings, [settings.adapter])
+    train, validation = without(train, shots)[0], without(validation, shots)[0]
+    if not train:
+        raise InputError(
+            f"{settings.given('shots')}: no other training question is left; use fewer"
+        )
+    check_no_overlap(train, validation, shots)
     return train, validation
 
 
@@ -222,6 +214,7 @@ def trained_on(settings, manifest: dict) -> tuple[list[Example], list[Example], 
     place = {"seed": before.get("seed", settings.seed), "data": settings.data}
     number = before.get("num_samples") or (ASSUMED if settings.task in GENERATED else None)
     training = load_examples(settings.task, "train", n=number, **place, **options)
+    training, _ = without(training, shots_of(manifest))
     if not known:
         return training, training, "no model here is known to have been trained on these questions"
     solved = [e for e in training if e.solution is not None]
@@ -245,10 +238,11 @@ def trained_on(settings, manifest: dict) -> tuple[list[Example], list[Example], 
 
 
 def fingerprint(examples: Iterable[Example]) -> str:
-    """Return 16 hex digits that change with any question, gold, solution or their order."""
+    """Return 16 hex digits that change with any question, gold, solution, kind or their order."""
     digest = hashlib.sha256()
     for e in examples:
-        digest.update(json.dumps([e.question, e.gold, e.solution]).encode() + b"\n")
+        kind = [] if e.kind == "number" else [e.kind, *e.accepted]
+        digest.update(json.dumps([e.question, e.gold, e.solution, *kind]).encode() + b"\n")
     return digest.hexdigest()[:16]
 
 

@@ -50,26 +50,43 @@ def main(argv: list[str] | None = None) -> int:
 
 def evaluate(settings) -> list[dict]:
     """Measure every model of the settings on the same questions; return their summaries."""
-    examples = data.examples_for(settings, settings.split, settings.eval_samples)
+    examples = questions(settings)
     return [evaluation.summary for evaluation in measure_all(settings, examples)]
 
 
-def measure_all(settings, examples) -> list:
-    """Measure every model on the examples, write each one's rows and summary, return them all."""
-    candidates = settings.candidates()
-    paths = [csv_path(settings, name, len(candidates)) for name, _, _ in candidates]
+def questions(settings) -> list:
+    """Return the questions of the settings, without those that are worked examples."""
+    examples = data.examples_for(settings, settings.split, settings.eval_samples)
+    return data.without(examples, worked_examples(settings))[0]
+
+
+def worked_examples(settings) -> list:
+    """Return the worked examples, the same for all models: the first adapter's, or drawn."""
+    return data.worked_examples(settings, [adapter for _, _, adapter in settings.candidates()])
+
+
+def measure_all(settings, examples, names: bool = True) -> list:
+    """Measure every model on the examples, and return what was found.
+
+    names: each one's rows and summary are written to a file with its name.
+    """
+    candidates, shots = settings.candidates(), worked_examples(settings)
+    paths = [csv_path(settings, name, len(candidates)) if names else None
+             for name, _, _ in candidates]  # fmt: skip
     return [
-        measure_one(settings, examples, name, model, adapter, path)
+        measure_one(settings, examples, name, model, adapter, path, shots)
         for (name, model, adapter), path in zip(candidates, paths, strict=True)
     ]
 
 
-def evaluate_one(settings, examples, name: str, model: str, adapter: str | None, path) -> dict:
-    """Measure one model, write its rows and its summary, and return the summary."""
-    return measure_one(settings, examples, name, model, adapter, path).summary
+def evaluate_one(settings, examples, name: str, model: str, adapter: str | None, path, shots=()):
+    """Measure one model, write its rows and its summary, and return the summary, a dict."""
+    return measure_one(settings, examples, name, model, adapter, path, shots).summary
 
 
-def measure_one(settings, examples, name: str, model: str, adapter: str | None, path=None):
+def measure_one(
+    settings, examples, name: str, model: str, adapter: str | None, path=None, shots=()
+):
     """Return one model's `rlm.evaluation.measure.Evaluation`; its rows and summary go to `path`."""
     from rlm.engine.engine import Engine
     from rlm.evaluation.measure import save, told
@@ -77,8 +94,11 @@ def measure_one(settings, examples, name: str, model: str, adapter: str | None, 
 
     policy = open_policy(model, adapter, **settings.loading())
     logger.info("%s: %d questions are asked", name, len(examples))
-    evaluation = tasks.task_of(settings, policy).measure(
-        Engine(policy.model, policy.tokenizer, **settings.engine_options()),
+    engine = Engine(policy.model, policy.tokenizer, **settings.engine_options())
+    task = tasks.task_of(settings, policy, shots)
+    tasks.check_shots(settings, task, settings.max_tokens, engine.context_tokens)
+    evaluation = task.measure(
+        engine,
         examples,
         name=name,
         max_tokens=settings.max_tokens,
@@ -98,7 +118,7 @@ def compare(settings) -> tuple[str, dict]:
     """Compare the models on the same questions; return what is printed, and the metrics."""
     from rlm.evaluation import comparison
 
-    examples = data.examples_for(settings, settings.split, settings.eval_samples)
+    examples = questions(settings)
     evaluations = measure_all(settings, examples)
     metrics = comparison.compare(evaluations, examples, seed=settings.seed)
     facts = asked(settings) | {
@@ -129,7 +149,7 @@ def robustness(settings) -> tuple[str, dict]:
         train_seed=before.get("seed", settings.seed), **limits,
     )  # fmt: skip
     examples = [example for made in sets for example in made.examples]
-    evaluations = [measure_one(settings, examples, *each) for each in settings.candidates()]
+    evaluations = measure_all(settings, examples, names=False)
     metrics = how.robustness_metrics(sets, evaluations, seed=settings.seed)
     overlap = how.overlap(sets, training)
     facts = asked(settings) | {
@@ -151,7 +171,7 @@ def symbolic(settings) -> tuple[str, dict]:
     from rlm.evaluation import robustness as how
 
     draws = how.read_draws(settings.symbolic)
-    evaluations = [measure_one(settings, draws.examples, *each) for each in settings.candidates()]
+    evaluations = measure_all(settings, draws.examples, names=False)
     metrics = [how.symbolic_metrics(draws, evaluation) for evaluation in evaluations]
     facts = asked(settings) | {"task": "questions by template", "data": settings.symbolic}
     found = {"asked": facts, "models": metrics}
@@ -165,8 +185,11 @@ def asked(settings) -> dict:
     way = "greedy" if settings.temperature == 0 else f"temperature {settings.temperature:g}"
     several = f", {settings.samples} samples and their majority" if settings.samples > 1 else ""
     facts = {"task": settings.task} | ({"data": settings.data} if settings.data else {})
+    shots = f", {settings.shots} worked examples before the question" if settings.shots else ""
+    where = {"system": "", "user": " behind the question", "both": " in both places"}[settings.role]
     return facts | {
-        "prompt": f"question and instruction the same for all, format {settings.format}",
+        "prompt": f"question and instruction{where} the same for all, format "
+        f"{settings.format}{shots}",
         "sampling": f"{way}{several}, at most {settings.max_tokens} tokens",
     }
 

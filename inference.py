@@ -18,7 +18,7 @@ import config
 import data
 from rlm.agents.graph import read_graph
 from rlm.answers import formats
-from rlm.answers.reading import is_correct, is_correct_leniently, read_answer
+from rlm.answers.kinds import is_right_leniently, judge, stated
 from rlm.errors import InputError, run_main
 from rlm.server.splitter import ANSWER, REASONING, Splitter
 from training import tasks
@@ -39,11 +39,19 @@ class Reasoner:
         self.format = formats.get_format(settings.format)
         self.engine = Engine(opened.model, opened.tokenizer, **settings.engine_options())
         self.sampling = Sampling(max_tokens=settings.max_tokens, temperature=settings.temperature)
-        self.seed = settings.seed
+        self.seed, self.kind = settings.seed, settings.answers or "number"
+        shots = data.worked_examples(settings, [settings.adapter])
+        self.task = tasks.task_of(settings, opened, shots)
+        limits = settings.max_tokens, self.engine.context_tokens
+        tasks.check_shots(settings, self.task, *limits)
 
-    def ask(self, question: str, show=None) -> dict:
-        """Return reasoning, answer and text; `show(channel, delta)` sees them as they arrive."""
-        prompt = data.make_prompt(question, self.tokenizer, self.format.name)
+    def ask(self, question: str, show=None, *, kind: str | None = None, choices=()) -> dict:
+        """Return reasoning, answer and text; `show(channel, delta)` sees them as they arrive.
+
+        kind: of the answer that is asked for, by default that of the settings.
+        """
+        kind = kind or self.kind
+        prompt = self.task.prompt(question, kind)
         splitter, shown, pieces = Splitter(self.format), {"reasoning": "", "answer": ""}, []
 
         def take(deltas):
@@ -52,18 +60,23 @@ class Reasoner:
                 if show:
                     show(channel, delta)
 
-        for piece in self.engine.stream(prompt, self.sampling, seed=self.seed):
+        def feed():
+            rollout = yield from self.engine.stream(prompt, self.sampling, seed=self.seed)
+            shown["finish"] = rollout.finish if rollout else "stop"
+
+        for piece in feed():
             pieces.append(piece)
             take(splitter.feed(piece))
         take(splitter.finish())
-        text = "".join(pieces)
-        answer = read_answer(text, self.format.name)
+        text, finish = "".join(pieces), shown["finish"]
+        answer, reason = stated(text, self.format.name, kind, choices, finish=finish)
         return {
             "question": question,
             "reasoning": shown["reasoning"],
-            "answer": answer.canonical,
-            "reason": answer.reason,
+            "answer": answer,
+            "reason": reason,
             "text": text,
+            "finish": finish,
         }
 
 
@@ -72,13 +85,12 @@ class Composer(Reasoner):
 
     def __init__(self, settings):
         super().__init__(settings)
-        self.task = tasks.task_of(settings, self.opened)
         self.format = formats.get_format(self.task.runner.format_name)
 
-    def ask(self, question: str, show=None) -> dict:
+    def ask(self, question: str, show=None, *, kind: str | None = None, choices=()) -> dict:
         """Return graph, agents, answer and text; a graph that needs repairs is run and marked."""
         show = show or (lambda channel, text: None)
-        prompt = self.task.prompt(question)
+        prompt = self.task.prompt(question, kind or "number")
         ((rollout,),) = self.engine.generate([prompt], 1, self.sampling, seed=self.seed)
         reading, run, told = read_graph(rollout.text, self.task.limits), None, []
         repairs = f" (repaired: {', '.join(reading.repairs)})" if reading.repairs else ""
@@ -90,17 +102,19 @@ class Composer(Reasoner):
                 told.append((f"Agent {words.agent.id}{heard}: {words.agent.prompt}", words.output))
                 show(*told[-1])
         text = run.text if run else ""
-        answer = read_answer(text, self.format.name)
-        show(ANSWER, answer.canonical or "none")
+        finish = run.finish if run else "stop"
+        answer, reason = stated(text, self.format.name, finish=finish)
+        show(ANSWER, answer or "none")
         return {
             "question": question,
             "graph": reading.graph.model_dump() if reading.graph else None,
             "repairs": list(reading.repairs),
             "agents": run.records() if run else [],
             "reasoning": "\n".join(f"{title}\n{words}" for title, words in told),
-            "answer": answer.canonical,
-            "reason": answer.reason if run else f"graph_{reading.reason}",
+            "answer": answer,
+            "reason": reason if run else f"graph_{reading.reason}",
             "text": text,
+            "finish": finish,
         }
 
 
@@ -161,17 +175,19 @@ def batch(reasoner: Reasoner, settings) -> None:
     last number of the text.
     """
     examples = data.examples_for(settings, "test", settings.num_samples)
+    examples, _ = data.without(examples, reasoner.task.shots)
     right = lenient = 0
     for example in examples:
-        result = reasoner.ask(example.question)
-        verdict = is_correct(result["text"], example.gold, reasoner.format.name)
-        last = is_correct_leniently(result["text"], example.gold)
-        right, lenient = right + verdict, lenient + last
-        result |= {"gold": example.gold, "right": verdict, "right_lenient": last}
+        result = reasoner.ask(example.question, kind=example.kind, choices=example.choices)
+        finish = result["finish"]
+        verdict = judge(example, result["text"], reasoner.format.name, finish=finish)
+        last = is_right_leniently(example, result["text"])
+        right, lenient = right + bool(verdict.right), lenient + last
+        result |= {"gold": example.gold, "right": verdict.right, "right_lenient": last}
         if settings.json_output:
             print(json.dumps(result, ensure_ascii=False), flush=True)
         else:
-            mark = "right" if verdict else f"wrong, it is {example.gold}"
+            mark = "right" if verdict.right else f"wrong, it is {example.gold}"
             print(f"{example.question}\n{result['reasoning']}\n-> {result['answer']} ({mark})\n")
     if not settings.json_output:
         print(f"{right} of {len(examples)} right, {lenient} by the last number")

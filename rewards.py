@@ -1,48 +1,53 @@
-"""What is rewarded: small functions, a table of them by name, and their weighted sum.
+"""What is rewarded: small functions, and a table of them by name.
 
 A reward looks at one finished turn and returns a number, 1.0 for all that it asks for:
 
     def short(example, text, format_name):
-        \"\"\"1.0 for at most 400 characters.\"\"\"
-        return float(len(text) <= 400)
+        return float(len(text) <= 400)  # 1.0 for at most 400 characters
 
-To add your own, write such a function here, put it into REWARDS at the end of this file, and
-give it a weight in the settings (weight 0: it is logged and earns nothing). `example` has the
-question and the gold answer, `text` is the whole assistant turn, tags included. A reward may
-not raise: an exception stops the run and names the example.
+To add your own, write such a function in a file of your own and give it a weight:
 
-How an answer is read and compared stands in `rlm/answers/reading.py`, the tags in
-`rlm/answers/formats.py`.
+    python train_grpo.py --reward-file my_rewards.py --rewards correctness=1,short=0.1
+
+(weight 0: it is logged and earns nothing), or write it here and put it into REWARDS at the end of
+this file. `example` has the question, the gold answer and its kind, `text` is the whole assistant
+turn, tags included. A function (examples, texts, format_name) takes all completions of a step at
+once and returns a list. None: the reward does not apply to that example. A reward may not raise:
+an exception stops the run and names the example.
+
+How rewards are called and added up stands in `rlm/rollouts/scoring.py`, how an answer is read and
+compared in `rlm/answers/kinds.py`, the tags in `rlm/answers/formats.py`.
 """
 
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 from rlm.answers.formats import get_format, parse
-from rlm.answers.reading import (
-    equal,
-    is_correct,
-    is_correct_leniently,
-    read_answer,
-    read_value,
-)
+from rlm.answers.kinds import Verdict, judge
+from rlm.answers.reading import equal, read_answer, read_value
+from rlm.errors import InputError
 from rlm.records import Example, Rollout, Score
+from rlm.rollouts.scoring import NO_LIMITS, Function, Limits, load_file, load_named, score_all
 
-Reward = Callable[[Example, str, str], float]
 
-
-def correctness(completion: str, gold: str, format: str) -> float:
+def correctness(completion: str, gold: str, format: str, kind: str = "number") -> float:
     """1.0 if the completion states exactly the gold's value, else 0.0.
 
-    Never raises on a completion. ValueError for a gold that cannot be read.
+    Never raises on a completion. ValueError for a gold that cannot be read as that kind of answer.
     """
-    return float(is_correct(completion, gold, format))
+    return float(judge(Example("", "", gold, kind=kind), completion, format).right or False)
 
 
-def correct(example: Example, text: str, format_name: str) -> float:
-    """1.0 for the right final answer. The only reward by default."""
-    return correctness(text, example.gold, format_name)
+def correct(
+    example: Example, text: str, format_name: str, *, verdict: Verdict | None = None
+) -> float:
+    """1.0 for the right final answer, of whatever kind. The only reward by default.
+
+    verdict: on the answer, if it is known already.
+    """
+    verdict = verdict or judge(example, text, format_name)
+    return float(verdict.right or False)
 
 
 def format_strict(example: Example, text: str, format_name: str) -> float:
@@ -109,7 +114,38 @@ def verification(example: Example, text: str, format_name: str) -> float:
     return 0.0
 
 
-REWARDS: dict[str, Reward] = {
+def length(
+    example: Example,
+    text: str,
+    format_name: str,
+    *,
+    rollout: Rollout,
+    max_tokens: int,
+    overlong_tokens: int,
+) -> float:
+    """0.0 up to max_tokens - overlong_tokens, then falling evenly to -1.0 at max_tokens.
+
+    DAPO's soft overlong punishment, arXiv:2503.14476 eq. 13, with L_max = max_tokens and
+    L_cache = overlong_tokens (--overlong-tokens, by default a fifth, as there: 4096 of 20480).
+    """
+    free = max_tokens - overlong_tokens
+    return max(-1.0, min(0.0, (free - len(rollout.ids)) / overlong_tokens))
+
+
+NGRAM = 4  # words
+
+
+def repetition(example: Example, text: str, format_name: str) -> float:
+    """Minus the share of 4-word runs that stood in the turn before: 0.0 for none, towards -1.0.
+
+    An n-gram repetition penalty as that of arXiv:2502.03373, as one number for the whole turn.
+    """
+    words = text.split()
+    runs = [tuple(words[i : i + NGRAM]) for i in range(len(words) - NGRAM + 1)]
+    return len(set(runs)) / len(runs) - 1.0 if runs else 0.0
+
+
+REWARDS: dict[str, Function] = {
     "correctness": correct,
     "format_strict": format_strict,
     "format_soft": format_soft,
@@ -118,14 +154,43 @@ REWARDS: dict[str, Reward] = {
     "steps": steps,
     "verification": verification,
 }
+# They take away instead of giving: from 0.0 down to -1.0. Named and weighed as rewards are.
+PENALTIES: dict[str, Function] = {"length": length, "repetition": repetition}
+
+
+def known(file: str | None = None) -> dict[str, Function]:
+    """Return the rewards that can be named: of REWARDS, PENALTIES and the file."""
+    own = load_file(file) if file else {}
+    ours = REWARDS | PENALTIES
+    if both := sorted(set(own) & set(ours)):
+        raise InputError(f"--reward-file {file}: {', '.join(both)} is a reward of rewards.py "
+                         "already; give it another name")  # fmt: skip
+    return ours | own
+
+
+def functions(names: Mapping[str, float], file: str | None = None) -> dict[str, Function]:
+    """Return the named rewards: those of `known`, or `package.module:function`.
+
+    ValueError for an unknown name; InputError for a file or a module that cannot be used, and for
+    a file that nothing is taken of.
+    """
+    here, found = known(file), {}
+    own = [name for name in here if name not in REWARDS | PENALTIES]
+    if file and not set(own) & set(names):
+        raise InputError(f"--reward-file {file}: none of its rewards is weighed; add one to "
+                         f"--rewards, as in correctness=1,{own[0]}=0.1")  # fmt: skip
+    for name in names:
+        if name not in here and ":" not in name:
+            raise ValueError(f"unknown reward {name!r}: known are {', '.join(here)}; choose among "
+                             "them, or give a file of your own by --reward-file")  # fmt: skip
+        found[name] = here[name] if name in here else load_named(name)
+    return found
 
 
 def check_weights(weights: Mapping[str, float]) -> None:
     """ValueError unless every name is known, every weight finite, and one of them not zero."""
-    known = ", ".join(REWARDS)
+    functions(weights)
     for name, weight in weights.items():
-        if name not in REWARDS:
-            raise ValueError(f"unknown reward {name!r}: known are {known}; choose among them")
         if isinstance(weight, bool) or not isinstance(weight, int | float):
             raise ValueError(f"weight {weight!r} of reward {name}: give it as a number")
         if not math.isfinite(weight):
@@ -133,30 +198,23 @@ def check_weights(weights: Mapping[str, float]) -> None:
     if not any(weights.values()):
         raise ValueError(
             f"reward weights {dict(weights)}: at least one must differ from 0, "
-            f"or there is nothing to learn; known are {known}"
+            f"or there is nothing to learn; known are {', '.join(known())}"
         )
 
 
 def score(
-    example: Example, rollout: Rollout, format_name: str, weights: Mapping[str, float]
+    example: Example,
+    rollout: Rollout,
+    format_name: str,
+    weights: Mapping[str, float],
+    limits: Limits = NO_LIMITS,
 ) -> Score:
     """What a rollout earned: each reward named in `weights`, and their weighted sum.
 
     Score.reason says why no answer could be read (`rlm.answers.reading.REASONS`), None if one was.
-    Its fact lenient_fraction is 1.0 where the last number is right, whatever the format: it
-    earns nothing.
     ValueError for an unknown reward. RuntimeError, naming the reward and the example, when a
     reward raises or returns something that is not a finite number.
     """
     check_weights(weights)
-    parts = {}
-    for name in weights:
-        try:
-            parts[name] = float(REWARDS[name](example, rollout.text, format_name))
-        except Exception as error:
-            raise RuntimeError(f"reward {name} failed on example {example.id}: {error}") from error
-        if not math.isfinite(parts[name]):
-            raise RuntimeError(f"reward {name} returned {parts[name]} on example {example.id}")
-    total = sum(weights[name] * part for name, part in parts.items())
-    last = {"lenient_fraction": float(is_correct_leniently(rollout.text, example.gold))}
-    return Score(total, parts, read_answer(rollout.text, format_name).reason, last)
+    named = functions(weights)
+    return score_all([example], [rollout], format_name, weights, named, limits)[0]

@@ -19,7 +19,7 @@ from functools import partial
 from pathlib import Path
 
 import config
-from rlm.errors import run_main
+from rlm.errors import InputError, run_main
 from rlm.server.keys import Key, find_or_make_key, matches
 
 EXAMPLE = '{"prompt": "Calculate 23 + 15 + 8"}'
@@ -43,7 +43,36 @@ def load(settings):
         max_tokens=min(settings.max_tokens, worker.context_tokens or settings.max_tokens),
         timeout_seconds=settings.timeout,
         log_content=settings.log_content,
+        shots=worked_examples(settings, tokenizer, worker.context_tokens),
+        role=settings.role,
     )
+
+
+def worked_examples(settings, tokenizer, context_tokens: int | None) -> list:
+    """Return the first --shots of the adapter's worked examples; a server has no other ones.
+
+    InputError if there are fewer, or if they leave no room for a reply.
+    """
+    from rlm.models.lookup import adapter_shots
+    from rlm.models.prompts import make_prompt
+
+    known = adapter_shots(settings.adapter) if settings.adapter else []
+    shots, given = known[: settings.shots], settings.given("shots")
+    if len(shots) < settings.shots:
+        owner = settings.adapter or "a base"
+        raise InputError(
+            f"{given}: a server's worked examples are those of its adapter, and {owner} has "
+            f"{len(known)}; use --shots {len(known)}, or train an adapter with them"
+        )
+    tokens = (
+        len(make_prompt("?", tokenizer, settings.format, shots, settings.role).ids) if shots else 0
+    )
+    if context_tokens and tokens >= context_tokens:
+        raise InputError(
+            f"{given}: they take {tokens} tokens, and the model's context has {context_tokens}; "
+            "use fewer"
+        )
+    return shots
 
 
 def own_engine(settings) -> tuple:

@@ -47,18 +47,20 @@ def train(settings) -> list[dict]:
         logger.warning("%s", doubt)
     measured = settings.evaluate()
     examples = data.examples_for(measured, measured.split, measured.eval_samples)
+    begins = settings.adapter if settings.mode == "grpo" else None
+    shots = data.worked_examples(settings, [begins])  # the same in all stages
+    examples, _ = data.without(examples, shots)
+    work = partial(measure, measured, examples, shots, settings.run_dir)
     stages = {"sft": (train_sft, settings.sft), "grpo": (train_grpo, settings.grpo)}
     names = ["sft", "grpo"] if settings.mode == "full" else [settings.mode]
     facts = {"train": settings.lasting()} | {n: stages[n][1]().lasting() for n in names}
     done = Done(settings.run_dir / "done.json", facts, go_on=settings.resume != "never")
-    folder = settings.run_dir
-    rows = [done.once("base", partial(measure, measured, examples, "base", folder))]
+    rows = [done.once("base", partial(work, "base"))]
     for place, name in enumerate(names):
         script, stage_settings = stages[name]
         stage = within(stage_settings(), settings, began, rows, stages=len(names) - place)
         done.once(f"train {name}", partial(run_stage, script, stage))
-        work = partial(measure, measured, examples, name, folder, stage.output)
-        rows.append(done.once(name, work))
+        rows.append(done.once(name, partial(work, name, stage.output)))
     files.write_json(settings.run_dir / "summary.json", rows)
     done.clear()
     report.write(settings.run_dir)
@@ -83,11 +85,13 @@ def within(stage, settings, began: float, rows: list[dict], stages: int):
     return stage.model_copy(update={"budget": f"{max(1.0, left / stages):.1f}s"})
 
 
-def measure(settings, examples, name: str, folder: Path, adapter: str | None = None) -> dict:
-    """Return the summary of the base, or of an adapter on it, over the held-out examples."""
-    return evaluate.evaluate_one(
-        settings, examples, name, settings.model, adapter, folder / f"test-{name}.csv"
-    )
+def measure(settings, examples, shots, folder: Path, name: str, adapter: str | None = None) -> dict:
+    """Return the summary of the base, or of an adapter on it, over the held-out examples.
+
+    shots: worked examples that stand before each.
+    """
+    path = folder / f"test-{name}.csv"
+    return evaluate.evaluate_one(settings, examples, name, settings.model, adapter, path, shots)
 
 
 def show_one(path: Path) -> None:

@@ -9,7 +9,7 @@
 Group Relative Policy Optimization (arXiv:2402.03300). One step:
 
     sample      G answers to each of B questions, from the current policy   rlm/engine/engine.py
-    reward      1 if the final number is right, else 0                      training/tasks.py
+    reward      1 if the final answer is right, else 0                      training/tasks.py
     advantage   how much better an answer is than its own group             rlm/learner/losses.py
     update      make the better answers' tokens likelier, others' less so   rlm/learner/logprobs.py
 
@@ -119,7 +119,7 @@ def take_step(stage, questions, optimizer, step: int, *, reference, budget):
     settings, policy, engine = stage.settings, stage.policy, stage.engine
     started = time.perf_counter()
     batch = sample_live(engine, stage.task, questions, settings, step)
-    advantage = advantages(batch.rewards(), settings.advantage_scale)
+    advantage = advantages(batch.rewards(), settings.advantage_scale, batch.judged())
     sampled = time.perf_counter()
     learned = update(policy, optimizer, batch, advantage, settings, reference, budget)
     engine.sync(step)
@@ -142,7 +142,7 @@ def sample(engine, task, examples, settings, seed):
     world = parallel.world()
     numbers = world.shard(range(len(examples)))
     mine = [examples[b] for b in numbers]
-    prompts = [task.prompt(e.question) for e in mine]
+    prompts = [task.prompt(e.question, **e.asks) for e in mine]
     groups = engine.generate(
         prompts,
         settings.group_size,

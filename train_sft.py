@@ -3,6 +3,7 @@
     python train_sft.py                                        # the tiny base, additions
     python train_sft.py --task gsm8k --data DIR --model Qwen/Qwen2.5-0.5B-Instruct
     python train_sft.py --demonstrations own                   # the base's own right answers
+    python train_sft.py --backend own                          # our learner in place of TRL's
     python train_sft.py --stage prep --config configs/solution_prep_full_grpo.yaml
     python train_sft.py --stage full --base-adapter prep_sft_model --config ...
     torchrun --standalone --nproc_per_node 2 -- train_sft.py   # two processes, one adapter

@@ -79,7 +79,7 @@ PARTS: dict[str, list[Row]] = {
         *(
             Row(f"rates/grpo-{rate}", f"GRPO, {rate}",
                 f"train_grpo.py {SMOLLM2} --seed 7 --learning-rate {rate} "
-                "--questions-per-step 4 --max-steps 10 --eval-every 0 --probe 0",
+                "--max-steps 10 --eval-every 5 --probe 0",
                 before="rates/sft-7e-4", ask="--seed 7 --split validation --eval-samples 100")
             for rate in ("2e-5", "7e-5", "2e-4", "6e-4")
         ),
@@ -93,7 +93,7 @@ PARTS: dict[str, list[Row]] = {
         Row("qwen/sft-own", "SFT, its own demonstrations",
             f"{SFT} --num-samples 120 --demonstrations own --own-samples 2"),
         Row("qwen/grpo", "12 steps of GRPO after its own",
-            f"train_grpo.py {QWEN} --questions-per-step 2 --group-size 8 --max-steps 12 "
+            f"train_grpo.py {QWEN} --questions-per-step 2 --group-size 4 --max-steps 12 "
             "--eval-every 12 --eval-samples 16", before="qwen/sft-own"),
     ],
 }  # fmt: skip
@@ -158,6 +158,13 @@ def change(before: str, after: str) -> dict:
     return difference(answers(before), answers(after), seed=0, resamples=10_000)
 
 
+def read() -> dict:
+    """Return what has been measured so far."""
+    from rlm import files
+
+    return files.read_object(PATH) if PATH.exists() else {"rows": {}, "differences": {}}
+
+
 def machine() -> dict:
     """Return what the seconds were measured on."""
     import torch
@@ -187,10 +194,11 @@ def main() -> int:
         parser.error("--part qwen: give --model and --data")
     given = {"MODEL": options.model, "DATA": options.data}
     for row in PARTS[options.part]:
-        kept = files.read_object(PATH) if PATH.exists() else {"rows": {}, "differences": {}}
-        if row.name in kept["rows"] or (options.rows and row.name not in options.rows):
+        if row.name in read()["rows"] or (options.rows and row.name not in options.rows):
             continue
-        kept["rows"][row.name] = measure(options.part, row, given) | {"machine": machine()}
+        found = measure(options.part, row, given) | {"machine": machine()}
+        kept = read()  # anew: another part may have been measured meanwhile
+        kept["rows"][row.name] = found
         if row.before:
             kept["differences"][f"{row.before} > {row.name}"] = change(row.before, row.name)
         files.write_json(PATH, kept)

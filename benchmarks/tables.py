@@ -119,6 +119,33 @@ def speed_table() -> str:
     return table + "\n\nMeasured on " + "; and on ".join(machines) + "."
 
 
+def sft_table() -> str:
+    """Return a step's seconds by our learner, the ratios of TRL's to it, and what each adds."""
+    paths = sorted(RESULTS.glob("sft_vs_trl_*.json"), key=_by_seconds)
+    if not paths:
+        return "Not measured yet: `python benchmarks/sft_vs_trl.py --keep`."
+    head = ["", "prompt + completion tokens", "own, s", "TRL", "TRL, one by one",
+            "tokens padded / packed", "adds, MB"]  # fmt: skip
+    lines = [head, ["---"] * len(head)]
+    machines: dict[str, None] = {}
+    for path in paths:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        load, machine = found["load"], found["machine"]
+        versions = ", ".join(f"{k} {v}" for k, v in machine["versions"].items())
+        processor = f"{machine['processor']}, {machine['threads']} thread"
+        machines[f"{processor}; {versions}"] = None
+        lines.append([
+            f"{found['size']}, {found['dtype']}, {found['repeats']} turns",
+            f"{load['prompt_tokens']:.0f} + {load['completion_tokens']:.0f}",
+            f"{found['seconds']['own']['median']:.2f}",
+            *(_ratio(found["ratios"][name], 2) for name in ("trl", "trl, one by one")),
+            f"{load['padded_over_true_tokens']} / {load['packed_over_true_tokens']}",
+            " / ".join(f"{mb:.0f}" for mb in found["peak_mb"].values()),
+        ])  # fmt: skip
+    table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    return table + "\n\nMeasured on " + "; and on ".join(machines) + "."
+
+
 def robustness_table() -> str:
     """Return the shares of right answers in each set of questions, a row a task's adapter.
 
@@ -226,8 +253,14 @@ def invalid(log: list[dict]) -> float:
     return 1 - sum(row["graph_valid_fraction"] for row in log) / len(log)
 
 
-def _ratio(found: dict) -> str:
-    return f"{found['median']:.1f} ({found['low']:.1f}–{found['high']:.1f})"
+def _ratio(found: dict, places: int = 1) -> str:
+    return "{:.{p}f} ({:.{p}f}–{:.{p}f})".format(
+        *(found[name] for name in ("median", "low", "high")), p=places
+    )
+
+
+def _by_seconds(path: Path) -> float:
+    return json.loads(path.read_text(encoding="utf-8"))["seconds"]["own"]["median"]
 
 
 def _order(path: Path) -> tuple:
@@ -255,7 +288,12 @@ PLACES: dict[str, dict[str, Callable[[], str]]] = {
         "qwen": partial(real_tables.results, "qwen"),
         "qwen_changes": partial(real_tables.changes, "qwen"),
     },
-    "docs/speed.md": {"speed": speed_table, "scaling": scaling_table, "backends": backends_table},
+    "docs/speed.md": {
+        "speed": speed_table,
+        "sft": sft_table,
+        "scaling": scaling_table,
+        "backends": backends_table,
+    },
 }
 
 

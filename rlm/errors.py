@@ -16,16 +16,16 @@ class InputError(ValueError):
     r"""What the user gave cannot work: what was given, what is allowed, what to do.
 
     Always one line: what does not print (a line break, an escape, half a character) is spelled
-    out, and a text that is too long loses its middle.
+    out, and a text of more than `longest` characters loses its middle.
 
     >>> print(InputError("--task a\nb: unknown; use addition"))
     --task a\nb: unknown; use addition
     """
 
-    def __init__(self, message: str):
+    def __init__(self, message: str, *, longest: int = LONGEST):
         text = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(message))
-        if len(text) > LONGEST:
-            text = f"{text[: LONGEST // 2]} ... {text[-LONGEST // 2 :]}"
+        if len(text) > longest:
+            text = f"{text[: longest // 2]} ... {text[-longest // 2 :]}"
         super().__init__(text)
 
 

@@ -14,11 +14,14 @@ class Example:
     """One question with its known answer.
 
     id: unique within a task, e.g. ``addition-train-17``.
-    gold: the final answer as text; `rlm.answers.reading.read_gold` can read it (checked at load).
+    gold: the final answer as text; `rlm.answers.kinds.check_gold` can read it (checked at load).
     solution: the reasoning that leads to it, without tags and without the final answer;
         None where the data has none (such examples serve GRPO and evaluation, not SFT).
     template: the name of the template that generated it, "" where there is none.
     steps: how many sums or lines the known solution takes, 0 where that is not known.
+    kind: of the answer, one of `rlm.answers.kinds.KINDS`; it says how answers are compared.
+    accepted: further golds that are as right as `gold`.
+    choices: the texts of the choices A, B, ... that `question` shows, for the kind choice.
     """
 
     id: str
@@ -27,6 +30,19 @@ class Example:
     solution: str | None = None
     template: str = ""
     steps: int = 0
+    kind: str = "number"
+    accepted: tuple[str, ...] = ()
+    choices: tuple[str, ...] = ()
+
+    @property
+    def golds(self) -> tuple[str, ...]:
+        """All that is right as an answer, the gold first."""
+        return (self.gold, *self.accepted)
+
+    @property
+    def asks(self) -> dict[str, str]:
+        """What a prompt has to know beside the question: the kind, where it is no number."""
+        return {} if self.kind == "number" else {"kind": self.kind}
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +85,8 @@ class Score:
 
     parts: reward name -> its unweighted value.
     reason: why no answer could be read (`rlm.answers.reading.REASONS`), None if one was read.
+    judged: False where the answer could be read and not be judged (`rlm.answers.kinds`): neither
+        right nor wrong, it takes no part in its group's advantage.
     facts: name -> a figure that earns nothing; its mean over all completions is logged.
     trace: what else rollouts.jsonl shall say of the completion, plain JSON values.
     """
@@ -78,3 +96,4 @@ class Score:
     reason: str | None = None
     facts: dict[str, float] = field(default_factory=dict)
     trace: dict = field(default_factory=dict)
+    judged: bool = True

@@ -12,7 +12,9 @@ from rlm.errors import InputError
 from rlm.models.lookup import (
     adapter_base,
     adapter_format,
+    adapter_role,
     adapter_settings,
+    adapter_shots,
     check_adapter,
     check_model,
     is_adapter,
@@ -21,7 +23,10 @@ from settings.orchestrator import Orchestrator
 from settings.training import Common
 
 # What --robustness takes from the adapter's training, where it is not given.
-TRAINED = ("task", "data", "digits", "problem_steps", "per_question", "max_tokens")
+TRAINED = (
+    "task", "data", "question_field", "answer_field", "solution_field", "answers", "skip_bad_rows",
+    "digits", "problem_steps", "per_question", "max_tokens",
+)  # fmt: skip
 
 
 class EvaluateSettings(Orchestrator, Common):
@@ -50,7 +55,13 @@ class EvaluateSettings(Orchestrator, Common):
     )
     split: Literal["train", "validation", "test"] = option("test", "part of the data")
     eval_samples: int = option(500, "questions; 0: all", ge=0, env=["EVAL_SAMPLES"])
-    samples: int = option(1, "samples of each question; more give pass@k, majority", ge=1, le=4096)
+    samples: int = option(
+        lambda v: 8 if v.get("task") == "aime" else 1,
+        "samples of each question; more give pass@k, majority",
+        ge=1,
+        le=4096,
+        shown="8 for aime, which has 30 questions, else 1",
+    )
     temperature: float = option(
         lambda v: 0.0 if v.get("samples", 1) == 1 else 1.0,
         "of the sampling; 0: greedy",
@@ -124,6 +135,16 @@ class EvaluateSettings(Orchestrator, Common):
         if self.compare and len(formats) > 1 and "format" not in self._origins:
             raise InputError(f"--compare: adapters of the formats {' and '.join(formats)}; "
                              "all get the same prompt, so choose one by --format")  # fmt: skip
+        roles = sorted({adapter_role(adapter) or self.role for adapter in adapters})
+        if self.compare and len(roles) > 1 and "instruction_role" not in self._origins:
+            raise InputError(
+                f"--compare: adapters of the instruction roles {' and '.join(roles)}; "
+                "all get the same prompt, so choose by --instruction-role"
+            )
+        shots = sorted({len(adapter_shots(adapter)) for adapter in adapters})
+        if self.compare and len(shots) > 1 and "shots" not in self._origins:
+            raise InputError(f"--compare: adapters of {' and '.join(map(str, shots))} worked "
+                             "examples; all get the same prompt, so choose by --shots")  # fmt: skip
 
     def check_places(self) -> None:
         last = [Path(name).name for name in self.models]

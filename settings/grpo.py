@@ -108,7 +108,15 @@ class GRPOSettings(Training):
         "group", "advantages are divided by this standard deviation"
     )
     rewards: dict[str, float] = option(
-        {"correctness": 1.0}, "NAME=WEIGHT,NAME=WEIGHT out of rewards.py", shown="correctness=1"
+        {"correctness": 1.0},
+        "NAME=WEIGHT,NAME=WEIGHT out of rewards.py, a file of your own, or package.module:function",
+        shown="correctness=1",
+    )
+    reward_file: str | None = option(
+        None, "Python file with rewards of your own; it is run, so trust it", shown="none"
+    )
+    overlong_tokens: int = option(
+        0, "reward length: the last tokens of max-tokens that cost; 0: a fifth of them", ge=0
     )
     truncated: Literal["keep", "mask"] = option("keep", "cut-off completions in the loss")
     replace_dead_groups: int = option(
@@ -144,17 +152,27 @@ class GRPOSettings(Training):
     def _weights(cls, value):
         return parse_rewards(value)
 
+    def reward_functions(self) -> dict:
+        """The functions of `rewards`, by name; InputError if one is not there."""
+        from rewards import functions, known
+
+        names = known(self.reward_file)
+        for name in self.rewards:
+            if name not in names and ":" not in name:
+                hint = nearest(name, names)
+                raise InputError(f"{self.given('rewards')}: no reward {name}{hint}; use "
+                                 f"{', '.join(names)}, or a --reward-file")  # fmt: skip
+        return functions(self.rewards, self.reward_file)
+
     def may_be_longer(self) -> bool:
         return super().may_be_longer() or self.lr_schedule == "constant"
 
     def check_values(self) -> None:
         super().check_values()
-        from rewards import REWARDS
-
-        for name in set(self.rewards) - set(REWARDS):
-            hint = nearest(name, REWARDS)
-            raise InputError(f"{self.given('rewards')}: no reward {name}{hint}; use "
-                             f"{', '.join(REWARDS)}, or write it in rewards.py")  # fmt: skip
+        if self.overlong_tokens >= self.max_tokens:
+            raise InputError(f"{self.given('overlong_tokens')}: must be less than --max-tokens "
+                             f"{self.max_tokens}, or every completion costs")  # fmt: skip
+        self.reward_functions()
         self._check_backend()
         self._check_engine()
 

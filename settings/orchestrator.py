@@ -17,17 +17,19 @@ class Orchestrator(Settings):
 
     if TYPE_CHECKING:  # of `Common`, the other parent of each class that has this one
         task: Literal[
-            "addition", "word_problems", "mixed", "gsm8k", "openmath", "jsonl", "orchestrator"
-        ]
+            "addition", "word_problems", "mixed", "gsm8k", "math", "math500", "aime", "choice",
+            "openmath", "openmath2", "jsonl", "orchestrator",
+        ]  # fmt: skip
 
-    questions: Literal["mixed", "addition", "word_problems", "gsm8k", "openmath", "jsonl"] = (
-        by_model(
-            "mixed",
-            "gsm8k",
-            "with task orchestrator: whose questions; mixed: additions and word problems",
-            section="Orchestrator",
-        )
-    )
+    questions: Literal[
+        "mixed", "addition", "word_problems", "gsm8k", "math", "math500", "aime", "choice",
+        "openmath", "openmath2", "jsonl",
+    ] = by_model(
+        "mixed",
+        "gsm8k",
+        "with task orchestrator: whose questions; mixed: additions and word problems",
+        section="Orchestrator",
+    )  # fmt: skip
     agents: tuple[int, int] = option((2, 2), "agents of a graph, 1 to 8: 2 or 1-3", shown="2")
     agent_model: str | None = option(
         None,

@@ -4,12 +4,15 @@ from typing import ClassVar, Literal
 
 from pydantic import field_validator, model_validator
 
+from rlm.answers.formats import get_format
 from rlm.cli.layers import Settings, option
 from rlm.cli.parsing import words_of
 from rlm.errors import InputError
 from rlm.models.lookup import (
     adapter_base,
     adapter_format,
+    adapter_role,
+    adapter_shots,
     check_adapter,
     check_model,
     is_adapter,
@@ -86,6 +89,18 @@ class Shared(Settings):
     format: Literal["think", "xml", "solution"] = option(
         "think", "tags around reasoning and answer", shown="the adapter's, else think"
     )
+    instruction_role: Literal["system", "user", "both"] | None = option(
+        None,
+        "where the format's instruction stands: in a system turn, behind each question, in both",
+        shown="the adapter's, else the format's",
+    )
+    shots: int = option(
+        0,
+        "worked examples before the question, drawn from the training split by the seed",
+        ge=0,
+        le=16,
+        shown="the adapter's, else 0",
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -101,14 +116,23 @@ class Shared(Settings):
         default = "none" if compared else cls.model_fields["adapter"].default
         given = ({"model": bases[0]} if bases and bases[0] else {}) | given
         found = resolve(given, names, default, auto)
-        formats = [adapter_format(place) for place in [found["adapter"], *compared] if place]
-        known = [name for name in formats if name]
-        return ({"format": known[0]} if known else {}) | found
+        adapters = [place for place in [found["adapter"], *compared] if place]
+        known = [name for name in map(adapter_format, adapters) if name]
+        trained: dict = {"format": known[0]} if known else {}
+        first = next(filter(is_adapter, adapters), None)
+        if first:
+            trained |= {"shots": len(adapter_shots(first)), "instruction_role": adapter_role(first)}
+        return trained | found
 
     @field_validator("log_level", mode="before")
     @classmethod
     def _lower(cls, value):
         return str(value).lower()
+
+    @property
+    def role(self) -> str:
+        """Where the instruction stands, one of `rlm.answers.formats.ROLES`."""
+        return self.instruction_role or get_format(self.format).instruction_role
 
     def loading(self) -> dict:
         """How the base model is loaded, for `rlm.models.policy.open_policy`."""

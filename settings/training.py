@@ -10,8 +10,11 @@ from typing import Literal
 
 from pydantic import field_validator, model_validator
 
+from rlm.answers.math_pool import available
 from rlm.cli.layers import nearest, option
 from rlm.cli.parsing import parse_range, words_of
+from rlm.data.hub_sets import HELD_OUT, kind_of_task
+from rlm.data.layouts import Reading
 from rlm.errors import InputError
 from rlm.run.log import TRACKERS, check_trackers
 from rlm.run.time_budget import seconds_of
@@ -19,6 +22,7 @@ from settings.orchestrator import Orchestrator
 from settings.shared import Shared, by_model, peak_rate
 
 GENERATED = ("addition", "word_problems", "mixed")
+FIXED = (*GENERATED, "openmath", "openmath2")  # tasks whose columns are what they are
 
 # Settings that a stopped run may go on without: they change no step.
 PASSING = {
@@ -35,16 +39,32 @@ class Common(Shared):
     seed: int = option(0, "seed of data, sampling and new weights", ge=0, le=2**32 - 1)
 
     task: Literal[
-        "addition", "word_problems", "mixed", "gsm8k", "openmath", "jsonl", "orchestrator"
+        "addition", "word_problems", "mixed", "gsm8k", "math", "math500", "aime", "choice",
+        "openmath", "openmath2", "jsonl", "orchestrator",
     ] = option(
         "addition",
-        "where the questions come from; mixed: both of the first; orchestrator: those of "
-        "--questions, and the model writes graphs of agents that answer them",
+        "where the questions come from; mixed: both of the first; jsonl: files of your own; "
+        "orchestrator: those of --questions, and the model writes graphs of agents that answer "
+        "them",
         section="Data",
-    )
+    )  # fmt: skip
     data: str | None = option(
-        None, "file or folder of the task's data; needed for jsonl, else the hub", shown="the hub"
+        None,
+        "file or folder of the task's data (JSONL, JSON, CSV, Parquet); needed for jsonl, else the "
+        "hub",
+        shown="the hub",
     )
+    question_field: str | None = option(
+        None, "column of the question, if its name is not known; a.b for b inside of a"
+    )
+    answer_field: str | None = option(None, "column of the right answer, as --question-field")
+    solution_field: str | None = option(None, "column of the reasoning, as --question-field")
+    answers: Literal["number", "math", "choice", "text"] | None = option(
+        None,
+        "kind of the answers, where a row has no field `kind` of its own; math needs Math-Verify",
+        shown="the task's own; jsonl: choice for rows with choices, else number",
+    )
+    skip_bad_rows: bool = option(False, "leave out rows that cannot be used, and count them")
     digits: tuple[int, int] = option(
         (1, 3), "digits of the numbers in task addition, 1 to 9: 3 or 1-3", shown="1-3"
     )
@@ -54,7 +74,9 @@ class Common(Shared):
     problem_steps: tuple[int, int] = option(
         (2, 4), "steps of a word problem, 2 to 4: 3 or 2-4", shown="2-4"
     )
-    per_question: int = option(1, "solutions of a question in openmath", ge=1, le=1000)
+    per_question: int = option(
+        1, "solutions of a question in openmath and openmath2", ge=1, le=1000
+    )
     max_tokens: int = by_model(
         160, 512, "longest completion that is sampled, tokens", ge=1, le=131072, section="Sampling"
     )
@@ -92,8 +114,20 @@ class Common(Shared):
             "word_problems": {"steps": self.problem_steps} | terse,
             "mixed": {"digits": self.digits, "steps": self.problem_steps} | terse,
             "openmath": {"per_question": self.per_question},
+            "openmath2": {"per_question": self.per_question},
         }
-        return options.get(self.source, {})
+        read = {} if self.source in GENERATED else {"reading": self.reading()}
+        return options.get(self.source, {}) | read
+
+    def reading(self) -> Reading:
+        """How rows of data are read."""
+        return Reading(
+            question=self.question_field,
+            answer=self.answer_field,
+            solution=self.solution_field,
+            kind=self.answers,
+            skip_bad_rows=self.skip_bad_rows,
+        )
 
     def process(self) -> dict:
         return super().process() | {"seed": self.seed}
@@ -104,13 +138,35 @@ class Common(Shared):
         if self.source in GENERATED and self.data:
             raise InputError(f"{self.given('data')}: task {self.source} makes its own questions; "
                                 "leave --data out or choose --task jsonl")  # fmt: skip
+        if self.task == "orchestrator" and self.shots:
+            raise InputError(f"{self.given('shots')}: task orchestrator has no solutions to show; "
+                              "leave it out")  # fmt: skip
         if self.source == "jsonl" and not self.data:
             raise InputError("--task jsonl: needs the file; give it with --data FILE.jsonl")
         if self.data and not os.path.exists(os.path.expanduser(self.data)):
             raise InputError(f"{self.given('data')}: no such file or folder; check the path")
+        self._check_rows()
         for name in ("num_samples", "eval_samples"):
             if self.source in GENERATED and getattr(self, name, 1) == 0:
                 raise InputError(f"{self.given(name)}: task {self.source} has no end; use a number")
+
+    def _check_rows(self) -> None:
+        """InputError for what says how rows are read, where the task's rows are what they are."""
+        for name in ("question_field", "answer_field", "solution_field"):
+            if getattr(self, name) is not None and (self.source in FIXED or not self.data):
+                raise InputError(f"{self.given(name)}: task {self.source} has its own columns; "
+                                 "name columns with --task jsonl --data FILE")  # fmt: skip
+        if self.skip_bad_rows and self.source in GENERATED:
+            raise InputError(f"--skip-bad-rows: task {self.source} makes its own questions; "
+                             "leave it out")  # fmt: skip
+        if self.source in GENERATED and self.answers not in (None, "number"):
+            raise InputError(f"{self.given('answers')}: the answers of task {self.source} are "
+                             "numbers; leave --answers out")  # fmt: skip
+        if self.source in FIXED and self.answers not in (None, "number", "math"):
+            raise InputError(f"{self.given('answers')}: the answers of task {self.source} are "
+                             "number or math")  # fmt: skip
+        if (self.answers or kind_of_task(self.source)) == "math":
+            available()
 
 
 class Training(Orchestrator, Common):
@@ -224,6 +280,9 @@ class Training(Orchestrator, Common):
         if 0 < getattr(self, "token_budget", 0) < 64:
             raise InputError(f"{self.given('token_budget')}: too few tokens; use 64 or more, or 0 "
                              "for what the free memory holds")  # fmt: skip
+        if self.source in HELD_OUT:
+            raise InputError(f"--task {self.source}: for evaluation alone, evaluate.py; train on "
+                             "another, such as math")  # fmt: skip
         for name in self.trackers():
             by_project = name not in self.tracker
             check_trackers([name], self.given("wandb_project" if by_project else "tracker"))

@@ -17,11 +17,11 @@ from pathlib import Path
 
 import data
 from rlm import files, parallel
-from rlm.answers import reading
-from rlm.data import rows, sources
+from rlm.answers import kinds
+from rlm.data import readers, rows
 from rlm.data.splits import question_key
 from rlm.errors import InputError
-from rlm.models.prompts import make_prompt, written_turn
+from rlm.models.prompts import is_demonstration, make_prompt
 from rlm.records import Example, Rollout
 from rlm.seeds import derive
 
@@ -111,12 +111,12 @@ def sample(stage, asked: list[Example]) -> str:
         engine.sync()
         for start in range(0, len(asked), CHUNK):
             part = asked[start : start + CHUNK]
-            prompts = [make_prompt(e.question, tokenizer, "plain") for e in part]
+            prompts = [make_prompt(e.question, tokenizer, "plain", kind=e.kind) for e in part]
             seed = derive("own", settings.seed, start)
             groups = engine.generate(prompts, settings.own_samples, limits, seed=seed)
             for example, group in zip(part, groups, strict=True):
                 rollouts += group
-                right += sum(is_right(rollout.text, example.gold) for rollout in group)
+                right += sum(is_right(rollout.text, example.gold, example) for rollout in group)
                 chosen = choose(example, group, settings.format, settings.own_pick)
                 lines += [line(chosen)] if chosen else []
             stage.run.info(
@@ -142,7 +142,7 @@ def choose(example: Example, group: list[Rollout], format_name: str, pick: str) 
     """
     good = []
     for rollout in group:
-        if rollout.finish == "stop" and is_right(rollout.text, example.gold):
+        if rollout.finish == "stop" and is_right(rollout.text, example.gold, example):
             written = rewritten(example, rollout.text, format_name)
             good += [(len(rollout.ids), written)] if written else []
     if not good:
@@ -150,15 +150,16 @@ def choose(example: Example, group: list[Rollout], format_name: str, pick: str) 
     return (min(good, key=lambda each: each[0]) if pick == "shortest" else good[0])[1]
 
 
-def is_right(text: str, gold: str) -> bool:
+def is_right(text: str, gold: str, example: Example | None = None) -> bool:
     """Return whether an answer in the base's own words is right.
 
     By what it states as its answer; where that cannot be read, by the last number.
     """
-    stated = reading.read_answer(text, "plain")
-    if stated.value is None:
-        return reading.is_correct_leniently(text, gold)
-    return reading.equal(stated, reading.read_gold(gold))
+    example = example or Example("", "", gold)
+    verdict = kinds.judge(example, text, "plain")
+    if verdict.word == "unreadable":
+        return kinds.is_right_leniently(example, text)
+    return bool(verdict.right)
 
 
 def rewritten(example: Example, text: str, format_name: str) -> Example | None:
@@ -174,10 +175,9 @@ def rewritten(example: Example, text: str, format_name: str) -> Example | None:
         return None
     try:
         (made,) = read(line(replace(example, solution=working)), Path(NAME))
-        written_turn(made, format_name)
-    except InputError:
+    except InputError:  # a NUL or half a character in it
         return None
-    return made
+    return made if is_demonstration(made, format_name) else None
 
 
 def line(example: Example) -> str:
@@ -189,7 +189,7 @@ def line(example: Example) -> str:
     solution = example.solution or ""
     solution += f"\n#### {example.gold}" if "####" in solution else ""
     row = {"id": example.id, "question": example.question, "answer": example.gold}
-    return json.dumps(row | {"solution": solution}, ensure_ascii=False) + "\n"
+    return json.dumps(row | {"solution": solution} | example.asks, ensure_ascii=False) + "\n"
 
 
 def read(text: str, path: Path) -> list[Example]:
@@ -197,7 +197,7 @@ def read(text: str, path: Path) -> list[Example]:
     found = []
     for number, each in enumerate(text.encode("utf-8", "surrogatepass").split(b"\n")[:-1], 1):
         where = f"{path}:{number}"
-        row = sources.parse_line(each, where)
+        row = readers.parse_line(each, where)
         found.append(rows.own_example(row, where, str(row["id"])))
     return found
 

@@ -111,6 +111,11 @@ class Stage:
         close(self.engine)  # the proof of the adapter may need its memory
         facts |= {"learning_rate": self.peak_rate} | described(self.settings)
         facts |= {"data": data.fingerprint(examples)}
+        if self.task.shots:
+            facts["shots"] = [
+                {"question": e.question, "answer": e.gold, "solution": e.solution}
+                for e in self.task.shots
+            ]
         options = {"overwrite": self.settings.overwrite}
         if parallel.world().first:
             save_policy(self.policy, self.settings.output, evaluation, self.run, **options, **facts)
@@ -162,7 +167,8 @@ def begin(settings, began: float, *, logged: bool = True, questions=()) -> Stage
         run = Run(settings.run_dir, facts["settings"], **settings.logging(), goes_on=goes_on)
     elif logged:
         run = Silent(settings.run_dir)
-    task = tasks.task_of(settings, policy)
+    shots = data.worked_examples(settings, [settings.adapter])
+    task = tasks.task_of(settings, policy, shots)
     engine = open_engine(
         policy,
         getattr(settings, "engine", "own"),
@@ -170,6 +176,7 @@ def begin(settings, began: float, *, logged: bool = True, questions=()) -> Stage
         url=getattr(settings, "vllm_url", None),
         vllm=lambda: _vllm(settings, task, questions, run.path if run and world.first else None),
     )
+    tasks.check_shots(settings, task, settings.max_tokens, engine.context_tokens)
     stage = Stage(settings, policy, engine, run, task, found, opened, began)
     if found:
         checkpoint.check_same(found, stage.facts())
@@ -199,4 +206,5 @@ def _vllm(settings, task, questions, folder):
 
 def described(settings) -> dict:
     """Return what an adapter's manifest says of the settings it came from."""
-    return {"task": settings.task, "format": settings.format, "settings": settings.dump()}
+    asked = {"format": settings.format, "instruction_role": settings.role}
+    return {"task": settings.task} | asked | {"settings": settings.dump()}

@@ -11,17 +11,36 @@ agents that do (--task orchestrator). The training loop is the same for both.
 from random import Random
 
 import data
-import rewards
 from rlm.agents.graph import Limits, instruction, random_graph
+from rlm.errors import InputError
 from rlm.records import Prompt, Score
+from rlm.rollouts import scoring
 from rlm.seeds import derive
 
 
-def task_of(settings, policy):
-    """Return the task of the settings; the orchestrator's opens the agents' frozen model."""
+def task_of(settings, policy, shots=()):
+    """Return the task of the settings; the orchestrator's opens the agents' frozen model.
+
+    shots: worked examples that stand before every question.
+    """
     if settings.task == "orchestrator":
         return Orchestration(settings, policy)
-    return Answering(settings, policy.tokenizer, policy.model.generation_config)
+    return Answering(settings, policy.tokenizer, policy.model.generation_config, shots)
+
+
+def check_shots(settings, task, max_tokens: int, context_tokens: int | None) -> None:
+    """InputError if the worked examples leave no room for a completion of max_tokens."""
+    if not task.shots or not context_tokens:
+        return
+    tokens = len(task.prompt("?").ids)
+    room = context_tokens - tokens
+    if room < max_tokens:
+        less = f", or --max-tokens below {room}" if room > 1 else ""
+        raise InputError(
+            f"{settings.given('shots')}: with the instruction they take {tokens} tokens, and with "
+            f"--max-tokens {max_tokens} more than the model's context of {context_tokens}; use "
+            f"fewer{less}"
+        )
 
 
 def table(settings, summaries: list[dict]) -> str:
@@ -38,36 +57,51 @@ def table(settings, summaries: list[dict]) -> str:
 class Answering:
     """The policy reasons and answers, in a format."""
 
-    def __init__(self, settings, tokenizer, generation_config=None):
+    def __init__(self, settings, tokenizer, generation_config=None, shots=()):
         self.settings, self.tokenizer = settings, tokenizer
-        self.generation_config = generation_config
+        self.generation_config, self.shots = generation_config, tuple(shots)
+        self.asking = {"shots": self.shots, "role": settings.role}
+        self._rewards: dict = {}
 
-    def prompt(self, question: str) -> Prompt:
-        """Return what the policy is shown."""
-        return data.make_prompt(question, self.tokenizer, self.settings.format)
+    def prompt(self, question: str, kind: str = "number") -> Prompt:
+        """Return what the policy is shown. kind: of the answer that is asked for."""
+        asking = self.asking if kind == "number" else self.asking | {"kind": kind}
+        return data.make_prompt(question, self.tokenizer, self.settings.format, **asking)
 
     def demonstration(self, example) -> dict:
         """Return prompt_ids, completion_ids and end_ids of the example's solution."""
-        options = {"generation_config": self.generation_config}
+        options = {"generation_config": self.generation_config} | self.asking
         return data.sft_tokens(example, self.tokenizer, self.settings.format, **options)
 
     def score(self, examples, groups, *, seed: int) -> list[list[Score]]:
         """Return what each of the [B][G] completions earned."""
-        form, weights = self.settings.format, self.settings.rewards
-        return [
-            [rewards.score(example, rollout, form, weights) for rollout in group]
-            for example, group in zip(examples, groups, strict=True)
-        ]
+        settings = self.settings
+        self._rewards = self._rewards or settings.reward_functions()
+        asked = [e for e, group in zip(examples, groups, strict=True) for _ in group]
+        scores = iter(
+            scoring.score_all(
+                asked,
+                [rollout for group in groups for rollout in group],
+                settings.format,
+                settings.rewards,
+                self._rewards,
+                scoring.Limits(settings.max_tokens, settings.overlong_tokens),
+            )
+        )
+        return [[next(scores) for _ in group] for group in groups]
 
     def measure(self, engine, examples, **options):
         """Return the `rlm.evaluation.measure.Evaluation` of the engine's model."""
         from rlm.evaluation.measure import measure
 
+        options |= {"asking": self.asking}
         return measure(engine, self.tokenizer, examples, self.settings.format, **options)
 
 
 class Orchestration:
     """The policy writes a graph of agents, which a frozen model runs."""
+
+    shots = ()
 
     def __init__(self, settings, policy):
         from rlm.agents.runner import open_runner
@@ -84,8 +118,14 @@ class Orchestration:
             temperature=settings.agent_temperature,
         )
 
-    def prompt(self, question: str) -> Prompt:
-        """Return what the orchestrator is shown: how to write a graph, and the question."""
+    def prompt(self, question: str, kind: str = "number") -> Prompt:
+        """Return what the orchestrator is shown: how to write a graph, and the question.
+
+        InputError for an answer that is no number: whether a graph leaks it could not be told.
+        """
+        if kind != "number":
+            raise InputError(f"task orchestrator: a question whose answer is of kind {kind}; its "
+                             "questions need numbers as answers")  # fmt: skip
         from rlm.models.prompts import chat_prompt
 
         told = {"role": "system", "content": instruction(self.limits)}
@@ -100,7 +140,7 @@ class Orchestration:
         graph = random_graph(rng, self.settings.roles, self.limits)
         ends = data.end_ids(self.tokenizer, self.generation_config)
         completion = [*token_ids(self.tokenizer, graph.text()), ends[0]]
-        prompt = self.prompt(example.question).ids
+        prompt = self.prompt(example.question, **example.asks).ids
         return {"prompt_ids": prompt, "completion_ids": completion, "end_ids": ends}
 
     def score(self, examples, groups, *, seed: int) -> list[list[Score]]:
@@ -115,6 +155,6 @@ class Orchestration:
         """Return the evaluation of the graphs, with the control arm beside it."""
         from rlm.agents.evaluation import measure
 
-        prompts = [self.prompt(e.question) for e in examples]
+        prompts = [self.prompt(e.question, **e.asks) for e in examples]
         options |= {"keep_leaks": self.settings.keep_leaks}
         return measure(engine, self.runner, examples, prompts, self.limits, **options)

@@ -72,7 +72,7 @@ def asked(stage, examples):
     drawn = [e for batch in islice(batches, settings.max_steps) for e in batch]
     unique = {example.id: example for example in drawn}
     places = {name: i for i, name in enumerate(unique)}
-    prompts = [stage.task.prompt(example.question) for example in unique.values()]
+    prompts = [stage.task.prompt(example.question, **example.asks) for example in unique.values()]
     for prompt in prompts if room else []:
         data.check_room(prompt, settings.max_tokens, room)
     return Questions(list(unique.values()), prompts, [places[e.id] for e in drawn])

@@ -61,7 +61,6 @@ def measure(stage, examples, budget: int, sample, *, rounds: int) -> tuple:
     rounds: while no group's rewards differ, so many times more questions are tried, since a few
     may all have been too easy or too hard by chance. budget: tokens of a micro-batch.
     """
-    from rlm.learner.losses import live
     from rlm.learner.rehearsal import rehearse
     from rlm.models.memory import forget_peak, peak_bytes
 
@@ -72,7 +71,7 @@ def measure(stage, examples, budget: int, sample, *, rounds: int) -> tuple:
     seconds = processor = 0.0
     for turn in range(rounds):
         asked = examples[turn * settings.probe : (turn + 1) * settings.probe]
-        if not asked or (batch and live(batch.rewards()).any()):
+        if not asked or (batch and batch.live().any()):
             break
         started, taken = time.perf_counter(), time.process_time()
         more = sample(stage.engine, stage.task, asked, settings, ("probe", turn))
@@ -102,7 +101,9 @@ def warm_up(stage, example) -> None:
     from rlm.engine.engine import Sampling
 
     sampling = Sampling(max_tokens=2, temperature=stage.settings.temperature)
-    stage.engine.generate([stage.task.prompt(example.question)], 1, sampling, seed=0)
+    stage.engine.generate(
+        [stage.task.prompt(example.question, **example.asks)], 1, sampling, seed=0
+    )
 
 
 def others_at_work(seconds: float, processor_seconds: float) -> str:

@@ -12,8 +12,10 @@ from rlm.agents.graph import Limits
 from rlm.agents.runner import Runner
 from rlm.agents.scores import Outcome, outcomes
 from rlm.answers import reading
+from rlm.answers.kinds import judge
 from rlm.evaluation import markdown, statistics
 from rlm.evaluation.measure import Evaluation, accuracy_cell, row_of, summarise
+from rlm.records import Rollout
 
 VOTE_TEMPERATURE = 0.7  # of the votes where agents are greedy: greedy votes are all the same
 
@@ -70,7 +72,7 @@ def measure(
 
 
 def _judged(gold: str, outcome: Outcome, rollout) -> dict:
-    """Return the reading of one completion in the terms of `rlm.evaluation.measure.judge`.
+    """Return the reading of one completion in the terms of `rlm.evaluation.measure.judge_groups`.
 
     The last number is the final agent's; only its form is let pass, not a graph that leaks or
     could not be run.
@@ -114,14 +116,19 @@ def control(runner: Runner, examples, agents: list[int], seed: int) -> tuple[lis
         short = runner.ask(questions, **many, temperature=hot, seed=seed)
         for found, rollouts in ((direct, long), (votes, short)):
             for i, row in zip(places, rollouts, strict=True):
-                found[i] = _voted(row, examples[i].gold, runner.format_name)
+                found[i] = _voted(row, examples[i], runner.format_name)
     return direct, votes
 
 
-def _voted(row: list, gold: str, format_name: str) -> bool:
-    read = [reading.read_answer(r.text if r else "", format_name) for r in row]
+def _right(example, run, format_name: str) -> bool:
+    return bool(judge(example, run.text, format_name, finish=run.finish).right)
+
+
+def _voted(row: list, example, format_name: str) -> bool:
+    said = [r or Rollout([], [], "", "stop") for r in row]
+    read = [judge(example, r.text, format_name, finish=r.finish) for r in said]
     winner = statistics.majority([answer.value for answer in read])
-    return winner is not None and reading.equal(read[winner], reading.read_gold(gold))
+    return winner is not None and bool(read[winner].right)
 
 
 def _of_graphs(flat: list[Outcome]) -> dict[str, float]:
@@ -193,7 +200,4 @@ def fixed_graphs(runner: Runner, examples, graphs: list, *, seed: int = 0) -> li
     """
     jobs = [(e.question, graph) for graph in graphs for e in examples]
     runs = iter(runner.run(jobs, seed=seed))
-    return [
-        [reading.is_correct(next(runs).text, e.gold, runner.format_name) for e in examples]
-        for _ in graphs
-    ]
+    return [[_right(e, next(runs), runner.format_name) for e in examples] for _ in graphs]

@@ -36,11 +36,13 @@ class Run:
     """What a graph did: the words of its agents as listed in the graph, the final one's output.
 
     reason: "agent_prompt_too_long" where an agent's prompt did not fit its model, else None.
+    finish: of the final agent, as in `rlm.records.Rollout`.
     """
 
     words: list[Words]
     text: str
     reason: str | None = None
+    finish: str = "stop"
 
     @property
     def tokens(self) -> int:
@@ -177,7 +179,9 @@ def _run(graph: Graph, said: dict[str, Rollout | None]) -> Run:
     missing = any(rollout is None for rollout in said.values())
     final = said[graph.final.id]
     reason = "agent_prompt_too_long" if missing else None
-    return Run(words, final.text if final else "", reason)
+    if final is None:
+        return Run(words, "", reason)
+    return Run(words, final.text, reason, final.finish)
 
 
 def open_runner(

@@ -9,8 +9,7 @@ from dataclasses import dataclass
 
 from rlm.agents.graph import Limits, Reading, leaks, read_graph
 from rlm.agents.runner import Run, Runner
-from rlm.answers.reading import equal, read_answer, read_gold
-from rlm.answers.values import Answer
+from rlm.answers.kinds import Verdict, judge
 from rlm.records import Example, Rollout, Score
 
 
@@ -24,7 +23,7 @@ class Outcome:
 
     reading: Reading
     run: Run | None
-    answer: Answer
+    answer: Verdict
     leak: bool
     right: bool
     reason: str | None
@@ -68,12 +67,11 @@ def outcomes(
 def _outcome(example, reading: Reading, run: Run | None, runner: Runner, keep_leaks) -> Outcome:
     if run is None or reading.graph is None:
         reason = f"graph_{reading.reason or 'repaired'}"
-        return Outcome(reading, None, Answer(reason=reason), False, False, reason)
+        return Outcome(reading, None, Verdict(False, reason=reason), False, False, reason)
     leak = leaks(reading.graph, example.question, example.gold)
-    answer = read_answer(run.text, runner.format_name)
+    answer = judge(example, run.text, runner.format_name, finish=run.finish)
     failed: str | None = run.reason or ("leak" if leak and not keep_leaks else answer.reason)
-    right = equal(answer, read_gold(example.gold))
-    return Outcome(reading, run, answer, leak, right and failed is None, failed)
+    return Outcome(reading, run, answer, leak, bool(answer.right) and failed is None, failed)
 
 
 def score(outcome: Outcome) -> Score:

@@ -13,6 +13,7 @@ All tag names live here and nowhere else. It knows nothing of what an answer is 
     '42'
 """
 
+import re
 from dataclasses import dataclass
 
 
@@ -20,11 +21,13 @@ from dataclasses import dataclass
 class Format:
     """One output format.
 
-    instruction: the system prompt that asks for it.
+    instruction: the system prompt that asks for it, where the answer is a number.
     reasoning_open, reasoning_close: the tags around the visible reasoning.
     answer_open, answer_close: the tags around the answer; "" where the answer is simply
         what follows the reasoning.
     answer_margin: what stands between the answer and its tags when a turn is written.
+    instruction_role: where the instruction stands, one of ROLES: in a system turn, behind each
+        question of the user, or in both places.
     """
 
     name: str
@@ -34,12 +37,26 @@ class Format:
     answer_open: str
     answer_close: str
     answer_margin: str = ""
+    instruction_role: str = "system"
 
     @property
     def tags(self) -> tuple[str, ...]:
         """The format's tags in the order in which they must stand; 4, 2 or none."""
         tags = (self.reasoning_open, self.reasoning_close, self.answer_open, self.answer_close)
         return tuple(tag for tag in tags if tag)
+
+    def instruction_for(self, kind: str) -> str:
+        """The system prompt where the answer is of another kind."""
+        return self.instruction.replace(CALLED["number"], CALLED[kind])
+
+
+# What an instruction calls the answer of a kind (rlm/answers/kinds.py), instead of a number.
+CALLED = {
+    "number": "a single number",
+    "math": "a single mathematical expression",
+    "choice": "the letter of one choice",
+    "text": "a word or a few words",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +128,7 @@ PLAIN = Format(  # for reading models that were taught no format; nothing is tra
 
 FORMATS: dict[str, Format] = {form.name: form for form in (THINK, XML, SOLUTION, PLAIN)}
 TRAINABLE = ("think", "xml", "solution")
+ROLES = ("system", "user", "both")
 
 
 def get_format(name: str) -> Format:
@@ -182,3 +200,47 @@ def opened_by(prompt_text: str, fmt: Format) -> str:
     if not opener or not prompt_text.rstrip().endswith(opener):
         return ""
     return prompt_text[prompt_text.rindex(opener) :]
+
+
+# Control tokens of tokenizers that a text may still show: <|im_end|>, </s>, <end_of_turn>.
+_CONTROL = re.compile(
+    r"<[|\uff5c](?P<name>[A-Za-z][A-Za-z0-9_\u2581-]{0,40}+)[|\uff5c]>"
+    r"|(?P<tag></s>|<(?:eos|bos|pad|unk|end_of_turn|start_of_turn)>)"
+)
+_MARKS = ("<|", "<\uff5c", "</s>", "<eos>", "<bos>", "<pad>", "<unk>", "_of_turn>")
+_ENDS = {
+    "im_end", "endoftext", "end_of_text", "eot_id", "eom_id", "eot", "end", "return", "eos",
+    "end_of_turn", "end_of_sentence", "s", "endofturn", "END_OF_TURN_TOKEN", "end_of_msg",
+}  # fmt: skip
+# They begin another turn, and so end this one; at its very beginning they are its own.
+_BEGINS = {
+    "im_start", "start_header_id", "start_of_turn", "user", "assistant", "system", "start",
+    "START_OF_TURN_TOKEN", "User", "Assistant",
+}  # fmt: skip
+
+
+def turn_of(text: str) -> str:
+    """Return the turn that a text holds, without control tokens of a tokenizer.
+
+    The first that ends a turn, or begins another one, ends it; others leave a space, so that no
+    digits are joined. A text without such tokens comes back as it is. Linear time.
+
+    >>> turn_of("<think>6 * 7</think>42<|im_end|>\\n<|im_start|>user")
+    '<think>6 * 7</think>42'
+    >>> turn_of("4<|fim_pad|>2")
+    '4 2'
+    """
+    if not any(mark in text for mark in _MARKS):
+        return text
+    out, at, said = [], 0, False
+    for found in _CONTROL.finditer(text):
+        name = (found["name"] or found["tag"].strip("</>")).replace("\u2581", "_")
+        if found["tag"] == "</s>" and "<s>" in text:
+            continue  # HTML that strikes something out
+        out.append(text[at : found.start()])
+        at = found.end()
+        said = said or bool(out[-1].strip())
+        if name in _ENDS or (name in _BEGINS and said):
+            return "".join(out)
+        out.append(" ")
+    return "".join([*out, text[at:]])

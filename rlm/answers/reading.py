@@ -15,13 +15,16 @@ and takes the tags from `rlm.answers.formats`.
 """
 
 import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
 
-from rlm.answers.formats import FORMATS, Format, get_format
+from rlm.answers.formats import FORMATS, Format, get_format, turn_of
 from rlm.answers.values import Answer, read_value
 
 __all__ = [
     "REASONS", "Answer", "equal", "is_correct", "is_correct_leniently", "last_number",
-    "read_answer", "read_gold", "read_value",
+    "read_answer", "read_gold", "read_statements", "read_value",
 ]  # fmt: skip
 
 REASONS = (
@@ -32,10 +35,22 @@ REASONS = (
     "several_values",  # two numbers, or two statements that differ
     "unparsable",  # not exactly one plain number
     "too_long",  # more than 400 characters
+    "cut_off",  # one was read, in a completion that was cut off: it may be a beginning only
 )
 # Beside word for word repetitions of the first statement of an answer:
 MAX_STATEMENTS = 100  # differently worded statements
 MAX_MARKS = 2000  # places that look like one
+MAX_SPELLINGS = 8  # of one value, where it is not known yet whether they are one
+
+
+class Value(Protocol):
+    """What a statement was read as. value: None if it could not be; then there is a reason."""
+
+    @property
+    def value(self) -> object: ...
+
+    @property
+    def reason(self) -> str | None: ...
 
 
 def read_answer(text: object, format_name: str) -> Answer:
@@ -44,27 +59,47 @@ def read_answer(text: object, format_name: str) -> Answer:
     text: the completion alone, without the prompt. What is no string states nothing.
     Raises ValueError for an unknown format only.
     """
+    found = read_statements(text, format_name, read_value)
+    return found[0] if isinstance(found, list) else Answer(reason=found)
+
+
+def read_statements(
+    text: object,
+    format_name: str,
+    read: Callable[[str], Value],
+    *,
+    angles: bool = False,
+    spellings: int = 1,
+) -> list[Any] | str:
+    """The answer that a completion states, as `read` reads it, or the reason why there is none.
+
+    read: takes the text of a statement; statements are the same that it gives equal results for.
+    angles: whether "<" may stand in an answer; tags never may. spellings: how many statements may
+    differ, where only a later comparison can tell whether they mean the same; all are returned.
+    """
     form = get_format(format_name)
     if not isinstance(text, str) or not text or text.isspace():
-        return Answer(reason="empty")
+        return "empty"
+    how = _How(read, _TAG if angles else _ANGLE, spellings)
+    text = turn_of(text)
     if not form.reasoning_close:
-        return _read_prose(text)
+        return _read_prose(text, how)
     opened, closed = text.count(form.reasoning_open), text.count(form.reasoning_close)
     if closed > 1:
-        return Answer(reason="repeated")
+        return "repeated"
     _, closer, segment = text.rpartition(form.reasoning_close)
     if not form.answer_open:
         if not closer:
-            return Answer(reason="no_close")
+            return "no_close"
         if form.reasoning_open in segment:
-            return Answer(reason="repeated")
+            return "repeated"
         tagged = FORMATS["xml"]
         if tagged.answer_open in segment or tagged.answer_close in segment:
-            return _read_tag(segment, tagged)
-        return _read_prose(segment)
+            return _read_tag(segment, tagged, how)
+        return _read_prose(segment, how)
     if opened > closed or form.reasoning_open in segment:
-        return Answer(reason="no_close")
-    return _read_tag(segment, form)
+        return "no_close"
+    return _read_tag(segment, form, how)
 
 
 def read_gold(text: object) -> Answer:
@@ -90,16 +125,17 @@ def read_gold(text: object) -> Answer:
 def equal(prediction: Answer, gold: Answer) -> bool:
     """Whether the prediction has the gold's exact value; no answer equals nothing.
 
-    "50%" as a prediction equals the golds "50%", "50" and "0.5"; to the gold "50%" the
-    predictions "50%" and "0.5" are equal, "50" is not.
+    One rule both ways: "50%" equals "50%", "50" and "0.5", whichever of the two is the gold. Data
+    leave the sign out as often as models do; between "50" and "0.5", both without it, it is a gold
+    with the sign that accepts both.
     """
     if prediction.value is None or gold.value is None:
         return False
-    if prediction.percent and not gold.percent:
-        return gold.value in (prediction.value, prediction.value / 100)
-    if gold.percent and not prediction.percent:
-        return prediction.value == gold.value / 100
-    return prediction.value == gold.value
+    if prediction.percent == gold.percent:
+        return prediction.value == gold.value
+    one, other = prediction.value, gold.value
+    signed, bare = (one, other) if prediction.percent else (other, one)
+    return bare in (signed, signed / 100)
 
 
 def is_correct(completion: object, gold: str, format_name: str) -> bool:
@@ -132,21 +168,37 @@ def is_correct_leniently(text: str, gold: str) -> bool:
 
 # Extraction: completion -> text of the answer.
 
+_ANGLE = re.compile("<")
+_TAG = re.compile(r"</?[A-Za-z]{2,20}[ />=]|</?[A-Za-z]{2,20}\Z")
 
-def _read_tag(segment: str, form: Format) -> Answer:
+
+@dataclass(frozen=True, slots=True)
+class _How:
+    """read, spellings: as in `read_statements`. refused: what no answer in a tag may hold."""
+
+    read: Callable[[str], Any]
+    refused: re.Pattern[str]
+    spellings: int
+
+
+def _one(answer) -> list | str:
+    return answer.reason if answer.value is None else [answer]
+
+
+def _read_tag(segment: str, form: Format, how: _How) -> list | str:
     """The value between the answer tags, which stand once and in order."""
     opened, closed = segment.count(form.answer_open), segment.count(form.answer_close)
     if opened > 1 or closed > 1:
-        return Answer(reason="repeated")
+        return "repeated"
     before, _, rest = segment.partition(form.answer_open)
     inside, closer, after = rest.partition(form.answer_close)
     if not opened or not closer:
-        return Answer(reason="no_tag")
-    if "<" in inside:
-        return Answer(reason="unparsable")
+        return "no_tag"
+    if how.refused.search(inside):
+        return "unparsable"
     if any(marker in part for marker in ("####", "\\boxed") for part in (before, after)):
-        return Answer(reason="several_values")  # a second statement beside the tag
-    return read_value(inside)
+        return "several_values"  # a second statement beside the tag
+    return _one(how.read(inside))
 
 
 def _nested(depth: int) -> str:
@@ -177,34 +229,37 @@ _KINDS = (
 )
 
 
-def _read_prose(text: str) -> Answer:
+def _read_prose(text: str, how: _How) -> list | str:
     """The value of the first kind of statement that occurs; all of that kind must agree."""
     text += "\n"  # so that the last statement ends as the others do
     for pattern, marks in _KINDS:
         if any(mark in text for mark in marks) and (first := pattern.search(text)):
-            return _read_all(first, text, marks)
-    return read_value(text)
+            return _read_all(first, text, marks, how)
+    return _one(how.read(text))
 
 
-def _read_all(first: re.Match[str], text: str, marks: tuple[str, ...]) -> Answer:
+def _read_all(first: re.Match[str], text: str, marks: tuple[str, ...], how: _How) -> list | str:
     """The one value that all statements of a kind share. first: the first of them in the text."""
-    answer = read_value(first[1] or "")
+    answer = how.read(first[1] or "")
     if answer.value is None:
-        return answer
+        return answer.reason
     # A model in a loop repeats itself word for word: what was read is plain text from here on.
     plain = first[1]
     for mark in marks:
         plain = plain.replace(mark, "")
     rest = text.replace(first[0], f" {plain}\n")
     if sum(map(rest.count, marks)) > MAX_MARKS:
-        return Answer(reason="repeated")
+        return "repeated"
     others = dict.fromkeys(first.re.findall(rest))
     if len(others) > MAX_STATEMENTS:
-        return Answer(reason="repeated")
+        return "repeated"
+    found = [answer]
     for statement in others:
-        other = read_value(statement)
+        other = how.read(statement)
         if other.value is None:
-            return other
-        if other != answer:
-            return Answer(reason="several_values")
-    return answer
+            return other.reason
+        if other not in found:
+            found.append(other)
+        if len(found) > how.spellings:
+            return "several_values"
+    return found

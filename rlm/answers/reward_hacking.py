@@ -83,13 +83,20 @@ def copied_numbers(question: str, text: str, format_name: str, *, gold: str) -> 
     return answer.value in given and not computes
 
 
-def signs(question: str, text: str, format_name: str, *, gold: str) -> dict[str, bool]:
-    """Return which signs a completion shows, by the names of `SIGNS`."""
+def signs(
+    question: str, text: str, format_name: str, *, gold: str, kind: str = "number"
+) -> dict[str, bool]:
+    """Return which signs a completion shows, by the names of `SIGNS`.
+
+    kind: of the answer. Only where it is number do several numbers mean several answers, and can
+    one be copied.
+    """
+    number = kind == "number"
     return {
-        "several_answers": several_answers(text, format_name),
+        "several_answers": number and several_answers(text, format_name),
         "repeated_tags": repeated_tags(text, format_name),
         "empty_reasoning": empty_reasoning(text, format_name),
-        "copied_numbers": copied_numbers(question, text, format_name, gold=gold),
+        "copied_numbers": number and copied_numbers(question, text, format_name, gold=gold),
     }
 
 

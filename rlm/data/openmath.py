@@ -1,8 +1,9 @@
-"""OpenMathInstruct-1: right solutions as plain reasoning, the program code taken out.
+"""OpenMathInstruct-1 and -2: right solutions as plain reasoning, the program code taken out.
 
 Rows of nvidia/OpenMathInstruct-1 (arXiv:2402.10176): question, generated_solution,
 expected_answer, is_correct. A solution mixes prose with <llm-code> blocks and what they printed
-(<llm-code-output>) and states its answer in a \\boxed{}.
+(<llm-code-output>) and states its answer in a \\boxed{}. Rows of nvidia/OpenMathInstruct-2
+(arXiv:2410.01560): problem, generated_solution, expected_answer, without code, all taken as right.
 """
 
 import heapq
@@ -10,17 +11,21 @@ import logging
 import re
 from collections import Counter
 from collections.abc import Iterator
-from itertools import chain
+from dataclasses import dataclass, field, replace
+from functools import partial
 
 from rlm.answers.reading import read_gold
 from rlm.data import sources
-from rlm.data.rows import field
-from rlm.data.splits import question_key, split_of
+from rlm.data.bad_rows import check_bad_rows
+from rlm.data.dataset import check_mathematics
+from rlm.data.layouts import Reading
+from rlm.data.readers import read_rows
+from rlm.data.rows import field as field_of
+from rlm.data.splits import SPLITS, place_of, question_key
 from rlm.errors import InputError
 from rlm.records import Example
 from rlm.seeds import derive
 
-NAME = "nvidia/OpenMathInstruct-1"
 CODE = re.compile(r"<llm-code>.*?</llm-code>\s*", re.DOTALL)
 OUTPUT = re.compile(r"<llm-code-output>(.*?)</llm-code-output>", re.DOTALL)
 BROKEN_OUTPUT = re.compile(r"error|traceback|timeout|exception", re.I)
@@ -35,70 +40,147 @@ MOST_BLOCKS = 100  # more are none; each that is not closed is looked for to the
 logger = logging.getLogger("rlm.data")
 
 
+@dataclass(frozen=True)
+class Version:
+    """name: on the hub. question: its column. judged: a column says whether a solution is right."""
+
+    name: str
+    question: str
+    judged: bool
+
+
+VERSIONS = {
+    "openmath": Version("nvidia/OpenMathInstruct-1", "question", judged=True),
+    "openmath2": Version("nvidia/OpenMathInstruct-2", "problem", judged=False),
+}
+
+
+@dataclass
+class Wanted:
+    """What is looked for: usable solutions of a split's questions, so many of each.
+
+    kind: number takes questions with a number for an answer alone. cut: held-out splits that are
+    cut from training by hash. held_out: questions of files that are held out, which training must
+    not see. best: question -> heap of (-rank, example), the worst first.
+    """
+
+    version: Version
+    split: str
+    seed: int = 0
+    per_question: int = 1
+    kind: str | None = None
+    cut: tuple[str, ...] = SPLITS[1:]
+    held_out: set[str] = field(default_factory=set)
+    best: dict[str, list] = field(default_factory=dict)
+
+
 def collect(
-    data: str | None, split: str, *, n: int | None, seed: int, per_question: int
+    task: str, wanted: Wanted, data: str | None, n: int | None, reading: Reading
 ) -> list[Example]:
     """Return the wanted number of usable solutions of each question of the split.
 
-    From files (`data`) all are looked at, and those without code come first. The hub's 5 million
-    rows stream by only until n are found: then it is the first usable ones that are taken.
+    From files (`data`) all are looked at, and those without code come first; a file is of the
+    split that its name says. The hub's millions of rows stream by only until n are found: then it
+    is the first usable ones that are taken. InputError for rows without their fields.
     """
-    if per_question < 1:
-        raise InputError(f"per_question {per_question}: use 1 or more solutions of each question")
-    rows: Iterator[sources.Row]
-    if data:
-        rows = chain.from_iterable(map(sources.read_rows, sources.find_files(data)))
-    else:
-        rows = sources.hub_rows(NAME, "train", streaming=True)
+    if wanted.per_question < 1:
+        raise InputError(
+            f"per_question {wanted.per_question}: use 1 or more solutions of each question"
+        )
+    bad: list[InputError] = []
     seen: Counter = Counter()
-    best: dict[str, list] = {}  # question -> heap of (-rank, example), the worst first
-    for where, row in rows:
-        seen[take(row, where, split, seed, per_question, best)] += 1
+    for where, row, own in _rows(data, wanted, bad):
+        try:
+            seen[take(row, where, wanted, own)] += 1
+        except InputError as error:
+            bad.append(error)
         if n and seen["taken"] >= n and not data:
             break
+    check_bad_rows(
+        bad,
+        usable=bool(seen),
+        skip=reading.skip_bad_rows,
+        warn=partial(logger.warning, "%s: %s", task),
+    )
     text = ", ".join(f"{number} {what}" for what, number in seen.most_common())
-    logger.info("openmath: %d rows read: %s", seen.total(), text or "none")
-    found = [e for heap in best.values() for _, e in sorted(heap, key=lambda x: -x[0])]
-    return [
-        Example(f"openmath-{split}-{number}", e.question, e.gold, e.solution)
-        for number, e in enumerate(found, 1)
-    ]
+    logger.info("%s: %d rows read: %s", task, seen.total(), text or "none")
+    found = [e for heap in wanted.best.values() for _, e in sorted(heap, key=lambda x: -x[0])]
+    try:
+        wrong = check_mathematics(found)
+    except InputError as error:
+        raise InputError(f"{error}; or use --answers number, which leaves them out") from None
+    found = [example for place, example in enumerate(found) if place not in wrong]
+    if wrong:
+        logger.info("%s: %d with an answer that cannot be judged, left out", task, len(wrong))
+    return [replace(e, id=f"{task}-{wanted.split}-{number}") for number, e in enumerate(found, 1)]
 
 
-def take(row: dict, where: str, split: str, seed: int, limit: int, best: dict) -> str:
+def _rows(
+    data: str | None, wanted: Wanted, bad: list[InputError]
+) -> Iterator[tuple[str, dict, str]]:
+    """Yield (where, row, split of its file) of what may have rows of the wanted split."""
+    if not data:
+        rows = sources.hub_rows(wanted.version.name, "train", streaming=True)
+        yield from ((where, row, "train") for where, row in rows)
+        return
+    named = {file: own or "train" for file, own in sources.split_files(data).items()}
+    wanted.cut = tuple(name for name in SPLITS[1:] if name not in named.values())
+    later = SPLITS[SPLITS.index(wanted.split) + 1 :]
+    for file in (file for file, own in named.items() if own in later):
+        questions = (row.get(wanted.version.question) for _, row in read_rows(file, bad.append))
+        wanted.held_out |= {question_key(q) for q in questions if isinstance(q, str)}
+    whole = wanted.split if wanted.split in named.values() else "train"
+    for file in (file for file, own in named.items() if own == whole):
+        yield from ((where, row, whole) for where, row in read_rows(file, bad.append))
+
+
+def take(row: dict, where: str, wanted: Wanted, own: str = "train") -> str:
     """Put a row's solution into `best` if it is among the best of its question; say what was done.
 
-    InputError if a field is missing or no text.
+    own: the split of its file; what a training file has is cut by hash. InputError if a field is
+    missing or no text.
     """
-    if not isinstance(row.get("is_correct"), bool):
+    version = wanted.version
+    if version.judged and not isinstance(row.get("is_correct"), bool):
         raise InputError(f"{where}: field 'is_correct' must be true or false, as openmath has it")
-    if not row["is_correct"]:
+    if version.judged and not row["is_correct"]:
         return "wrong"
-    question = field(row, "question", where)
-    if split_of(question) != split:
+    question = field_of(row, version.question, where)
+    place = place_of(question, wanted.cut) if own == "train" else own
+    if place != wanted.split:
         return "of another split"
-    text = field(row, "generated_solution", where)
-    gold = field(row, "expected_answer", where, number=True)
+    if question_key(question) in wanted.held_out:
+        return "held out for evaluation too"
+    text = field_of(row, "generated_solution", where)
+    gold = field_of(row, "expected_answer", where, number=True)
     # Smaller is better: no code before code, then by hash.
-    rank = ("<llm-code>" in text) * 2**63 + derive(seed, text)
-    heap = best.setdefault(question_key(question), [])
+    rank = ("<llm-code>" in text) * 2**63 + derive(wanted.seed, text)
+    heap = wanted.best.setdefault(question_key(question), [])
     if any(rank == -worst for worst, _ in heap):
         return "repeated"
-    if len(heap) == limit and rank > -heap[0][0]:
+    if len(heap) == wanted.per_question and rank > -heap[0][0]:
         return "more than wanted"
-    try:
-        read_gold(gold)
-    except ValueError:
+    kind = kind_of_gold(gold, wanted.kind)
+    if kind is None:
         return "with an answer that is no number"
     solution = plain_reasoning(text)
     if solution is None:
         return "without reasoning beside the code"
-    entry = (-rank, Example("", question, gold, solution))
-    if len(heap) == limit:
+    entry = (-rank, Example("", question, gold, solution, kind=kind))
+    if len(heap) == wanted.per_question:
         heapq.heapreplace(heap, entry)
         return "better than an earlier one"
     heapq.heappush(heap, entry)
     return "taken"
+
+
+def kind_of_gold(gold: str, kind: str | None) -> str | None:
+    """Return number for a gold that is one, else math; None where numbers alone are wanted."""
+    try:
+        read_gold(gold)
+    except ValueError:
+        return None if kind == "number" else "math"
+    return "number"
 
 
 def plain_reasoning(solution: str) -> str | None:

@@ -1,133 +1,75 @@
-"""Rows of data files and of the hub, each with its place: (where, row) pairs, row a dict.
+"""Where rows come from: the files of a folder, by split, and the hub.
 
-Knows JSONL, Parquet and the hub; knows no task. `where` is "path:line" (Parquet: "path:row",
-the hub: "name split row"), for error messages. Whatever a file holds, an InputError says where
-it is wrong; nothing else is raised.
+Knows names of files and the hub; knows no task and no column. How a file is read is in
+rlm/data/readers.py, what its name says in rlm/data/split_names.py.
 """
 
-import json
 import os
-import re
 from collections.abc import Iterator
 from pathlib import Path
 
 from rlm.data import hub
+from rlm.data.readers import READERS, Row, read_rows
+from rlm.data.split_names import said, splits_of
 from rlm.errors import InputError
 
-Row = tuple[str, dict]
+__all__ = ["Row", "find_files", "hub_rows", "read_rows", "split_files"]
 
-LINE_BYTES = 1 << 20  # a question with its solution has some kilobytes
-SUFFIXES = (".jsonl", ".parquet")
-# A file's split, by how its name begins: test.jsonl, train-00000-of-00001.parquet
-NAMES = {"train": "train", "test": "test", "val": "validation", "dev": "validation"}
-
-
-class Number(str):
-    """A number of a JSON text as it is written there: no float, no limit of digits."""
+# Files that tell about a data set or a model, where they stand beside the data.
+NO_ROWS = {
+    "dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json", "metadata.json",
+    "config.json", "package.json", "manifest.json", "settings.json",
+}  # fmt: skip
+DEEPEST = 6  # folders below the one that is given
+ENDS = ", ".join(suffix.removeprefix(".") for suffix in READERS)
 
 
 def find_files(path: str) -> list[Path]:
-    """Return the file, or all JSONL and Parquet files of the folder, sorted by name."""
+    """Return the file, or all data files of the folder, sorted by name.
+
+    Of the folders inside those are looked into that are named `data` or after a split.
+    """
     # os.path answers False for a name that no file can have, where pathlib raises.
     place = Path(os.path.expanduser(path))
     if os.path.isfile(place):
         return [place]
     if not os.path.isdir(place):
         raise InputError(
-            f"--data {path}: no such file or folder; give a .jsonl or .parquet file, "
-            "or a folder of them"
+            f"--data {path}: no such file or folder; give a file ({ENDS}) or a folder of them"
         )
-    files = sorted(p for p in place.iterdir() if p.suffix in SUFFIXES and p.is_file())
+    files = _files_below(place, DEEPEST)
     if not files:
-        raise InputError(
-            f"--data {path}: no *.jsonl and no *.parquet in this folder; give one that has some"
-        )
+        inside = [p.name for p in sorted(place.iterdir()) if p.is_dir() and _files_below(p, 1)]
+        which = f"give one of the folders in it: {', '.join(inside[:5])}" if inside else (
+            "give one that has some"
+        )  # fmt: skip
+        raise InputError(f"--data {path}: no data files ({ENDS}) in this folder; {which}")
     return files
 
 
-def named_split(path: Path) -> str | None:
-    """Return the split that a file's name begins with, None if it names none.
-
-    >>> named_split(Path("test-00000-of-00001.parquet")), named_split(Path("testament.jsonl"))
-    ('test', None)
-    """
-    match = re.match(r"(train|test|val|dev)(?:id|idation|ing)?(?![a-z])", path.name.lower())
-    return NAMES[match[1]] if match else None
-
-
-def read_rows(path: Path) -> Iterator[Row]:
-    """Yield the rows of one file; a name that does not end in .parquet is read as JSONL."""
-    return read_parquet(path) if path.suffix == ".parquet" else read_jsonl(path)
-
-
-def read_jsonl(path: Path) -> Iterator[Row]:
-    """Yield ("path:line", object) of each line that is not blank; InputError at a broken one.
-
-    A byte order mark and CRLF are accepted. Numbers come as `Number`, a string.
-    """
+def _files_below(folder: Path, depth: int, everything: bool = False) -> list[Path]:
+    """Return the data files of a folder and of those in it that may hold parts of its data."""
+    found: list[Path] = []
     try:
-        with open(path, "rb") as file:
-            number = 0
-            while line := file.readline(LINE_BYTES + 1):
-                number += 1
-                where = f"{path}:{number}"
-                if len(line) > LINE_BYTES:
-                    raise InputError(f"{where}: longer than 1 MiB; one JSON object a line")
-                if number == 1:
-                    line = line.removeprefix(b"\xef\xbb\xbf")
-                if line.strip():
-                    yield where, parse_line(line, where)
+        entries = sorted(folder.iterdir())
     except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror or error})") from None
+        raise InputError(f"{folder}: cannot be read ({error.strerror or error})") from None
+    for entry in (e for e in entries if not e.name.startswith(".")):
+        if entry.is_file():
+            if entry.suffix.lower() in READERS and entry.name.lower() not in NO_ROWS:
+                found.append(entry)
+        elif entry.is_dir() and depth:
+            split = said(entry.name) is not None
+            if everything or split or entry.name.lower() == "data":
+                found += _files_below(entry, depth - 1, everything or split)
+    return found
 
 
-def parse_line(line: bytes, where: str) -> dict:
-    """Return the JSON object that stands on a line; InputError naming `where` if there is none."""
-    try:
-        text = line.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise InputError(
-            f"{where}: not UTF-8 (byte 0x{line[error.start]:02x} at {error.start}); "
-            "save the file as UTF-8"
-        ) from None
-    if "\0" in text:
-        raise InputError(f"{where}: holds a NUL character; save the file as plain UTF-8 text")
-    try:
-        value = json.loads(
-            text, parse_int=Number, parse_float=Number, parse_constant=_refuse_constant
-        )
-    except RecursionError:
-        raise InputError(f"{where}: nested too deeply; one flat JSON object a line") from None
-    except ValueError as error:
-        reason = getattr(error, "msg", str(error))
-        raise InputError(f"{where}: not JSON ({reason}); one JSON object a line") from None
-    if not isinstance(value, dict):
-        kind = "a number" if isinstance(value, Number) else f"a {type(value).__name__}"
-        raise InputError(f'{where}: {kind}, not an object; write {{"question": ..., ...}}')
-    return value
-
-
-def _refuse_constant(name: str):
-    raise ValueError(f"{name} is no number")
-
-
-def read_parquet(path: Path) -> Iterator[Row]:
-    """Yield ("path:row", row) of a Parquet file, row numbers from 1."""
-    import pyarrow
-    import pyarrow.parquet
-
-    number = 0
-    try:
-        with pyarrow.parquet.ParquetFile(path) as file:
-            for batch in file.iter_batches(batch_size=1024):
-                for row in batch.to_pylist():
-                    number += 1
-                    yield f"{path}:{number}", row
-    # ValueError, OverflowError: a text that is not UTF-8, a date that Python has no name for.
-    except (pyarrow.ArrowException, OSError, ValueError, OverflowError) as error:
-        reason = " ".join(str(error).split())[:200]
-        which = f"readable from row {number + 1} on" if number else "a readable Parquet file"
-        raise InputError(f"{path}: not {which} ({reason})") from None
+def split_files(path: str) -> dict[Path, str | None]:
+    """Return the files of a place and the split that each one's name says, None if it says none."""
+    files = find_files(path)
+    place = Path(os.path.expanduser(path))
+    return splits_of(files, place if place.is_dir() else place.parent)
 
 
 def hub_rows(

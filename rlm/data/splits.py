@@ -8,7 +8,7 @@ small that a split would have none (`filled`).
 import hashlib
 import re
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 
 from rlm.errors import InputError
@@ -55,6 +55,16 @@ def split_of(question: str) -> str:
     if place < train:
         return "train"
     return "validation" if place < train + validation else "test"
+
+
+def place_of(question: str, cut: Sequence[str]) -> str:
+    """Return the split of a training part's question, if those in `cut` are taken from it.
+
+    Where test has a part of its own, the hash's share for test goes to validation: so whatever
+    one data set holds out by hash, another does not train on.
+    """
+    split = split_of(question)
+    return split if split in cut or split == "train" else (*cut, "train")[0]
 
 
 def filled(places: dict[str, str], wanted: list[str]) -> dict[str, str]:

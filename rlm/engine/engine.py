@@ -10,7 +10,7 @@ A server drives it itself: `submit`, then `step` again and again, `cancel` when 
 for several threads at once.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import replace
 
 from rlm.engine.batching import ContinuousBatch
@@ -73,20 +73,26 @@ class Engine(ContinuousBatch):
         finally:
             self._abandon(places)
 
-    def stream(self, prompt: Prompt, sampling: Sampling, *, seed: int) -> Iterator[str]:
+    def stream(
+        self, prompt: Prompt, sampling: Sampling, *, seed: int
+    ) -> Generator[str, None, Rollout | None]:
         """Yield pieces that join to the text of generate([prompt], 1, sampling, seed=seed).
 
-        The first is the prompt's prefill. Closing the iterator cancels the request.
+        The first is the prompt's prefill. Closing the iterator cancels the request; what it
+        returns at its end is the rollout.
         """
+        done: Rollout | None = None
         ids = self.submit(prompt, sampling, [derive(seed, 0, 0)], stream=True)
         try:
             if prompt.prefill:
                 yield prompt.prefill
             for event in self._follow(ids):
+                done = event.rollout or done
                 if event.text:
                     yield event.text
         finally:
             self._abandon(ids)
+        return done
 
     def _follow(self, ids: Iterable[int]) -> Iterator[Event]:
         """Step until these requests have ended and yield their events; keep those of others."""

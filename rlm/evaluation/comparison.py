@@ -17,6 +17,7 @@ import re
 from collections import Counter
 from itertools import pairwise
 
+from rlm.answers.kinds import UNJUDGED
 from rlm.answers.reading import REASONS
 from rlm.data.splits import question_key
 from rlm.evaluation.markdown import WIDTH, p_value, percent, points, table
@@ -70,8 +71,8 @@ def proportion(count: int, total: int) -> dict:
 def one_model(evaluation: Evaluation) -> dict:
     """Return a model's right answers by both readings, and why the others were not read.
 
-    unreadable: all of them; reasons: each reason's, they add up to it. truncated: completions
-    cut off at the maximum of tokens, read or not. Every share is of all questions.
+    unjudged: could not be judged. unreadable: all of them; reasons: each reason's, they add up to
+    it. truncated: completions cut off at the maximum of tokens. Every share is of all questions.
     """
     rows, total = evaluation.rows, len(evaluation.rows)
     reasons = Counter(row["reason"] for row in rows if row["verdict"] == "unreadable")
@@ -81,6 +82,7 @@ def one_model(evaluation: Evaluation) -> dict:
         "lenient": proportion(sum(lenient(row) for row in rows), total),
         "wrong": proportion(sum(row["verdict"] == "wrong" for row in rows), total),
         "unreadable": proportion(sum(row["verdict"] == "unreadable" for row in rows), total),
+        "unjudged": proportion(sum(row["verdict"] == UNJUDGED for row in rows), total),
         "truncated": proportion(sum(row["finish"] == "length" for row in rows), total),
         "reasons": {name: proportion(reasons[name], total) for name in REASONS if reasons[name]},
     }
@@ -230,15 +232,20 @@ def brief(metrics: dict) -> str:
 
 
 def _accuracy(metrics: dict) -> str:
-    columns = ("strict", "lenient", "wrong", "unreadable", "truncated")
+    columns = ["strict", "lenient", "wrong", "unreadable", "truncated"]
+    names = ["strict", "lenient", "wrong", "unreadable", "cut off"]
+    more = ""
+    if any(m["unjudged"]["count"] for m in metrics["models"]):
+        columns, names = [*columns, "unjudged"], [*names, "unjudged"]
+        more = " *Unjudged*: the comparison of the answer took too long; it counts as not right."
     rows = [[m["model"], *(percent(m[name]) for name in columns)] for m in metrics["models"]]
     return "\n\n".join((
         "## Accuracy",
-        table(["model", "strict", "lenient", "wrong", "unreadable", "cut off"], rows),
+        table(["model", *names], rows),
         "Per cent of the questions, with 95 % Wilson intervals. *Strict*: the answer is right that "
         "stands where the format has it. *Lenient*: the last number of the text is right, whatever "
         "its format. *Wrong*: an answer was read and is not the known one. *Cut off*: at the "
-        "maximum of tokens.",
+        "maximum of tokens." + more,
     ))  # fmt: skip
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rlm import files
-from rlm.answers import formats, reading
+from rlm.answers import formats, kinds
 from rlm.evaluation import markdown, statistics
 from rlm.models.prompts import make_prompt
 
@@ -37,22 +37,25 @@ def measure(
     samples=1,
     temperature=0.0,
     seed=0,
+    asking=None,
 ) -> Evaluation:
     """Return what the engine's model does with `examples`; greedy when temperature is 0.
+
+    asking: more of how it is asked, for `rlm.models.prompts.make_prompt`.
 
     With several samples a row shows the majority's answer (`row_of`).
     """
     from rlm.engine.engine import Sampling
 
-    prompts = [make_prompt(e.question, tokenizer, format_name) for e in examples]
+    asking = asking or {}
+    prompts = [
+        make_prompt(e.question, tokenizer, format_name, **asking, **e.asks) for e in examples
+    ]
     sampling = Sampling(max_tokens=max_tokens, temperature=temperature)
     start = time.perf_counter()
     groups = engine.generate(prompts, samples, sampling, seed=seed)
     seconds = time.perf_counter() - start
-    judged = [
-        [judge(e, rollout, format_name) for rollout in group]
-        for e, group in zip(examples, groups, strict=True)
-    ]
+    judged = judge_groups(examples, groups, format_name)
     rows = [row_of(e, group) for e, group in zip(examples, judged, strict=True)]
     return Evaluation(name, rows, summarise(name, rows, judged, samples) | {"seconds": seconds})
 
@@ -71,27 +74,53 @@ def row_of(example, group: list[dict]) -> dict:
     return row | {"gold": example.gold, "right_samples": sum(s["right"] for s in group)}
 
 
+def judge_groups(examples, groups, format_name: str) -> list[list[dict]]:
+    """Return [B][G] readings of completions: verdict, reason, and the facts for the shares."""
+    flat = [(e, r) for e, group in zip(examples, groups, strict=True) for r in group]
+    verdicts = iter(
+        kinds.judge_all(
+            [e for e, _ in flat],
+            [r.text for _, r in flat],
+            format_name,
+            finishes=[r.finish for _, r in flat],
+        )
+    )
+    found = []
+    for example, group in zip(examples, groups, strict=True):
+        own = [next(verdicts) for _ in group]
+        labels = kinds.votes(own)
+        found.append(
+            [
+                facts(example, rollout, format_name, verdict) | {"value": label}
+                for rollout, verdict, label in zip(group, own, labels, strict=True)
+            ]
+        )
+    return found
+
+
 def judge(example, rollout, format_name: str) -> dict:
-    """Return the reading of one completion: verdict, reason, and the facts for the shares."""
-    parsed = formats.parse(rollout.text, formats.get_format(format_name))
-    answer = reading.read_answer(rollout.text, format_name)
-    gold = reading.read_gold(example.gold)
-    right = reading.equal(answer, gold)
-    last = reading.last_number(rollout.text)
+    """Return the reading of one completion, as `judge_groups` does."""
+    return judge_groups([example], [[rollout]], format_name)[0][0]
+
+
+def facts(example, rollout, format_name: str, verdict: kinds.Verdict) -> dict:
+    """Return what is known of one completion; value is added by who counts the votes."""
+    text = formats.turn_of(rollout.text)
+    parsed = formats.parse(text, formats.get_format(format_name))
+    last = kinds.last_statement(example, text)
     return {
         "reasoning": parsed.reasoning or "",
-        "answer": answer.canonical or "",
-        "verdict": "right" if right else "unreadable" if answer.value is None else "wrong",
-        "reason": answer.reason or "",
+        "answer": verdict.canonical or "",
+        "verdict": verdict.word,
+        "reason": verdict.reason or "",
         "tokens": len(rollout.ids),
         "finish": rollout.finish,
-        "right": right,
-        "steps": numbered_steps(rollout.text),
+        "right": bool(verdict.right),
+        "steps": numbered_steps(text),
         "text": rollout.text,
-        "value": answer.value,
         "strict": parsed.strict,
-        "last_number": reading.equal(last, gold),
-        "last_value": last.value,
+        "last_number": bool(last and last.right),
+        "last_value": last.value if last else None,
     }
 
 
@@ -117,6 +146,11 @@ def summarise(name: str, rows: list[dict], judged: list[list[dict]], samples: in
     answer_proportion: completions whose answer can be read.
     step_by_step: completions with at least two numbered steps.
     last_number: completions whose last number is the gold one, whatever their format.
+    pass@k, with several samples: the chance that one of k is right, with a 95 % Wilson interval
+    over the questions. For k below the samples it is too wide rather than too narrow: a question's
+    chance varies less than right or wrong does.
+    unjudged: completions whose answer could not be judged (kind math only); they count as not
+    right, so where there are many, accuracy is a lower bound.
     """
     flat = [sample for group in judged for sample in group]
 
@@ -141,6 +175,7 @@ def summarise(name: str, rows: list[dict], judged: list[list[dict]], samples: in
         "answer_proportion": share(lambda s: s["value"] is not None),
         "step_by_step": share(lambda s: s["steps"] >= 2),
         "last_number": share(lambda s: s["last_number"]),
+        "unjudged": share(lambda s: s["verdict"] == kinds.UNJUDGED),
         "cut_off": share(lambda s: s["finish"] == "length"),
         "mean_tokens": sum(s["tokens"] for s in flat) / len(flat),
     }
@@ -149,6 +184,8 @@ def summarise(name: str, rows: list[dict], judged: list[list[dict]], samples: in
         for k in (1, samples):
             passed = [statistics.pass_at_k(samples, r, k) for r in per_question]
             metrics[f"pass@{k}"] = sum(passed) / len(passed)
+            bounds = statistics.wilson(min(sum(passed), len(passed)), len(passed))
+            metrics[f"pass@{k}_low"], metrics[f"pass@{k}_high"] = bounds
         metrics["majority"] = metrics["accuracy"]
     return metrics
 
@@ -157,20 +194,24 @@ def table(summaries: list[dict]) -> str:
     """Return the summaries as a Markdown table that is also readable in a terminal.
 
     accuracy: by the strict reading, of the answer that stands where the format has it; lenient:
-    by the last number.
+    by the last number. unjudged: where there are such.
     """
     head = ["format", "thinking", "answer", "steps", "tokens", "seconds"]
-    extra = [k for k in summaries[0] if k.startswith("pass@")]
+    unjudged = any(s.get("unjudged") for s in summaries)
+    head = ["unjudged", *head] if unjudged else head
+    extra = [k for k in summaries[0] if k.startswith("pass@") and f"{k}_low" in summaries[0]]
     lines = []
     for s in summaries:
         shares = ("format_rate", "thinking_proportion", "answer_proportion", "step_by_step")
         lines.append(
             [s["model"], accuracy_cell(s, "accuracy"), accuracy_cell(s, "accuracy_lenient")]
-            + [f"{100 * s[k]:.1f} %" for k in extra]
+            + [accuracy_cell(s, k) for k in extra]
+            + ([f"{100 * s['unjudged']:.1f} %"] if unjudged else [])
             + [f"{100 * s[k]:.1f} %" for k in shares]
             + [f"{s['mean_tokens']:.1f}", f"{s['seconds']:.1f}"]
         )
-    return markdown.table(["model", "accuracy [95 %]", "lenient [95 %]", *extra, *head], lines)
+    passes = [f"{name} [95 %]" for name in extra]
+    return markdown.table(["model", "accuracy [95 %]", "lenient [95 %]", *passes, *head], lines)
 
 
 def accuracy_cell(summary: dict, name: str) -> str:

@@ -7,11 +7,12 @@ from collections.abc import Hashable, Sequence
 from math import comb, sqrt
 
 
-def wilson(successes: int, trials: int, z: float = 1.959963984540054) -> tuple[float, float]:
+def wilson(successes: float, trials: int, z: float = 1.959963984540054) -> tuple[float, float]:
     """Return the Wilson score interval (low, high) of a share; z 1.96 is 95 %.
 
     It stays inside 0 to 1 and is not empty at 0 or at `trials` successes, where the plain
     normal interval is. Source: E. B. Wilson, JASA 22 (1927), 209-212.
+    successes: also a sum of shares between 0 and 1, which vary less than right or wrong does.
     ValueError unless 0 <= successes <= trials and trials > 0.
 
     >>> [round(x, 4) for x in wilson(50, 100)]

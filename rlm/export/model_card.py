@@ -8,6 +8,8 @@ from pathlib import Path
 import yaml
 
 from rlm.answers.formats import FORMATS, get_format
+from rlm.models.lookup import shots_of
+from rlm.models.prompts import placed, worked_turns
 
 QUESTION = "Calculate 23 + 15 + 8"
 SCORES = {
@@ -34,16 +36,19 @@ def write(manifest: dict, name: str, *, local: bool) -> str:
     } | ({} if local else {"base_model": base})
     base = Path(base).name if local else base
     form = FORMATS.get(str(manifest.get("format"))) or get_format("think")
+    worked = worked_turns(shots_of(manifest), form.name)
+    role = str(manifest.get("instruction_role") or "system")
+    chat = placed(form.instruction, [*worked, {"role": "user", "content": QUESTION}], role)
     parts = [
         "---\n" + yaml.safe_dump(head, sort_keys=False) + "---",
         f"# {name}",
         _what(export, base, merged),
-        _form(form, "format" in manifest),
+        _form(form, role, "format" in manifest, worked),
         *(
             [_here(name, manifest["base_file"])]
             if "base_file" in manifest and not merged
             else [
-                "## Load it\n\n```python\n" + _code(name, base, form.instruction, merged) + "\n```",
+                "## Load it\n\n```python\n" + _code(name, base, chat, merged) + "\n```",
                 "## Serve it\n\n```\n" + _serve(name, base, export, merged) + "\n```",
             ]
         ),
@@ -75,13 +80,19 @@ def _what(export: dict, base: str, merged: bool) -> str:
     )
 
 
-def _form(form, known: bool) -> str:
+def _form(form, role: str, known: bool, worked: list[dict]) -> str:
     if not known:
         return ""
-    return f"## Format\n\nIt was trained with this system message:\n\n```\n{form.instruction}\n```"
+    where = {"system": "system message", "user": "text behind each question",
+             "both": "system message, which also stands behind each question"}[role]  # fmt: skip
+    told = f"## Format\n\nIt was trained with this {where}:\n\n```\n{form.instruction}\n```"
+    if worked:
+        turns = "\n\n".join(f"{turn['role']}:\n{turn['content']}" for turn in worked)
+        told += f"\n\nand these worked examples as turns before the question:\n\n```\n{turns}\n```"
+    return told
 
 
-def _code(name: str, base: str, instruction: str, merged: bool) -> str:
+def _code(name: str, base: str, chat: list[dict], merged: bool) -> str:
     first = name if merged else base
     lines = [
         "from transformers import AutoModelForCausalLM, AutoTokenizer",
@@ -93,8 +104,7 @@ def _code(name: str, base: str, instruction: str, merged: bool) -> str:
         lines.append(f"model = PeftModel.from_pretrained(model, {name!r})")
     return "\n".join([
         *lines,
-        f'chat = [{{"role": "system", "content": {instruction!r}}}, '
-        f'{{"role": "user", "content": {QUESTION!r}}}]',
+        f"chat = {chat!r}",
         "prompt = tokenizer.apply_chat_template(chat, add_generation_prompt=True, "
         'return_dict=True, return_tensors="pt")',
         "print(tokenizer.decode(model.generate(**prompt, max_new_tokens=256, do_sample=False)[0]))",
@@ -150,7 +160,7 @@ def _limits(manifest: dict) -> str:
     lines = [
         f"- {task}; on other questions it can be worse than its base." if task else "",
         "- Reasoning that reads well can be wrong, and so can the answer behind it.",
-        "- Without the system message above, an answer may not have the format.",
+        "- Without the instruction above, an answer may not have the format.",
         "- The licence is that of its base.",
     ]
     return "## Limits\n\n" + "\n".join(line for line in lines if line)

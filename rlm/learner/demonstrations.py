@@ -9,7 +9,7 @@ micro-batch have in common goes through the model once (`rlm.learner.logprobs.pa
 """
 
 import math
-from os.path import commonprefix
+from itertools import takewhile
 
 import torch
 
@@ -73,7 +73,7 @@ def packed(demonstrations: list[Demonstration], *, device="cpu") -> Packed:
     >>> row.ids.tolist(), row.targets.tolist()  # 1 2 once, then 3 7 and 4; nothing follows 8 and 9
     ([1, 2, 3, 7, 4], [7, 8, 9])
     """
-    shared = len(commonprefix([prompt for prompt, _ in demonstrations]))
+    shared = shared_tokens([prompt for prompt, _ in demonstrations])
     tokens = sum(len(prompt) + len(completion) - 1 for prompt, completion in demonstrations)
     if shared * (len(demonstrations) - 1) < WORTH * tokens:
         return pack(
@@ -82,6 +82,17 @@ def packed(demonstrations: list[Demonstration], *, device="cpu") -> Packed:
     rests = [prompt[shared:] + completion for prompt, completion in demonstrations]
     given = [len(prompt) - shared for prompt, _ in demonstrations]
     return pack([(demonstrations[0][0][:shared], rests)], given=given, device=device)
+
+
+def shared_tokens(prompts: list[list[int]]) -> int:
+    """Return how many tokens all prompts begin with.
+
+    >>> shared_tokens([[1, 2, 3], [1, 2, 4, 5], [1, 2]])
+    2
+    """
+    # In the order of lists the first and the last differ the earliest.
+    pairs = zip(min(prompts), max(prompts), strict=False)
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
 
 
 def backward(model, optimizer, demonstrations, *, tokens: int, token_budget: int) -> Metrics:
@@ -93,10 +104,9 @@ def backward(model, optimizer, demonstrations, *, tokens: int, token_budget: int
     model.train()
     metrics, device = Metrics(), next(model.parameters()).device
     for part in micro_batches(demonstrations, token_budget):
-        logprobs, statistics = token_statistics(model, packed(part, device=device))
+        logprobs, entropy, likeliest = token_statistics(model, packed(part, device=device))
         loss = -logprobs.sum() / tokens
         optimizer.backward(loss)
-        entropy, likeliest = statistics
         metrics.add(loss=loss.detach())
         metrics.mean(entropy=entropy, token_accuracy=likeliest)
     return metrics

@@ -187,10 +187,7 @@ def token_logprobs(
     With gradient checkpointing in the model, forward and backward must both run inside
     `rlm.learner.logprobs.use(model)`: the backward runs the attention again. ValueError otherwise.
     """
-    logprobs, found = token_statistics(
-        model, packed, temperature=temperature, chunk=chunk, statistics=statistics,
-        vocab_size=vocab_size,
-    )  # fmt: skip
+    logprobs, found = _logprobs(model, packed, temperature, chunk, statistics, vocab_size)
     return logprobs, None if found is None else found[0]
 
 
@@ -200,13 +197,21 @@ def token_statistics(
     *,
     temperature: float = 1.0,
     chunk: int | None = None,
-    statistics: bool = True,
     vocab_size: int | None = None,
-) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Return (log-probabilities [N], statistics [2, N] detached or None), as `token_logprobs`.
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return (log-probabilities, entropies, likeliest), each [N], the last two detached.
 
-    The statistics are the entropies, and 1 where the target is the likeliest token, else 0.
+    As `token_logprobs`; likeliest is 1 where the target is the likeliest token, else 0.
     """
+    logprobs, found = _logprobs(model, packed, temperature, chunk, True, vocab_size)
+    assert found is not None
+    return logprobs, found[0], found[1]
+
+
+def _logprobs(
+    model, packed: Packed, temperature: float, chunk: int | None, statistics: bool, vocab_size
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Return (log-probabilities [N], statistics [2, N] as `LMHead.logprobs` makes them or None)."""
     if temperature <= 0:
         raise ValueError(f"temperature {temperature}: must be above 0 (greedy has no gradient)")
     base = model.get_base_model() if hasattr(model, "get_base_model") else model

@@ -20,15 +20,19 @@ SCALES = ("group", "batch", "none")
 EPSILON = 1e-4  # added to the standard deviation, as TRL does
 
 
-def live(rewards: torch.Tensor) -> torch.Tensor:
+def live(rewards: torch.Tensor, judged: torch.Tensor | None = None) -> torch.Tensor:
     """Return [B] bool: groups whose rewards differ, the only ones that teach anything.
 
     rewards [B, G]. By max != min: a division would leave rounding errors as advantages.
+    judged [B, G] bool: which rewards count; None: all.
 
     >>> live(torch.tensor([[0.1, 0.1, 0.1], [0.0, 1.0, 0.0]])).tolist()
     [False, True]
     """
-    return rewards.amax(1) != rewards.amin(1)
+    if judged is None:
+        return rewards.amax(1) != rewards.amin(1)
+    most, least = (rewards.masked_fill(~judged, x) for x in (-torch.inf, torch.inf))
+    return judged.any(1) & (most.amax(1) != least.amin(1))
 
 
 def live_groups(rewards: torch.Tensor, *, right: float = 1.0) -> dict[str, float]:
@@ -51,13 +55,17 @@ def live_groups(rewards: torch.Tensor, *, right: float = 1.0) -> dict[str, float
     }
 
 
-def advantages(rewards: torch.Tensor, scale: str = "group") -> torch.Tensor:
+def advantages(
+    rewards: torch.Tensor, scale: str = "group", judged: torch.Tensor | None = None
+) -> torch.Tensor:
     """Return [B, G]: how much better each completion is than its own group.
 
     A_i = (r_i - mean(r)) / (std(r) + 1e-4), arXiv:2402.03300 section 4.1.2. std divides by the
     count minus one.
     rewards: [B, G], finite. scale: "group" divides by the group's own std; "batch" by the std of
     all B * G rewards (arXiv:2508.08221); "none" not at all (Dr. GRPO, arXiv:2503.20783).
+    judged: [B, G] bool, None for all: a reward that is False there is in no mean and no std, and
+    its own advantage is 0.
     Exactly 0 in a group whose rewards are all equal. ValueError for G 1, an unknown scale, or a
     reward that is not finite.
 
@@ -78,12 +86,26 @@ def advantages(rewards: torch.Tensor, scale: str = "group") -> torch.Tensor:
         raise ValueError(f"rewards must be finite, got {rewards.tolist()}; check the rewards")
     if not rewards.is_floating_point():
         rewards = rewards.float()
+    if judged is not None and not bool(judged.all()):
+        return _advantages_of_judged(rewards, scale, judged)
     result = rewards - rewards.mean(1, keepdim=True)  # [B, G]
     if scale == "group":
         result = result / (rewards.std(1, keepdim=True) + EPSILON)
     elif scale == "batch":
         result = result / (rewards.std() + EPSILON)
     return torch.where(live(rewards)[:, None], result, torch.zeros_like(result))
+
+
+def _advantages_of_judged(rewards: torch.Tensor, scale: str, judged: torch.Tensor) -> torch.Tensor:
+    """Return the advantages [B, G] where groups are as small as what was judged of them."""
+    result = torch.zeros_like(rewards)
+    of_batch = rewards[judged].std() if int(judged.sum()) > 1 else rewards.new_zeros(())
+    for b in range(len(rewards)):
+        group = rewards[b, judged[b]]
+        if len(group) > 1 and bool(live(group[None])):
+            by = {"group": group.std() + EPSILON, "batch": of_batch + EPSILON, "none": 1.0}[scale]
+            result[b, judged[b]] = (group - group.mean()) / by
+    return result
 
 
 def kl_estimate(logprobs: torch.Tensor, ref_logprobs: torch.Tensor) -> torch.Tensor:

@@ -7,6 +7,7 @@ from pathlib import Path
 from rlm.errors import InputError
 from rlm.files import read_object
 from rlm.models import gguf_header
+from rlm.records import Example
 
 SIZES = ("model_type", "hidden_size", "num_hidden_layers", "vocab_size")  # of a config.json
 ROOT = Path(__file__).resolve().parents[2]  # its weights are found from anywhere
@@ -32,10 +33,35 @@ def adapter_format(path: str) -> str | None:
     return _entry(Path(path) / "manifest.json", "format")
 
 
+def adapter_role(path: str) -> str | None:
+    """Where the instruction stood that an adapter was trained with; None where it has no manifest.
+
+    One of `rlm.answers.formats.ROLES`; a manifest that does not say has "system".
+    """
+    manifest = read_object(Path(path) / "manifest.json")
+    return str(manifest.get("instruction_role") or "system") if manifest else None
+
+
 def adapter_settings(path: str) -> dict:
     """The settings that an adapter was trained with, by its manifest; empty where it has none."""
     found = read_object(Path(path) / "manifest.json").get("settings")
     return found if isinstance(found, dict) else {}
+
+
+def adapter_shots(path: str) -> list[Example]:
+    """The worked examples that an adapter was trained with, by its manifest."""
+    return shots_of(read_object(Path(path) / "manifest.json"))
+
+
+def shots_of(manifest: dict) -> list[Example]:
+    """The worked examples that a manifest lists; none where it has none that can be read."""
+    rows, names = manifest.get("shots"), ("question", "answer", "solution")
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        return []
+    texts = [[str(row.get(name) or "") for name in names] for row in rows]
+    if not all(map(all, texts)):
+        return []
+    return [Example(f"shot-{i}", q, gold, how) for i, (q, gold, how) in enumerate(texts)]
 
 
 def _entry(path: Path, name: str) -> str | None:

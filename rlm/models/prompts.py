@@ -6,7 +6,8 @@ apart, so a prompt has the same ids in SFT as when the model answers it.
 
 from collections.abc import Sequence
 
-from rlm.answers import formats, reading
+from rlm.answers import formats
+from rlm.answers.kinds import judge
 from rlm.errors import InputError
 from rlm.records import Example, Prompt
 
@@ -14,33 +15,71 @@ FALLBACK = "{instruction}\n\n{turns}"  # for a tokenizer without a template
 MARK = "0451"  # stands for an assistant's turn, to see what the template puts after it
 
 
-def make_prompt(question: str, tokenizer, format_name: str) -> Prompt:
-    """Return the prompt: the format's instruction as system turn, the question as user turn."""
-    return chat_prompt([{"role": "user", "content": question}], tokenizer, format_name)
+def make_prompt(
+    question: str,
+    tokenizer,
+    format_name: str,
+    shots: Sequence[Example] = (),
+    role: str | None = None,
+    kind: str = "number",
+) -> Prompt:
+    """Return the prompt: the format's instruction and the question, a user turn.
+
+    shots: worked examples, which come before it as turns of their own. role: where the
+    instruction stands, of `rlm.answers.formats.ROLES`; None: where the format has it. kind: of the
+    answer that is asked for, of `rlm.answers.kinds.KINDS`.
+    """
+    asked = [{"role": "user", "content": question}]
+    return chat_prompt(asked, tokenizer, format_name, shots, role, kind)
 
 
-def chat_prompt(messages: Sequence[dict], tokenizer, format_name: str) -> Prompt:
+def chat_prompt(
+    messages: Sequence[dict],
+    tokenizer,
+    format_name: str,
+    shots: Sequence[Example] = (),
+    role: str | None = None,
+    kind: str = "number",
+) -> Prompt:
     """Return the prompt of a conversation, {"role", "content"} each, the last one of the user.
 
-    Its system turns are the instruction; without one it is the format's. A template that refuses
-    a system turn gets the instruction in front of the first turn; a tokenizer without a template
-    gets FALLBACK. A reasoning opener that the template writes itself stays in `ids` and is the
-    prefill, if it is this format's; another format's is cut off, or the turn would begin with
-    two openers.
+    Its system turns are the instruction. Without one it is the format's, and stands where `role`
+    says (`placed`). A template that refuses a system turn gets it in front of the first turn; a
+    tokenizer without a template gets FALLBACK. A reasoning opener that the template writes itself
+    stays in `ids` and is the prefill, if it is this format's; another format's is cut off, or the
+    turn would begin with two openers. InputError for a template that does not show the shots as
+    they are written.
     """
     fmt = formats.get_format(format_name)
     told = [turn["content"] for turn in messages if turn["role"] == "system"]
-    instruction = "\n\n".join(told) or fmt.instruction
-    turns = [turn for turn in messages if turn["role"] != "system"]
+    instruction = "\n\n".join(told) or fmt.instruction_for(kind)
+    worked = worked_turns(shots, format_name)
+    turns = [*worked, *(turn for turn in messages if turn["role"] != "system")]
     if not tokenizer.chat_template:
         text = FALLBACK.format(instruction=instruction, turns="".join(map(_plain, turns)))
         return Prompt(_with_beginning(tokenizer, text))
-    text = chat_text(tokenizer, instruction, turns)
+    role = "system" if told else role or fmt.instruction_role
+    text = chat_text(tokenizer, instruction, turns, role)
+    if not all(turn["content"] in text for turn in worked):
+        raise InputError(
+            f"the tokenizer's chat template does not show earlier turns as they were written (some "
+            f"leave the reasoning of format {format_name} out), so there are no worked examples "
+            "with it; use --shots 0, or another --format"
+        )
     prefill = formats.opened_by(text, fmt)
     if not prefill:
         for other in formats.FORMATS.values():
             text = text.removesuffix(formats.opened_by(text, other))
     return Prompt(token_ids(tokenizer, text), prefill)
+
+
+def worked_turns(shots: Sequence[Example], format_name: str) -> list[dict]:
+    """Return the turns of worked examples: a user's question, an assistant's turn in the format."""
+    return [
+        {"role": role, "content": text}
+        for e in shots
+        for role, text in (("user", e.question), ("assistant", written_turn(e, format_name)))
+    ]
 
 
 def _plain(turn: dict) -> str:
@@ -49,13 +88,28 @@ def _plain(turn: dict) -> str:
     return f"Question: {text}\nAnswer:\n" if turn["role"] == "user" else f"{text}\n\n"
 
 
-def chat_text(tokenizer, instruction: str, turns: list[dict]) -> str:
+def placed(instruction: str, turns: list[dict], role: str) -> list[dict]:
+    """Return the turns with the instruction where `role` says.
+
+    role: "system", a system turn before them; "user", behind the text of each user turn; "both".
+    """
+    behind = [
+        turn | {"content": f"{turn['content']}\n\n{instruction}"}
+        if turn["role"] == "user"
+        else turn
+        for turn in turns
+    ]
+    system = {"role": "system", "content": instruction}
+    return {"system": [system, *turns], "user": behind, "both": [system, *behind]}[role]
+
+
+def chat_text(tokenizer, instruction: str, turns: list[dict], role: str = "system") -> str:
     """Return the text of the prompt, up to where the assistant's turn begins."""
     from jinja2 import TemplateError
 
-    system = {"role": "system", "content": instruction}
-    merged = turns[0] | {"content": f"{instruction}\n\n{turns[0]['content']}"}
-    for messages in ([system, *turns], [merged, *turns[1:]]):
+    merged = [turns[0] | {"content": f"{instruction}\n\n{turns[0]['content']}"}, *turns[1:]]
+    without_system = merged if role == "system" else placed(instruction, turns, "user")
+    for messages in (placed(instruction, turns, role), without_system):
         try:
             return tokenizer.apply_chat_template(
                 messages, tokenize=False, add_generation_prompt=True
@@ -68,7 +122,15 @@ def chat_text(tokenizer, instruction: str, turns: list[dict]) -> str:
     )
 
 
-def sft_tokens(example: Example, tokenizer, format_name: str, *, generation_config=None) -> dict:
+def sft_tokens(
+    example: Example,
+    tokenizer,
+    format_name: str,
+    *,
+    generation_config=None,
+    shots: Sequence[Example] = (),
+    role: str | None = None,
+) -> dict:
     """Return the tokens of a demonstration: prompt_ids, completion_ids, end_ids.
 
     completion_ids: the assistant's turn without what the prompt has already opened, and the end
@@ -77,7 +139,7 @@ def sft_tokens(example: Example, tokenizer, format_name: str, *, generation_conf
     if its turn would not be read as the gold answer (a solution with tags of the format in it).
     """
     fmt, turn = formats.get_format(format_name), written_turn(example, format_name)
-    prompt = make_prompt(example.question, tokenizer, format_name)
+    prompt = make_prompt(example.question, tokenizer, format_name, shots, role, **example.asks)
     ends = end_ids(tokenizer, generation_config)
     completion = [*token_ids(tokenizer, _after(prompt.prefill, turn, fmt)), ends[0]]
     assert completion[-1] in ends and completion[-1] is not None
@@ -93,13 +155,22 @@ def written_turn(example: Example, format_name: str) -> str:
         raise InputError(f"{example.id}: has no solution; SFT needs one, GRPO does not")
     fmt = formats.get_format(format_name)
     turn = formats.render(fmt, example.solution.strip(), example.gold)
-    readable = reading.is_correct(turn, example.gold, format_name)
-    if not (readable and formats.parse(turn, fmt).strict):
+    verdict = judge(example, turn, format_name)
+    if not (verdict.right and formats.parse(turn, fmt).strict):
         raise InputError(
             f"{example.id}: written in format {format_name}, its answer {example.gold!r} cannot "
             "be read back; take tags and answer marks out of its solution"
         )
     return turn
+
+
+def is_demonstration(example: Example, format_name: str) -> bool:
+    """Return whether the example can be shown in the format: `written_turn` has a turn for it."""
+    try:
+        written_turn(example, format_name)
+    except InputError:
+        return False
+    return True
 
 
 def _after(prefill: str, turn: str, fmt: formats.Format) -> str:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import torch
 
 from rlm.answers import reward_hacking
+from rlm.answers.formats import turn_of
 from rlm.evaluation.measure import numbered_steps
 from rlm.learner.losses import live, live_groups
 from rlm.models.token_lengths import TokenLengths
@@ -35,6 +36,14 @@ class Batch:
     def rewards(self) -> torch.Tensor:
         """Return the total rewards [B, G]."""
         return torch.tensor([[float(s.total) for s in group] for group in self.scores])
+
+    def judged(self) -> torch.Tensor:
+        """Return [B, G] bool: False for a completion whose answer could not be judged."""
+        return torch.tensor([[s.judged for s in group] for group in self.scores])
+
+    def live(self) -> torch.Tensor:
+        """Return [B] bool: groups whose judged rewards differ."""
+        return live(self.rewards(), self.judged())
 
     def ids(self, b: int, rows: slice = ALL) -> tuple[list[int], list[list[int]]]:
         """Return group b as the learner packs it: the prompt's ids, the completions' ids."""
@@ -70,7 +79,7 @@ class Batch:
 
     def all_live(self) -> bool:
         """Return True if no group's rewards are all equal."""
-        return bool(live(self.rewards()).all())
+        return bool(self.live().all())
 
     def plus(self, other: "Batch") -> "Batch":
         """Return the groups of both batches."""
@@ -84,12 +93,12 @@ class Batch:
 
     def with_dead_replaced(self, fresh: "Batch") -> "Batch":
         """Return this batch, its dead groups replaced by the live ones of `fresh` in turn."""
-        spare = [b for b, alive in enumerate(live(fresh.rewards()).tolist()) if alive]
+        spare = [b for b, alive in enumerate(fresh.live().tolist()) if alive]
         examples, prompts = list(self.examples), list(self.prompts)
         groups, scores, discarded = list(self.groups), list(self.scores), list(self.discarded)
         # All of the fresh groups count in the metrics, but for those that are learned from.
         unused = set(range(len(fresh.groups)))
-        for b, alive in enumerate(live(self.rewards()).tolist()):
+        for b, alive in enumerate(self.live().tolist()):
             if not alive and spare:
                 discarded.append((self.examples[b], self.groups[b], self.scores[b]))
                 new = spare.pop(0)
@@ -104,13 +113,14 @@ class Batch:
 def describe(batch: Batch, format_name: str) -> dict[str, float]:
     """Return the metrics of all that was sampled, the discarded groups included.
 
-    reward_mean, reward_spread: of all completions; the spread is their standard deviation
-    (divided by n). all_right, all_wrong, mixed: shares of the groups, by correctness where it is
-    rewarded. live_fraction: groups whose rewards differ. The other shares are of all completions:
+    reward_mean, reward_spread: of all completions that were judged; the spread is their standard
+    deviation (divided by n). all_right, all_wrong, mixed: shares of the groups, by correctness
+    where it is rewarded. live_fraction: groups whose rewards differ. unjudged_completions: how many
+    could not be judged; they are in no reward. The other shares are of all completions:
     truncated (cut off at the maximum), unreadable (no answer could be read) and by its reason,
     step_by_step (at least two numbered steps), and those of `rlm.answers.reward_hacking.SIGNS`.
-    completion_tokens: mean length. Then the means of the scores' parts, as reward_NAME, and of
-    their facts.
+    completion_tokens: mean length. Then the means of the scores' parts, as reward_NAME, each of the
+    completions that it was given to, and of their facts.
     """
     examples = batch.examples + [example for example, _, _ in batch.discarded]
     groups = batch.groups + [group for _, group, _ in batch.discarded]
@@ -118,34 +128,50 @@ def describe(batch: Batch, format_name: str) -> dict[str, float]:
     rollouts = [r for group in groups for r in group]
     flat = [s for group in scores for s in group]
     count = len(flat)
-    totals = torch.tensor([[float(s.total) for s in group] for group in scores])
-    verdicts = totals
-    if "correctness" in flat[0].parts:
-        verdicts = torch.tensor([[float(s.parts["correctness"]) for s in g] for g in scores])
+    judged = [s for s in flat if s.judged]
+    totals = torch.tensor([float(s.total) for s in judged] or [0.0])
     metrics = {
         "reward_mean": totals.mean().item(),
         "reward_spread": totals.std(correction=0).item(),
-        "live_fraction": live(totals).float().mean().item(),
-        **live_groups(verdicts),
+        "live_fraction": live(judged_values(scores)).float().mean().item(),
+        **live_groups(judged_values(scores, "correctness")),
+        "unjudged_completions": count - len(judged),
         "truncated_fraction": sum(r.finish == "length" for r in rollouts) / count,
         "unreadable_fraction": sum(s.reason is not None for s in flat) / count,
         "step_by_step_fraction": sum(numbered_steps(r.text) >= 2 for r in rollouts) / count,
         "completion_tokens": sum(len(r.ids) for r in rollouts) / count,
     }
     shown = [
-        reward_hacking.signs(example.question, r.text, format_name, gold=example.gold)
+        reward_hacking.signs(
+            example.question, turn_of(r.text), format_name, gold=example.gold, kind=example.kind
+        )
         for example, group in zip(examples, groups, strict=True)
         for r in group
     ]
     for name in reward_hacking.SIGNS:
         metrics[f"{name}_fraction"] = sum(signs[name] for signs in shown) / count
-    for name in flat[0].parts:
-        metrics[f"reward_{name}"] = sum(s.parts[name] for s in flat) / count
+    for name in dict.fromkeys(name for s in flat for name in s.parts):
+        given = [s.parts[name] for s in judged if name in s.parts]
+        metrics[f"reward_{name}"] = sum(given) / max(1, len(given))
     for name in flat[0].facts:
         metrics[name] = sum(s.facts[name] for s in flat) / count
     for reason, number in sorted(Counter(s.reason for s in flat if s.reason).items()):
         metrics[f"unreadable_{reason}"] = number / count
     return metrics
+
+
+def judged_values(scores: list[list[Score]], part: str = "") -> torch.Tensor:
+    """Return the totals, or a part where all have it [B, G], for what is the same within a group.
+
+    In the place of one that was not judged stands the first of its group that was, else 0.
+    """
+    part = part if all(part in s.parts for group in scores for s in group) else ""
+    rows = []
+    for group in scores:
+        values = [float(s.parts[part] if part else s.total) for s in group]
+        first = next((v for v, s in zip(values, group, strict=True) if s.judged), 0.0)
+        rows.append([v if s.judged else first for v, s in zip(values, group, strict=True)])
+    return torch.tensor(rows)
 
 
 def records(step: int, batch: Batch, advantage: torch.Tensor, tokenizer=None) -> list[dict]:
@@ -173,6 +199,7 @@ def records(step: int, batch: Batch, advantage: torch.Tensor, tokenizer=None) ->
                 "reward": score.total,
                 "parts": score.parts,
                 "reason": score.reason,
+                "judged": score.judged,
                 "advantage": round(value, 6),
             }
             if lengths:

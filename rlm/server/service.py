@@ -8,7 +8,7 @@ import logging
 import secrets
 import time
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
@@ -16,6 +16,7 @@ from rlm.answers.formats import Format
 from rlm.engine.sampling import Closing, Sampling
 from rlm.errors import InputError
 from rlm.models.prompts import chat_prompt, token_ids
+from rlm.records import Example
 from rlm.seeds import derive
 from rlm.server.admission import TIMEOUT, Admission
 from rlm.server.errors import ApiError, invalid, late
@@ -33,7 +34,11 @@ GRACE_SECONDS = 2.0  # after its deadline a request does not wait any longer for
 
 @dataclass
 class Service:
-    """What the endpoints need. max_tokens, timeout_seconds: the most a request can have."""
+    """What the endpoints need. max_tokens, timeout_seconds: the most a request can have.
+
+    shots: worked examples that stand before every conversation. role: where the instruction
+    stands, of `rlm.answers.formats.ROLES`; None: where the format has it.
+    """
 
     worker: Admission
     tokenizer: object
@@ -42,6 +47,8 @@ class Service:
     max_tokens: int
     timeout_seconds: float
     log_content: bool = False
+    shots: Sequence[Example] = ()
+    role: str | None = None
     metrics: Metrics = field(default_factory=Metrics)
 
     def __post_init__(self):
@@ -76,7 +83,13 @@ class Service:
         loop = asyncio.get_running_loop()
         try:
             job.prompt = await loop.run_in_executor(
-                self._tokenizing, chat_prompt, ask.messages, self.tokenizer, self.format.name
+                self._tokenizing,
+                chat_prompt,
+                ask.messages,
+                self.tokenizer,
+                self.format.name,
+                self.shots,
+                self.role,
             )
         except InputError as error:
             raise invalid(str(error), "messages") from None

@@ -96,6 +96,17 @@ def train(
     return stopper.requested
 
 
+def _without_unjudged(batch: Batch) -> torch.Tensor:
+    """Return the rewards [B, G], the mean of its group in place of one that was not judged.
+
+    So its own advantage is 0 and the mean is that of the others. TRL's standard deviation still
+    counts it, which ours does not.
+    """
+    rewards, judged = batch.rewards(), batch.judged()
+    means = (rewards * judged).sum(1, keepdim=True) / judged.sum(1, keepdim=True).clamp(min=1)
+    return torch.where(judged, rewards, means)
+
+
 def _arguments(fields: dict, policy, stop_ids: frozenset[int], folder: str) -> GRPOConfig:
     """Return the GRPOConfig of the fields on the policy's device and in its number format."""
     weight = next(policy.model.parameters())
@@ -171,7 +182,7 @@ class Trainer(GRPOTrainer):
         ]
         step = trainer_state.global_step // self.num_iterations + 1
         self.batch = Batch(examples, asked, groups, self.score(examples, groups, step))
-        return self.batch.rewards().flatten().tolist()
+        return _without_unjudged(self.batch).flatten().tolist()
 
     def _rollout(self, prompt: Prompt, ids: list[int]) -> Rollout:
         """Return the completion as our engine would; TRL keeps no log-probabilities of it."""

@@ -148,7 +148,9 @@ def test_what_is_no_text_states_nothing(completion, name):
         ("50%", "0.5", True),
         ("50%", "5", False),
         ("0.5", "50%", True),
-        ("50", "50%", False),
+        ("50", "50%", True),
+        ("5", "50%", False),
+        ("5000", "50%", False),
         ("5%", "50%", False),
         ("1/3", "0.3333333333333333", False),  # no tolerance
         ("10000000000000001", "10000000000000000", False),  # equal as floats
@@ -165,13 +167,15 @@ NUMBERS = st.builds(Answer, st.fractions(max_denominator=10**9), st.booleans())
 
 @given(NUMBERS, NUMBERS)
 @example(Answer(Fraction(50), True), Answer(Fraction(1, 2)))
-def test_equality_is_reflexive_and_symmetric_within_one_notation(one, other):
+@example(Answer(Fraction(50), True), Answer(Fraction(50)))
+def test_equality_is_reflexive_and_symmetric(one, other):
     assert equal(one, one)
     assert not equal(one, Answer(reason="empty")) and not equal(Answer(reason="empty"), one)
+    assert equal(one, other) == equal(other, one)
     if one.percent == other.percent:
-        assert equal(one, other) == equal(other, one) == (one.value == other.value)
-    elif one.percent and equal(other, one):
-        assert equal(one, other)  # what 50% accepts as a gold, it equals as a prediction
+        assert equal(one, other) == (one.value == other.value)
+    elif one.percent:
+        assert equal(one, Answer(one.value)) and equal(one, Answer(one.value / 100))
 
 
 PIECES = st.sampled_from(

@@ -12,6 +12,7 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 
 import grpo_vs_trl  # noqa: E402
 import scaling  # noqa: E402
+import sft_vs_trl  # noqa: E402
 import tables  # noqa: E402
 from shapes import END_RATE, EOS, Workload, median_and_range, random_model, word_prompts  # noqa: E402
 
@@ -89,6 +90,51 @@ def test_the_table_of_the_orchestrator_has_its_controls_beside_it(monkeypatch):
         "0.5 / 2.0", "0.0", "100",
     ]  # fmt: skip
     assert "How many?\n\n{}\n\na, reads the question: Add.\n5" in words
+
+
+def test_tokens_of_demonstrations_by_hand():
+    # 4 + 2 and 3 + 1 tokens. Padded: 2 * 6. In our row 1 2 stands once, nothing follows the last.
+    batch = [([1, 2, 3, 4], [5, 6]), ([1, 2, 7], [8])]
+    assert sft_vs_trl.lengths([batch]) == {
+        "prompt_tokens": 3.5, "completion_tokens": 1.5, "padded_over_true_tokens": 1.2,
+        "packed_over_true_tokens": 0.6,
+    }  # fmt: skip
+    turns = {"own": [(2.0, 0, 0), (4.0, 0, 0)], "trl": [(5.0, 0, 0), (6.0, 0, 0)]}
+    assert sft_vs_trl.ratios(turns, "trl") == [2.5, 1.5]
+
+
+def test_the_table_of_sft_is_made_of_its_results(tmp_path, monkeypatch):
+    monkeypatch.setattr(tables, "RESULTS", tmp_path)
+    assert tables.sft_table().startswith("Not measured yet")
+    ratio = {"median": 2.0, "low": 1.25, "high": 3.0}
+    found = {
+        "size": "x", "dtype": "float32", "repeats": 3,
+        "load": {"prompt_tokens": 12.4, "completion_tokens": 7.6,
+                 "padded_over_true_tokens": 1.5, "packed_over_true_tokens": 0.8},
+        "seconds": {"own": {"median": 0.5}}, "peak_mb": {"own": 1.0, "trl": 20.4, "one": 3.0},
+        "ratios": {"trl": ratio, "trl, one by one": ratio},
+        "machine": {"processor": "P", "threads": 1, "versions": {"torch": "2"}},
+    }  # fmt: skip
+    for name, seconds in (("b", 0.5), ("a", 2.0)):
+        found["size"], found["seconds"] = name, {"own": {"median": seconds}}
+        (tmp_path / f"sft_vs_trl_{name}_float32_cpu.json").write_text(json.dumps(found))
+    lines = tables.sft_table().splitlines()
+    cells = "12 + 8 | 0.50 | 2.00 (1.25–3.00) | 2.00 (1.25–3.00) | 1.5 / 0.8 | 1 / 20 / 3"
+    assert lines[2] == f"| b, float32, 3 turns | {cells} |"
+    assert lines[3].startswith("| a, float32, 3 turns |")
+    assert lines[-1] == "Measured on P, 1 thread; torch 2."
+
+
+@pytest.mark.slow
+def test_the_comparison_of_sft_takes_the_same_steps(tmp_path):
+    place = tmp_path / "found.json"
+    words = ("--size", "tiny", "--repeats", 2, "--json", place)
+    succeed("benchmarks/sft_vs_trl.py", *words)
+    found = json.loads(place.read_text(encoding="utf-8"))
+    for name, ratio in found["ratios"].items():
+        assert ratio["low"] > 0
+        assert found["losses"][name] == pytest.approx(found["losses"]["own"], abs=2e-4)
+    assert found["batch"] == 8 and found["machine"]["versions"]["trl"]
 
 
 @pytest.mark.slow

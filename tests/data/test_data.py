@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 import data
 from rlm.answers.reading import read_gold
-from rlm.data import hub, openmath, sources
+from rlm.data import hub, openmath, readers, sources
 from rlm.data.rows import gsm8k_example, own_example
 from rlm.data.splits import keys, question_key, split_of, subset
 from rlm.errors import InputError
@@ -41,7 +41,7 @@ def write(folder: Path, *lines: str | bytes) -> str:
 
 
 def own_rows(path: Path) -> list[Example]:
-    return [own_example(row, where, where) for where, row in sources.read_jsonl(path)]
+    return [own_example(row, where, where) for where, row in readers.read_jsonl(path)]
 
 
 # ---- splits ------------------------------------------------------------------------------
@@ -141,7 +141,7 @@ def test_gsm8k_from_parquet_is_the_same(tmp_path):
     import pyarrow.parquet
 
     for name in ("train", "test"):
-        rows = [row for _, row in sources.read_jsonl(HERE / "gsm8k" / f"{name}.jsonl")]
+        rows = [row for _, row in readers.read_jsonl(HERE / "gsm8k" / f"{name}.jsonl")]
         path = tmp_path / f"{name}-00000-of-00001.parquet"
         pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
     for split in data.SPLITS:
@@ -222,7 +222,7 @@ def test_openmath_stream_stops_when_it_has_enough(monkeypatch):
 
     def rows(name, split, streaming):
         assert (name, split, streaming) == ("nvidia/OpenMathInstruct-1", "train", True)
-        for where, row in sources.read_jsonl(HERE / "openmath" / "solutions.jsonl"):
+        for where, row in readers.read_jsonl(HERE / "openmath" / "solutions.jsonl"):
             seen.append(where)
             yield where, row
 
@@ -364,36 +364,6 @@ def test_numbers_keep_their_digits(tmp_path):
 # ---- folders, names, empty splits --------------------------------------------------------
 
 
-def test_files_named_after_a_split_are_that_split(tmp_path):
-    for name in ("train-a", "validation", "test"):
-        row = {"question": f"What is in {name}?", "answer": 1}
-        (tmp_path / f"{name}.jsonl").write_text(json.dumps(row))
-    (tmp_path / "notes.txt").write_text("not read")
-    for split, name in zip(data.SPLITS, ("train-a", "validation", "test"), strict=True):
-        (only,) = data.load_examples("jsonl", split, data=str(tmp_path))
-        assert only.question == f"What is in {name}?"
-
-
-@pytest.mark.parametrize(
-    "name, split",
-    [
-        ("train.jsonl", "train"),
-        ("TRAIN_1.jsonl", "train"),
-        ("training.parquet", "train"),
-        ("test-00000-of-00001.parquet", "test"),
-        ("val.jsonl", "validation"),
-        ("valid2.jsonl", "validation"),
-        ("dev.jsonl", "validation"),
-        ("mine.jsonl", None),
-        ("testament.jsonl", None),
-        ("values.jsonl", None),
-        ("my_test.jsonl", None),
-    ],
-)
-def test_split_named_by_a_file(name, split):
-    assert sources.named_split(Path(name)) == split
-
-
 def test_wrong_input_is_told_in_one_line(tmp_path):
     empty, few = tmp_path / "empty", write(tmp_path, GOOD)
     empty.mkdir()
@@ -403,7 +373,7 @@ def test_wrong_input_is_told_in_one_line(tmp_path):
         (("jsonl", "dev", {"data": OWN}), "split dev: unknown; choose one of train, validation"),
         (("jsonl", "train", {}), "needs --data"),
         (("jsonl", "train", {"data": str(tmp_path / "no")}), "no such file or folder"),
-        (("jsonl", "train", {"data": str(empty)}), r"no \*.jsonl and no \*.parquet"),
+        (("jsonl", "train", {"data": str(empty)}), r"no data files \(jsonl, ndjson, json, csv"),
         (("jsonl", "test", {"data": few}), "the test split is empty"),
         (("jsonl", "train", {"data": str(tmp_path / "broken.parquet")}), "not a readable Parquet"),
         (("jsonl", "train", {"data": OWN, "n": -1}), "-1 examples"),

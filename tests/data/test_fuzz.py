@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from data import load_examples
 from rlm.answers.formats import FORMATS, TRAINABLE, get_format, parse, render
 from rlm.answers.reading import REASONS, read_answer
-from rlm.data.openmath import plain_reasoning, take
+from rlm.data.openmath import VERSIONS, Wanted, plain_reasoning, take
 from rlm.data.rows import gsm8k_example, own_example
 from rlm.data.sources import read_rows
 from rlm.errors import InputError
@@ -202,7 +202,7 @@ def into_own(row: dict, where: str) -> None:
 
 
 def into_openmath(row: dict, where: str) -> None:
-    assert isinstance(take(row, where, "train", 0, 1, {}), str)
+    assert isinstance(take(row, where, Wanted(VERSIONS["openmath"], "train")), str)
 
 
 CONVERTERS = st.sampled_from([into_gsm8k, into_own, into_openmath])

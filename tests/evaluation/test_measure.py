@@ -76,6 +76,12 @@ def test_several_samples(measured):
     assert summary["accuracy"] == summary["majority"] == 0.5
     assert summary["pass@1"] == pytest.approx(1 / 3)
     assert summary["pass@3"] == 1.0
+    # Wilson's intervals of 2/3 of 2 and of 2 of 2, in the table too.
+    assert summary["pass@1_low"] == pytest.approx(0.0452, abs=1e-4)
+    assert summary["pass@1_high"] == pytest.approx(0.8406, abs=1e-4)
+    assert summary["pass@3_low"] == pytest.approx(0.3424, abs=1e-4) and summary["pass@3_high"] == 1
+    shown = table([summary])
+    assert "| pass@1 [95 %] | pass@3 [95 %] |" in shown and "33.3 % [4.5, 84.1]" in shown
 
 
 def test_steps_are_counted_without_a_gap():

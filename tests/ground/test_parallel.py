@@ -219,6 +219,18 @@ def test_two_processes_of_sft_learn_the_adapter_of_one(tmp_path):
 
 
 @pytest.mark.slow
+def test_two_processes_of_sft_by_our_own_learner_may_share_unevenly(tmp_path):
+    # Batches of 5, 5, 5, 5 and 4: what a process has is about as many tokens, not as many rows.
+    one, two = by_one_and_by_two(tmp_path, *SFT, "--backend", "own", "--batch-size", 5)
+    assert max(float(x.abs().max()) for n, x in adapter(one).items() if "lora_B" in n) > 1e-4
+    assert far(adapter(one), adapter(two)) <= 1e-5
+    assert len(log(one)) == len(log(two)) == 6
+    for first, second in zip(log(one), log(two), strict=True):
+        for name in first:
+            assert float(first[name] or 0) == pytest.approx(float(second[name] or 0), abs=1e-4)
+
+
+@pytest.mark.slow
 @pytest.mark.ci
 def test_a_stop_is_agreed_and_gone_on_from(tmp_path):
     few = ("--eval-every", 0, "--probe", 0)

@@ -1,6 +1,7 @@
 """Demonstrations in TRL's order and at its rates; packed with what they share, equal to apart."""
 
 import doctest
+from itertools import chain
 
 import pytest
 import torch
@@ -17,10 +18,10 @@ from tests.support.tiny_models import tiny_lora, tiny_model
 SHARED = [9, 8, 7, 6, 5, 4]
 DEMONSTRATIONS = [
     (SHARED, [1, 2, 3]),
-    (SHARED + [10, 11], [4]),
-    (SHARED + [10, 12, 13], [5, 6, 7, 8, 9, 20, 21, 22]),
-    (SHARED + [14], [23, 24]),
-    (SHARED + [14], [23, 24]),
+    ([*SHARED, 10, 11], [4]),
+    ([*SHARED, 10, 12, 13], [5, 6, 7, 8, 9, 20, 21, 22]),
+    ([*SHARED, 14], [23, 24]),
+    ([*SHARED, 14], [23, 24]),
 ]
 APART = [([30 + i, *prompt], completion) for i, (prompt, completion) in enumerate(DEMONSTRATIONS)]
 
@@ -37,7 +38,7 @@ def test_passes_are_in_the_order_of_accelerates_sampler():
     theirs = [list(sampler) for _ in range(3)]
     ours = [batch(step, list(range(10)), 4, seed=7) for step in range(1, 10)]
     assert [len(each) for each in ours] == [4, 4, 2] * 3
-    assert [sum(ours[i : i + 3], []) for i in (0, 3, 6)] == theirs
+    assert [list(chain(*ours[i : i + 3])) for i in (0, 3, 6)] == theirs
     assert theirs[0] != theirs[1] and sorted(theirs[0]) == list(range(10))
 
 
@@ -75,7 +76,7 @@ def test_packed_equals_separate_forwards_value_and_gradient(demonstrations):
         token for _, completion in demonstrations for token in completion
     ]
     assert row.lengths == (3, 1, 8, 2, 2)
-    logprobs, (entropy, likeliest) = token_statistics(model, row, chunk=5)
+    logprobs, entropy, likeliest = token_statistics(model, row, chunk=5)
     weights = torch.randn(len(logprobs), generator=torch.Generator().manual_seed(1))
     (logprobs * weights).sum().backward()
     ours = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
@@ -105,7 +106,7 @@ def test_what_is_likeliest_is_seen_by_both_heads():
         with torch.no_grad():
             logits = model(torch.tensor([list(range(1, 60))])).logits[0, :-1]
             row.targets[::2] = logits.argmax(-1)[::2]
-            _, (_, likeliest) = token_statistics(model, row, chunk=16)
+            _, _, likeliest = token_statistics(model, row, chunk=16)
         assert likeliest.tolist() == (logits.argmax(-1) == row.targets).float().tolist()
         assert 0.4 < float(likeliest.mean()) < 0.6
 
@@ -122,5 +123,5 @@ def test_the_loss_is_the_mean_over_the_tokens_however_it_is_cut():
         assert metrics == pytest.approx(found[0][0], abs=1e-5)
         assert (gradient - found[0][1]).norm() < 1e-5 * gradient.norm()
     with torch.no_grad():
-        logprobs, _ = token_statistics(model, packed(DEMONSTRATIONS))
+        logprobs, *_ = token_statistics(model, packed(DEMONSTRATIONS))
     assert found[0][0]["loss"] == pytest.approx(-float(logprobs.mean()), abs=1e-5)

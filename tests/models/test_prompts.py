@@ -1,5 +1,6 @@
 """Chat templates of four kinds -> prompts and demonstrations, checked by id or by decoding."""
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -231,3 +232,109 @@ def test_real_gsm8k_demonstrations_end_and_read_back(qwen):
             parsed = formats.parse(turn, formats.get_format(format_name))
             assert parsed.strict and parsed.answer == example.gold
             assert parsed.reasoning == example.solution
+
+
+# --- worked examples
+
+SHOTS = [Example("s-1", "1 + 1?", "2", "1 + 1 = 2"), Example("s-2", "2 + 3?", "5", "2 + 3 = 5")]
+# As Qwen3 has it: of an earlier turn only what follows the reasoning is shown.
+DROPS_REASONING = CHATML.replace("m.content", "m.content.split('</think>')[-1]")
+
+
+def turns_of(format_name: str) -> str:
+    fmt = formats.get_format(format_name)
+    return "".join(
+        f"<|im_start|>user\n{e.question}<|im_end|>\n<|im_start|>assistant\n"
+        f"{formats.render(fmt, e.solution, e.gold)}<|im_end|>\n"
+        for e in SHOTS
+    )
+
+
+@pytest.mark.parametrize("format_name", TRAINABLE)
+def test_worked_examples_are_earlier_turns_in_the_format(format_name):
+    made = make_tokenizer(CHATML)
+    prompt = prompts.make_prompt("4 + 4?", made, format_name, SHOTS)
+    assert made.decode(prompt.ids) == (
+        f"<|im_start|>system\n{formats.get_format(format_name).instruction}<|im_end|>\n"
+        f"{turns_of(format_name)}<|im_start|>user\n4 + 4?<|im_end|>\n<|im_start|>assistant\n"
+    )
+    tokens = prompts.sft_tokens(ADDITION, made, format_name, shots=SHOTS)
+    whole = prompts.make_prompt(ADDITION.question, made, format_name, SHOTS)
+    assert tokens["prompt_ids"] == whole.ids
+    alone = prompts.sft_tokens(ADDITION, made, format_name)
+    assert tokens["completion_ids"] == alone["completion_ids"]
+
+
+def test_a_refused_instruction_goes_in_front_of_the_first_worked_example():
+    made = make_tokenizer(NO_SYSTEM)
+    text = made.decode(prompts.make_prompt("4 + 4?", made, "think", SHOTS).ids)
+    assert text.startswith(f"<s><start_of_turn>user\n{formats.THINK.instruction}\n\n1 + 1?<end")
+    assert text.count(formats.THINK.instruction) == 1 and "model\n<think>\n2 + 3 = 5\n" in text
+
+
+def test_without_a_template_worked_examples_are_plain():
+    made = make_tokenizer(None, eos="</s>")
+    text = made.decode(prompts.make_prompt("4 + 4?", made, "xml", SHOTS[:1]).ids)
+    shown = formats.render(formats.XML, "1 + 1 = 2", "2")
+    assert text == (
+        f"{formats.XML.instruction}\n\nQuestion: 1 + 1?\nAnswer:\n{shown}\n\n"
+        "Question: 4 + 4?\nAnswer:\n"
+    )
+
+
+def test_a_template_that_hides_the_reasoning_of_earlier_turns_is_told():
+    made = make_tokenizer(DROPS_REASONING)
+    with pytest.raises(InputError, match=r"does not show earlier turns .*--shots 0"):
+        prompts.make_prompt("4 + 4?", made, "think", SHOTS)
+    assert "2 + 3 = 5" in made.decode(prompts.make_prompt("4 + 4?", made, "xml", SHOTS).ids)
+    history = [{"role": "assistant", "content": "<think>x</think>2"}]
+    asked = [{"role": "user", "content": "1 + 1?"}, *history, {"role": "user", "content": "?"}]
+    assert prompts.chat_prompt(asked, made, "think").ids, "a client's own turns are its own"
+
+
+# --- where the instruction stands
+
+
+@pytest.mark.parametrize("shots", [(), SHOTS[:1]])
+def test_the_instruction_stands_where_it_is_told_to(shots):
+    made, told = make_tokenizer(CHATML), formats.XML.instruction
+    system = f"<|im_start|>system\n{told}<|im_end|>\n"
+    for role, before, behind in (
+        ("system", system, ""),
+        ("user", "", f"\n\n{told}"),
+        ("both", system, f"\n\n{told}"),
+    ):
+        expected = before
+        for e in shots:
+            expected += f"<|im_start|>user\n{e.question}{behind}<|im_end|>\n<|im_start|>assistant\n"
+            expected += f"{formats.render(formats.XML, e.solution, e.gold)}<|im_end|>\n"
+        expected += f"<|im_start|>user\n4 + 4?{behind}<|im_end|>\n<|im_start|>assistant\n"
+        ids = prompts.make_prompt("4 + 4?", made, "xml", shots, role).ids
+        assert made.decode(ids) == expected
+        example = Example("a", "4 + 4?", "8", "4 + 4 = 8")
+        tokens = prompts.sft_tokens(example, made, "xml", shots=shots, role=role)
+        assert tokens["prompt_ids"] == ids
+
+
+def test_a_refused_system_turn_leaves_the_instruction_behind_the_question():
+    made = make_tokenizer(NO_SYSTEM)
+    user, both, system = (
+        made.decode(prompts.make_prompt("4 + 4?", made, "xml", role=role).ids)
+        for role in ("user", "both", None)
+    )
+    assert user == both and f"4 + 4?\n\n{formats.XML.instruction}<end" in user
+    assert f"user\n{formats.XML.instruction}\n\n4 + 4?<end" in system
+
+
+def test_the_place_is_the_formats_own_unless_it_is_given(monkeypatch):
+    made = make_tokenizer(CHATML)
+    other = replace(formats.XML, instruction_role="user")
+    monkeypatch.setitem(formats.FORMATS, "xml", other)
+    asked = prompts.make_prompt("4 + 4?", made, "xml")
+    assert asked == prompts.make_prompt("4 + 4?", made, "xml", role="user")
+    assert asked != prompts.make_prompt("4 + 4?", made, "xml", role="system")
+    # A client's own system turn stays one.
+    told = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "4 + 4?"}]
+    assert "system\nBe brief.<|im_end|>\n<|im_start|>user\n4 + 4?<|im_end|>" in made.decode(
+        prompts.chat_prompt(told, made, "xml").ids
+    )

@@ -28,6 +28,7 @@ SFT = (
     "train_sft.py", "--num-samples", 40, "--batch-size", 4, "--epochs", 1.5,
     "--eval-samples", 8, "--save-every", 4,
 )  # fmt: skip
+OWN = (*SFT, "--backend", "own")
 SAME = ("log.csv", "rollouts.jsonl", "validation.csv", "validation.json", "adapter")
 
 
@@ -99,11 +100,11 @@ def unbroken(tmp_path_factory):
     made: dict = {}
 
     def run(what):
-        if what[0] not in made:
-            folder = made[what[0]] = tmp_path_factory.mktemp("unbroken") / "work"
+        if what not in made:
+            folder = made[what] = tmp_path_factory.mktemp("unbroken") / "work"
             code, text = go(folder, what, forked=False)
             assert code == 0, text
-        return made[what[0]]
+        return made[what]
 
     return run
 
@@ -112,7 +113,18 @@ def unbroken(tmp_path_factory):
 @pytest.mark.ci
 @pytest.mark.parametrize("what", [GRPO, SFT], ids=["grpo", "sft"])
 def test_stopped_killed_and_gone_on_with_it_ends_the_same(tmp_path, unbroken, what):
-    folder = tmp_path / "work"
+    stopped_killed_and_gone_on_with(tmp_path / "work", unbroken, what)
+
+
+@pytest.mark.slow
+def test_sft_by_our_own_learner_ends_the_same_too(tmp_path, unbroken):
+    stopped_killed_and_gone_on_with(tmp_path / "work", unbroken, OWN)
+    header = (tmp_path / "work/runs/r/log.csv").read_text(encoding="utf-8").splitlines()[0]
+    assert header == (unbroken(SFT) / "runs/r/log.csv").read_text(encoding="utf-8").splitlines()[0]
+
+
+def stopped_killed_and_gone_on_with(folder, unbroken, what):
+    """Stop a run, kill the one that goes on, let a third end: its bytes are those of one run."""
     code, text = until(folder, what, "step 2:", signal.SIGTERM)
     assert code == 143 and "go on with: python" in text, text
     stopped = checkpoint.newest(folder / "runs/r").step

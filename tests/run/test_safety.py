@@ -107,6 +107,29 @@ def test_sft_leaves_out_a_batch_that_is_not_finite(tmp_path, monkeypatch):
     assert all(bool(t.isfinite().all()) for t in weights(tmp_path / "out").values())
 
 
+def test_sft_by_our_own_learner_leaves_it_out_too(tmp_path, monkeypatch):
+    from rlm.learner import demonstrations
+
+    monkeypatch.chdir(tmp_path)
+    plain, calls = demonstrations.token_statistics, []
+
+    def poisoned(*arguments, **options):
+        calls.append(1)
+        logprobs, *statistics = plain(*arguments, **options)
+        return logprobs * math.nan if len(calls) == 2 else logprobs, *statistics
+
+    monkeypatch.setattr(demonstrations, "token_statistics", poisoned)
+    train_sft.main(["--num-samples", "16", "--batch-size", "4", "--max-steps", "3",
+                    "--eval-samples", "4", "--output", "out", "--backend", "own"])  # fmt: skip
+    kept = json.loads((tmp_path / "runs/sft/skipped/step-000002.json").read_text())
+    assert len(kept["batch"]) == 4 and len(calls) == 3
+    assert all(bool(t.isfinite().all()) for t in weights(tmp_path / "out").values())
+    rows = log(tmp_path / "runs/sft")[:3]
+    # The rate rises to its peak of 3e-3 and falls, a step left out or not.
+    assert [float(row["learning_rate"]) for row in rows] == [0.0, 3e-3, 1.5e-3]
+    assert [math.isfinite(float(row["loss"])) for row in rows] == [True, False, True]
+
+
 def evaluation(accuracy: float, questions: int = 100) -> Evaluation:
     return Evaluation("x", [], {"accuracy": accuracy, "questions": questions})
 

@@ -265,6 +265,16 @@ def test_quiet_leaves_warnings_and_errors():
     assert config.load(GRPOSettings, []).process()["log_level"] == "info"
 
 
+def test_what_a_backend_of_sft_leaves_undone_is_refused(capsys):
+    own = ("--backend", "own")
+    assert "--packing: not with --backend own" in refused(capsys, SFTSettings, *own, "--packing")
+    assert "leave it out, or use --backend own" in refused(
+        capsys, SFTSettings, "--token-budget", "512"
+    )
+    assert "use 64 or more" in refused(capsys, SFTSettings, *own, "--token-budget", "63")
+    assert config.load(SFTSettings, [*own, "--token-budget", "64"]).token_budget == 64
+
+
 @pytest.mark.parametrize("name", ["wandb", "trackio", "tensorboard"])
 def test_a_tracker_that_is_not_installed_is_found_before_training(capsys, monkeypatch, name):
     monkeypatch.setattr(log.importlib.util, "find_spec", lambda name: None)
