@@ -215,8 +215,7 @@ def _logprobs(
     if temperature <= 0:
         raise ValueError(f"temperature {temperature}: must be above 0 (greedy has no gradient)")
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
-    way, size = way_of(base), vocab_size
-    return _logprobs(base, packed, way, temperature, chunk, statistics, size)
+    return _by_way(base, packed, way_of(base), temperature, chunk, statistics, vocab_size)
 
 
 def packs(model) -> bool:
@@ -225,8 +224,8 @@ def packs(model) -> bool:
     return way_of(base) == PACKED
 
 
-def _logprobs(base, packed, way, temperature=1.0, chunk=None, statistics=False, size=None):
-    """The same as `token_statistics`, in one of the ways of `way_of`."""
+def _by_way(base, packed, way, temperature=1.0, chunk=None, statistics=False, size=None):
+    """The same as `_logprobs`, in one of the ways of `way_of`."""
     if way == PACKED:
         _check(base)
         with attention.use(base), states.use(base) as holder, fused(base):
@@ -293,7 +292,7 @@ def _agrees(base, way: str) -> bool:
         table = support.plain_logits(base, ids).float().log_softmax(-1)
         true = table[start - 1 : -1].gather(1, packed.targets[: support.STEPS, None])[:, 0]
         with support.evaluating(base), torch.no_grad():
-            found, _ = _logprobs(base, packed, way)
+            found, _ = _by_way(base, packed, way)
         return support.agree(found, torch.cat([true, true[:-3]]), base.dtype)
 
     problem = support.problem_of(attempt)

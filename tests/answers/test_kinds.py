@@ -123,7 +123,8 @@ def test_examples_in_the_docstrings(module):
 
 @pytest.mark.parametrize("kind", ["choice", "text"])
 @pytest.mark.parametrize("unit", ["B", "(B) ", "a ", "**", "\\text{", "$", "<|", "<|x|>", "</s>",
-                                  "answer is B. ", "\\boxed{B} ", "#### B\n", "' ", "-1,000.5 "])  # fmt: skip
+                                  "answer is B. ", "\\boxed{B} ", "#### B\n", "' ",
+                                  "-1,000.5 "])  # fmt: skip
 def test_a_megabyte_of_anything_takes_at_most_50_ms(kind, unit):
     body = (unit * (1_000_000 // len(unit) + 1))[:1_000_000]
     example = Example("1", "", "B", kind=kind)
