@@ -13,6 +13,7 @@ from rlm.answers import formats
 from rlm.data.splits import question_key, split_of
 from rlm.errors import InputError
 from rlm.export import model_card
+from rlm.models import prompts
 from rlm.models.lookup import adapter_shots, shots_of
 from rlm.records import Example
 
@@ -98,6 +99,12 @@ def test_an_adapters_own_go_before_drawn_ones(tmp_path):
         return {question_key(e.question) for part in both for e in part}
 
     assert asked(adapter=place, shots=2) == asked(adapter="none") - theirs < asked(adapter="none")
+
+
+def test_a_worked_example_keeps_the_kind_of_its_answer():
+    (one, other) = shots_of({"shots": [ROWS[0] | {"kind": "choice", "answer": "B"}, ROWS[1]]})
+    assert (one.kind, other.kind) == ("choice", "number")
+    assert prompts.written_turn(one, "xml").endswith("<answer>\nB\n</answer>")
 
 
 @pytest.mark.parametrize("rows", ["x", [1], [{}], [ROWS[0] | {"solution": ""}], {"a": 1}])
