@@ -61,7 +61,13 @@ def shots_of(manifest: dict) -> list[Example]:
     if not all(isinstance(row.get(name), str) and row[name] for row in rows for name in names):
         return []
     return [
-        Example(f"shot-{i}", *(row[name] for name in names), kind=str(row.get("kind") or "number"))
+        Example(
+            f"shot-{i}",
+            row["question"],
+            row["answer"],
+            row["solution"],
+            kind=str(row.get("kind") or "number"),
+        )
         for i, row in enumerate(rows)
     ]
 

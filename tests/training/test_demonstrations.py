@@ -49,7 +49,7 @@ def test_what_is_right_in_own_words(text, right):
         ("#### 46", None),
         ("So the answer is 46.", None),
         (f"<think>{WORKED}", None),  # a tag of the format
-        (f"{WORKED}</think>\n46", None),
+        (f"{WORKED}</think>\n46", WORKED),  # tags are taken off, as those of data are
         (f"{WORKED}\0", None),
         (f"{WORKED}\ud800", None),
     ],
