@@ -1,5 +1,6 @@
 """Rewards of one's own: how they are found, called, checked, and added up."""
 
+import re
 import sys
 import textwrap
 
@@ -87,9 +88,9 @@ def test_errors_of_functions_name_them_and_an_example():
 
     with pytest.raises(RuntimeError, match="reward broken failed on example b: ZeroDivisionError"):
         scored({"broken": 1}, {"broken": broken})
-    with pytest.raises(RuntimeError, match="broken_all failed on .* examples a, b: KeyError"):
+    with pytest.raises(RuntimeError, match=r"broken_all failed on .* examples a, b: KeyError"):
         scored({"broken_all": 1}, {"broken_all": broken_all})
-    with pytest.raises(RuntimeError, match="short returned 1 values for 2 completions.* a, b"):
+    with pytest.raises(RuntimeError, match=r"short returned 1 values for 2 completions.* a, b"):
         scored({"short": 1}, {"short": short})
 
 
@@ -145,7 +146,7 @@ def test_rewards_of_a_file(tmp_path):
     assert {"brevity", "correctness", "length"} <= set(known(path))
     named = functions({"correctness": 1, "brevity": 0.1}, path)
     assert scored({"correctness": 1, "brevity": 0.1}, named)[0].total == pytest.approx(1.05)
-    with pytest.raises(InputError, match="none of its rewards is weighed; add one .*,brevity=0.1"):
+    with pytest.raises(InputError, match=r"none of its rewards is weighed; add one .*,brevity=0.1"):
         functions({"correctness": 1}, path)
 
 
@@ -169,7 +170,7 @@ def test_files_that_cannot_be_used_are_named(tmp_path, text, message):
 def test_a_file_that_is_not_there_and_one_that_is_no_python(tmp_path):
     with pytest.raises(InputError, match="no such file"):
         load_file(str(tmp_path / "none.py"))
-    with pytest.raises(InputError, match="its name must end in .py"):
+    with pytest.raises(InputError, match=r"its name must end in .py"):
         load_file(own(tmp_path, "x", "mine.txt"))
 
 
@@ -211,6 +212,9 @@ def test_functions_of_another_shape(function, message):
         (["--answers", "math"], "the answers of task addition are numbers; leave --answers out"),
     ],
 )
-def test_wrong_settings_are_named_in_a_line(argv, message):
-    with pytest.raises(InputError, match=message):
+def test_wrong_settings_are_named_in_a_line(argv, message, capsys):
+    with pytest.raises(SystemExit) as stop:
         config.load(config.GRPOSettings, ["--adapter", "none", *argv])
+    told = capsys.readouterr().err
+    assert stop.value.code == 2 and told.count("\n") == 1
+    assert re.search(message, told)
