@@ -9,7 +9,7 @@ can be padded; a prompt is read once for its group where the family's cache can 
 family can do is tried out by rlm.engine.support, which knows that nobody can list it.
 """
 
-from collections.abc import Iterator
+from collections.abc import Generator
 
 import torch
 from transformers import GenerationConfig
@@ -137,7 +137,7 @@ class Call:
         return self._steps.send((keep, [row.ids[-1] for row in self.rows]))
 
 
-def begin(network, prompts: list[list[int]], max_tokens: int, support) -> Iterator[torch.Tensor]:
+def begin(network, prompts: list[list[int]], max_tokens: int, support) -> Generator:
     """Return the steps of a call of generate on prompts, which are padded on the left.
 
     The first step gives the logits [prompts, V] behind them; `send((keep, tokens))` gives those

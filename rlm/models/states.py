@@ -12,6 +12,7 @@ import inspect
 from collections.abc import Iterable
 from contextlib import contextmanager
 from functools import partial
+from typing import Any
 
 import torch
 from torch import nn
@@ -98,7 +99,7 @@ def joined(states: list[State]) -> State:
 class Holder:
     """Which layout a forward runs under: mixers are not given the forward's keyword arguments."""
 
-    layout = None
+    layout: Any = None
 
 
 def cache_name(module: nn.Module) -> str:
