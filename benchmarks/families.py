@@ -80,14 +80,14 @@ def look(name: str) -> dict:
     groups = engine.generate(prompts, 2, Sampling(30, temperature=0.0), seed=0)
     same = all(r.ids == ids for group, ids in zip(groups, expected, strict=True) for r in group)
     gap, gradient = learned(model, [(p.ids, [e]) for p, e in zip(prompts, expected, strict=True)])
-    native = isinstance(engine._runner, NativeRunner)
+    runner = engine._runner
     fine = same and gap < EXACT and gradient < EXACT
     return {
         "family": name,
         "verdict": "ok" if fine else "WRONG",
         "class": type(model).__name__,
-        "engine": "native" if native else "transformers",
-        "why": "" if native else engine._runner.support.why,
+        "engine": "native" if isinstance(runner, NativeRunner) else "transformers",
+        "why": "" if isinstance(runner, NativeRunner) else runner.support.why,
         "learner": way_of(model),
         "greedy_equal": same,
         "logprob_gap": gap,

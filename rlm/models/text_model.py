@@ -50,7 +50,7 @@ def look(name: str, place: str, options: dict) -> How:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ModelError(failed(name, "its configuration cannot be read", error)) from error
     method = (getattr(config, "quantization_config", None) or {}).get("quant_method")
-    library = LIBRARIES.get(method)
+    library = LIBRARIES.get(str(method))
     if library and find_spec(library) is None:
         raise ModelError(
             f"{name}: its weights are in the format {method}, and {library} is not installed; "
