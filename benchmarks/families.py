@@ -16,7 +16,6 @@ import sys
 import time
 import warnings
 from pathlib import Path
-from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -81,15 +80,14 @@ def look(name: str) -> dict:
     groups = engine.generate(prompts, 2, Sampling(30, temperature=0.0), seed=0)
     same = all(r.ids == ids for group, ids in zip(groups, expected, strict=True) for r in group)
     gap, gradient = learned(model, [(p.ids, [e]) for p, e in zip(prompts, expected, strict=True)])
-    runner: Any = engine._runner
-    native = isinstance(runner, NativeRunner)
+    runner = engine._runner
     fine = same and gap < EXACT and gradient < EXACT
     return {
         "family": name,
         "verdict": "ok" if fine else "WRONG",
         "class": type(model).__name__,
-        "engine": "native" if native else "transformers",
-        "why": "" if native else runner.support.why,
+        "engine": "native" if isinstance(runner, NativeRunner) else "transformers",
+        "why": "" if isinstance(runner, NativeRunner) else runner.support.why,
         "learner": way_of(model),
         "greedy_equal": same,
         "logprob_gap": gap,

@@ -10,10 +10,12 @@ The same command writes the same file.
 import argparse
 import csv
 import json
+import sys
 from fractions import Fraction
 from pathlib import Path
 from random import Random
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # rlm, where it is not installed
 from rlm.data.choices import LETTERS
 from rlm.data.problems import additions
 

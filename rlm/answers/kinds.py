@@ -291,7 +291,7 @@ def _checked(kind: str, gold: object, choices: Sequence[str]) -> str:
         read_gold(gold)
         return str(gold).strip()
     if not isinstance(gold, str):
-        raise ValueError(_no_gold(kind, gold, f"a {type(gold).__name__} instead of text"))
+        raise ValueError(_no_gold(kind, gold, f"of type {type(gold).__name__} instead of text"))
     text = gold.rpartition("####")[2].strip() if kind != "text" else gold.strip()
     if kind == "math":
         _gold_expression(text)

@@ -10,7 +10,6 @@ family can do is tried out by rlm.engine.support, which knows that nobody can li
 """
 
 from collections.abc import Generator
-from typing import Any
 
 import torch
 from transformers import GenerationConfig
@@ -138,9 +137,7 @@ class Call:
         return self._steps.send((keep, [row.ids[-1] for row in self.rows]))
 
 
-def begin(
-    network, prompts: list[list[int]], max_tokens: int, support
-) -> Generator[torch.Tensor, Any, None]:
+def begin(network, prompts: list[list[int]], max_tokens: int, support) -> Generator:
     """Return the steps of a call of generate on prompts, which are padded on the left.
 
     The first step gives the logits [prompts, V] behind them; `send((keep, tokens))` gives those

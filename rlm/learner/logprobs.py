@@ -215,7 +215,8 @@ def _logprobs(
     if temperature <= 0:
         raise ValueError(f"temperature {temperature}: must be above 0 (greedy has no gradient)")
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
-    return _by_way(base, packed, way_of(base), temperature, chunk, statistics, vocab_size)
+    options = {"chunk": chunk, "statistics": statistics, "vocab_size": vocab_size}
+    return _by_way(way_of(base), base, packed, temperature=temperature, **options)
 
 
 def packs(model) -> bool:
@@ -224,7 +225,9 @@ def packs(model) -> bool:
     return way_of(base) == PACKED
 
 
-def _by_way(base, packed, way, temperature=1.0, chunk=None, statistics=False, size=None):
+def _by_way(
+    way: str, base, packed, *, temperature=1.0, chunk=None, statistics=False, vocab_size=None
+):
     """The same as `_logprobs`, in one of the ways of `way_of`."""
     if way == PACKED:
         _check(base)
@@ -243,9 +246,10 @@ def _by_way(base, packed, way, temperature=1.0, chunk=None, statistics=False, si
             hidden = padded.states(base, packed, logits=way == LOGITS)
         by_row = torch.arange(len(hidden), device=packed.ids.device)
         row_of = torch.arange(len(hidden))
-    head = LMHead(base, temperature, size)
     if way == LOGITS:
-        head = OwnLogits(temperature, size or hidden.shape[-1])
+        head: LMHead = OwnLogits(temperature, vocab_size or hidden.shape[-1])
+    else:
+        head = LMHead(base, temperature, vocab_size)
     chunk = chunk or head.chunk
     starts = list(range(0, len(hidden), chunk))
     cuts = torch.searchsorted(row_of, torch.tensor([*starts, len(hidden)])).tolist()
@@ -292,7 +296,7 @@ def _agrees(base, way: str) -> bool:
         table = support.plain_logits(base, ids).float().log_softmax(-1)
         true = table[start - 1 : -1].gather(1, packed.targets[: support.STEPS, None])[:, 0]
         with support.evaluating(base), torch.no_grad():
-            found, _ = _by_way(base, packed, way)
+            found, _ = _by_way(way, base, packed)
         return support.agree(found, torch.cat([true, true[:-3]]), base.dtype)
 
     problem = support.problem_of(attempt)

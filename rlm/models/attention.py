@@ -202,8 +202,7 @@ class PackedGroups:
         prompt = [_pad(x[:n], self.slots, *self.shape) for x in flat]
         # Prompts are padded on the right: what is causal never sees the padding.
         first, *masks = self._near(rules.window)
-        query_, key_, value_ = prompt
-        out = softmax_attention(query_, key_, value_, first, scaling, rules)
+        out = softmax_attention(prompt[0], prompt[1], prompt[2], first, scaling, rules)
         outs = [_unpad(out, self.slots)]
         for (tokens, longest, owners, slots, _), mask in zip(self.buckets, masks, strict=True):
             q, k, v = (_pad(x[n : n + tokens], slots, len(owners), longest) for x in flat)

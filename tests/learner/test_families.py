@@ -78,7 +78,7 @@ def test_a_state_does_not_go_from_one_sequence_into_the_next(monkeypatch):
         torch.testing.assert_close(beside[: len(alone)], alone, atol=1e-4, rtol=0)
         monkeypatch.setattr(states, "install", lambda module, holder: None)
         base = model.get_base_model()
-        leaking, _ = logprobs_module._logprobs(base, pack(one + other), PACKED)
+        leaking, _ = logprobs_module._by_way(PACKED, base, pack(one + other))
     assert (leaking[: len(alone)] - alone).abs().max() > 0.1
     monkeypatch.setattr(logprobs_module, "_WAYS", {})
     assert way_of(base) == PADDED  # and it is seen when the model is opened

@@ -1,5 +1,6 @@
 """Rewards of one's own: how they are found, called, checked, and added up."""
 
+import re
 import sys
 import textwrap
 
@@ -211,6 +212,9 @@ def test_functions_of_another_shape(function, message):
         (["--answers", "math"], "the answers of task addition are numbers; leave --answers out"),
     ],
 )
-def test_wrong_settings_are_named_in_a_line(argv, message):
-    with pytest.raises(InputError, match=message):
+def test_wrong_settings_are_named_in_a_line(argv, message, capsys):
+    with pytest.raises(SystemExit) as stop:
         config.load(config.GRPOSettings, ["--adapter", "none", *argv])
+    told = capsys.readouterr().err
+    assert stop.value.code == 2 and told.count("\n") == 1
+    assert re.search(message, told)
