@@ -70,11 +70,11 @@ def test_no_question_is_a_worked_example_and_asked(tmp_path):
 
 def test_without_solutions_there_are_none(tmp_path):
     rows = [{"question": f"{i} + {i}?", "answer": 2 * i} for i in range(9)]
-    rows.append({"question": "a?", "answer": 1, "solution": "<think>1"})
     given = {"task": "jsonl", "data": write(tmp_path / "mine.jsonl", *rows)}
     with pytest.raises(InputError, match=r"--shots 1: 0 training questions .*use --shots 0"):
         data.worked_examples(settings(**given, shots=1))
-    only = write(tmp_path / "one.jsonl", rows[-1])
+    worked = {"question": "a?", "answer": 1, "solution": "1 is 1"}
+    only = write(tmp_path / "one.jsonl", worked)
     assert data.worked_examples(settings(task="jsonl", data=only, shots=1, format="xml"))
 
 
