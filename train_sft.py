@@ -133,7 +133,14 @@ def trainer_arguments(stage, count: int):
     import torch
     from trl import SFTConfig
 
+    from rlm.models.states import mixers
+
     settings, processes = stage.settings, parallel.world().size
+    if settings.packing and mixers(stage.policy.model):
+        raise InputError(
+            f"{settings.given('packing')}: the model has layers with a state, which would go from "
+            "one demonstration into the next; leave it out, or use --backend own"
+        )
     if settings.batch_size % processes:
         raise InputError(
             f"--batch-size {settings.batch_size}: {processes} processes share it evenly; use a "

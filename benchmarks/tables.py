@@ -18,6 +18,7 @@ ROOT = Path(__file__).resolve().parent.parent
 RESULTS = Path(__file__).parent / "results"
 sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]
 
+import model_tables  # noqa: E402
 import real_tables  # noqa: E402
 from learning_curve import draw, keep_curves  # noqa: E402
 
@@ -274,15 +275,12 @@ PLACES: dict[str, dict[str, Callable[[], str]]] = {
         "word_problems": partial(learning_table, "word_problems"),
         "samples": samples_table,
     },
+    "docs/models.md": {"families": model_tables.families},
     "docs/evaluation.md": {"robustness": robustness_table},
     "docs/serving.md": {"serve": serve_table},
     "docs/agents.md": {"orchestrator": orchestrator_table},
     "docs/results.md": {
         "prompts_gsm8k": partial(real_tables.prompts, "gsm8k"),
-        "prompts_addition": partial(real_tables.prompts, "addition"),
-        "smollm2": partial(real_tables.results, "smollm2"),
-        "smollm2_changes": partial(real_tables.changes, "smollm2"),
-        "rates": partial(real_tables.results, "rates"),
         "qwen": partial(real_tables.results, "qwen"),
         "qwen_changes": partial(real_tables.changes, "qwen"),
     },

@@ -33,9 +33,8 @@ def choices(n: int) -> list[dict]:
         said = [a + b if i == right else a + b + random.choice([-2, -1, 1, 2])
                 for i, (a, b) in enumerate(numbers)]  # fmt: skip
         texts = [f"{a} + {b} = {c}" for (a, b), c in zip(numbers, said, strict=True)]
-        steps = [f"{letter}. {a} + {b} = {a + b}, not {c}." if i != right
-                 else f"{letter}. {a} + {b} = {a + b}."
-                 for i, (letter, (a, b), c) in enumerate(zip(LETTERS, numbers, said, strict=False))]  # fmt: skip
+        steps = [f"{LETTERS[i]}. {a} + {b} = {a + b}" + (f", not {said[i]}." * (i != right) or ".")
+                 for i, (a, b) in enumerate(numbers)]  # fmt: skip
         if len(set(texts)) == 4:
             rows.append({"question": "Which sum is right?", "choices": texts,
                          "answer": right, "solution": "\n".join(steps[: right + 1])})  # fmt: skip

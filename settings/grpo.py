@@ -79,9 +79,10 @@ class GRPOSettings(Training):
         "address of a `vllm serve --enable-lora` that samples; implies --engine vllm",
         section="Engine",
     )
-    engine: Literal["own", "vllm"] = option(
+    engine: Literal["own", "transformers", "vllm"] = option(
         lambda v: "vllm" if v.get("vllm_url") else "own",
-        "what samples; vllm: see requirements-vllm.txt",
+        "what samples; own: over its own cache where that serves the model, else as transformers: "
+        "by the model's generate, and the learner pads; vllm: see requirements-vllm.txt",
         shown="own; with --vllm-url vllm",
     )
     importance_cap: float = option(
@@ -209,10 +210,10 @@ class GRPOSettings(Training):
         if self.engine == "vllm" and not self.vllm_url and os.environ.get("WORLD_SIZE", "1") != "1":
             raise InputError(f"{self.given('engine')}: each process would start one; run a server "
                              "and give its --vllm-url")  # fmt: skip
-        if self.engine == "own":
+        if self.engine != "vllm":
             if self.vllm_url:
-                raise InputError(f"{self.given('vllm_url')}: --engine own does not use it; leave "
-                                 "one of them out")  # fmt: skip
+                raise InputError(f"{self.given('vllm_url')}: --engine {self.engine} does not use "
+                                 "it; leave one of them out")  # fmt: skip
             return
         if self.vllm_url:
             words = {"flag": "--vllm-url", "given": self.given("vllm_url"), "variable": VLLM_KEY}

@@ -13,7 +13,7 @@ from settings.shared import Shared
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 # Of the model in this process; with --upstream there is none.
-OF_THE_ENGINE = ("device", "dtype", "quantize", "cache_tokens", "cuda_graphs")
+OF_THE_ENGINE = ("device", "dtype", "quantize", "cache_tokens", "cuda_graphs", "engine")
 
 
 class ServeSettings(Shared):

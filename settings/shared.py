@@ -7,6 +7,7 @@ from pydantic import field_validator, model_validator
 from rlm.answers.formats import get_format
 from rlm.cli.layers import Settings, option
 from rlm.cli.parsing import words_of
+from rlm.errors import InputError
 from rlm.models.lookup import (
     adapter_base,
     adapter_format,
@@ -73,6 +74,11 @@ class Shared(Settings):
     quantize: Literal["none", "4bit"] = option(
         "none", "4bit: the base's weights in 4 bits (bitsandbytes, CUDA); saves memory, not time"
     )
+    engine: Literal["own", "transformers", "vllm"] = option(
+        "own",
+        "what samples; own: over its own cache where that serves the model, else as transformers: "
+        "by the model's generate, and the learner pads; vllm: in train_grpo.py alone",
+    )
     threads: int = option(0, "CPU threads; 0: torch's choice", ge=0, le=1024)
     cache_tokens: int = option(
         0, "bound on the tokens in the cache while sampling; 0: half of the free memory", ge=0
@@ -134,7 +140,11 @@ class Shared(Settings):
 
     def engine_options(self) -> dict:
         """How completions are sampled, for `rlm.engine.engine.Engine`."""
-        return {"cache_tokens": self.cache_tokens or None, "cuda_graphs": self.cuda_graphs}
+        return {
+            "cache_tokens": self.cache_tokens or None,
+            "cuda_graphs": self.cuda_graphs,
+            "transformers": self.engine == "transformers",
+        }
 
     def process(self) -> dict:
         """What is global to the process, for `rlm.run.folder.start`."""
@@ -142,8 +152,17 @@ class Shared(Settings):
         return {"log_level": level, "threads": self.threads}
 
     def check(self) -> None:
+        # In a file's `common:` or in the environment it is meant for train_grpo.py.
+        if self.engine == "vllm" and self._origins.get("engine", "").startswith("--"):
+            self._check_vllm()
         self.check_values()
         self.check_places()
+
+    def _check_vllm(self) -> None:
+        """InputError for a script that never samples by vLLM."""
+        if self.script not in ("grpo", "train"):
+            raise InputError(f"{self.given('engine')}: only train_grpo.py samples by vllm; leave "
+                             "it out, or use transformers")  # fmt: skip
 
     def check_values(self) -> None:
         """All checks but those of folders that an earlier stage makes."""

@@ -172,6 +172,16 @@ class Common(Shared):
 class Training(Orchestrator, Common):
     lora_r: int = option(16, "rank of a new LoRA", ge=1, le=1024, section="LoRA")
     lora_alpha: float = option(32, "scale of a new LoRA: alpha / r times its output", gt=0)
+    lora_targets: list[str] = option(
+        ["all-linear"],
+        "layers of a new LoRA: all-linear, attention, experts, or last parts of names, as in "
+        "q_proj,v_proj; a router only by its name",
+        shown="all-linear",
+    )
+    lora_dropout: float = option(
+        0.0, "share of a LoRA's input that is left out while it learns", ge=0, lt=1
+    )
+    rslora: bool = option(False, "scale a new LoRA's output by alpha / sqrt(r)")
     overwrite: bool = option(False, "replace an adapter that is there", section="Output")
     eval_samples: int = option(
         200, "validation questions of an evaluation; 0: all", ge=0, env=["EVAL_SAMPLES"]
@@ -193,6 +203,25 @@ class Training(Orchestrator, Common):
         le=86400,
         section="Several processes",
     )
+
+    @field_validator("lora_targets", mode="before")
+    @classmethod
+    def _targets(cls, value):
+        targets = list(dict.fromkeys(words_of(value)))
+        if not targets:
+            raise InputError("no layers; use all-linear, attention, experts, or names of layers")
+        return targets
+
+    def lora(self) -> dict:
+        """What a fresh LoRA is, for `rlm.models.loading.add_lora`."""
+        return {
+            "r": self.lora_r,
+            "alpha": self.lora_alpha,
+            "dropout": self.lora_dropout,
+            "rank_stabilized": self.rslora,
+            "targets": tuple(self.lora_targets),
+            "seed": self.seed,
+        }
 
     @field_validator("budget", mode="before")
     @classmethod

@@ -30,7 +30,8 @@ def micro_batches(
 
     device = next(policy.model.parameters()).device
     made: list[MicroBatch] = []
-    parts = logprobs.micro_batches([batch.ids(b) for b in mine], token_budget)
+    shared = logprobs.packs(policy.model)
+    parts = logprobs.micro_batches([batch.ids(b) for b in mine], token_budget, shared=shared)
     passes = bool(settings.kl_weight) + asks_learner(settings)
     missing = sharding.missing_turns(policy.model, passes * len(parts))
     options = logits_options(policy, settings)
@@ -61,7 +62,7 @@ def asks_learner(settings) -> bool:
     Of several updates the clipped ratio is to the policy before the first. What our own engine
     sampled with is the learner's; of another engine the learner is asked.
     """
-    another = settings.engine != "own" or settings.importance_cap > 0
+    another = settings.engine == "vllm" or settings.importance_cap > 0
     return settings.updates_per_batch > 1 and another
 
 

@@ -154,7 +154,7 @@ def begin(settings, began: float, *, logged: bool = True, questions=()) -> Stage
         settings.model,
         settings.adapter,
         **(sharding.loading(loading) if sharded else loading),
-        lora={"r": settings.lora_r, "alpha": settings.lora_alpha, "seed": settings.seed},
+        lora=settings.lora(),
     )
     if sharded:
         sharding.shard(policy.model, pick_device(settings.device))

@@ -79,7 +79,7 @@ def measure(stage, examples, budget: int, sample, *, rounds: int) -> tuple:
         processor += time.process_time() - taken
         batch = batch.plus(more) if batch else more
     # Only what this process does on a CPU is in its processor time.
-    here = device.type == "cpu" and getattr(settings, "engine", "own") == "own"
+    here = device.type == "cpu" and getattr(settings, "engine", "own") != "vllm"
     others = others_at_work(seconds, processor) if here else ""
     probe = probed(
         batch, settings, stage.engine.context_tokens, seconds, peak_bytes(device), others

@@ -89,8 +89,8 @@ THINK = Format(
 XML = Format(
     name="xml",
     instruction=(
-        "First reason step by step, then give the final answer: "
-        "a single number on one line and nothing else.\n"
+        "First reason step by step between <reasoning> and </reasoning>. Then write the final "
+        "answer between <answer> and </answer>: a single number on one line and nothing else.\n"
         "Use exactly this shape:\n<reasoning>\nyour reasoning\n</reasoning>\n"
         "<answer>\nyour answer\n</answer>"
     ),
@@ -103,8 +103,8 @@ XML = Format(
 SOLUTION = Format(
     name="solution",
     instruction=(
-        "First work out the problem step by step between <start_working_out> and "
-        "<end_working_out>. Then give the final answer between <SOLUTION> and </SOLUTION>: "
+        "First reason step by step between <start_working_out> and <end_working_out>. "
+        "Then write the final answer between <SOLUTION> and </SOLUTION>: "
         "a single number on one line and nothing else.\n"
         "Use exactly this shape:\n<start_working_out>\nyour reasoning\n<end_working_out>\n"
         "<SOLUTION>your answer</SOLUTION>"

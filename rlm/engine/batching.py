@@ -9,17 +9,14 @@ from collections import deque
 
 import torch
 
-from rlm.engine.cuda_graphs import DecodeGraphs
-from rlm.engine.inference_model import InferenceModel, context_tokens, stop_ids
-from rlm.engine.kv_cache import KVCache, Prefix
+from rlm.engine.inference_model import context_tokens, stop_ids
 from rlm.engine.requests import Event, Group, Row, uniforms
 from rlm.engine.sampling import Sampling, sample
+from rlm.engine.support import open_runner
 from rlm.errors import InputError
 from rlm.models.memory import cache_tokens as fitting_tokens
 from rlm.models.text_stream import TextStream
 from rlm.records import Prompt
-
-ROUND = 64  # the cache grows by at least so many tokens
 
 
 class ContinuousBatch:
@@ -28,6 +25,8 @@ class ContinuousBatch:
     prefill_tokens: prompt tokens of one step; a longer prompt goes alone, in one piece.
     admissions: requests that may join in one step, None for all that fit.
     cuda_graphs: decode by rlm.engine.cuda_graphs where the model is on CUDA.
+    transformers: sample by the model's own generate, as where nothing else serves the model
+        (rlm.engine.support); the learner then pads, too.
     """
 
     def __init__(
@@ -40,22 +39,22 @@ class ContinuousBatch:
         prefill_tokens: int = 4096,
         admissions: int | None = None,
         cuda_graphs: bool = False,
+        transformers: bool = False,
     ):
         if max_rows < 1:
             raise InputError(f"max_rows {max_rows}: at least 1 row is needed")
         self.tokenizer = tokenizer
         self.max_rows = max_rows
         self.prefill_tokens, self.admissions = prefill_tokens, admissions or max_rows
-        self._model = InferenceModel(model)
-        network = self._model.network
+        network = model.get_base_model() if hasattr(model, "get_base_model") else model
         self.cache_tokens = cache_tokens or fitting_tokens(network)
         self.context_tokens = context_tokens(network)
         self.stop_ids = stop_ids(network, tokenizer)
-        self._layers = network.config.get_text_config().num_hidden_layers
         self._vocabulary = min(len(tokenizer), network.get_input_embeddings().num_embeddings)
-        self._cache = KVCache()
-        graphs = cuda_graphs and self._model.device.type == "cuda"
-        self._graphs = DecodeGraphs(self._cache) if graphs else None
+        limits = {"max_rows": max_rows, "cache_tokens": self.cache_tokens}
+        self._runner = open_runner(
+            model, transformers=transformers, cuda_graphs=cuda_graphs, **limits
+        )
         self._queue: deque[Group] = deque()
         self._rows: list[Row] = []
         self._kept: list[Event] = []
@@ -81,7 +80,7 @@ class ContinuousBatch:
             raise RuntimeError("sync() while requests are running: their cache would be stale")
         for group in self._queue:
             group.forget()
-        self._model.sync()
+        self._runner.sync()
 
     def submit(
         self,
@@ -159,8 +158,7 @@ class ContinuousBatch:
         With CUDA graphs the cache stays: they would have to be captured again for another one.
         """
         self._rows = []
-        if self._graphs is None:
-            self._cache.clear()
+        self._runner.clear()
 
     def _check(self, prompt: Prompt, sampling: Sampling) -> None:
         tokens, most = len(prompt.ids), len(prompt.ids) + sampling.max_tokens
@@ -195,8 +193,9 @@ class ContinuousBatch:
             room = self.max_rows
             if self.cache_tokens:
                 room = min(room, self.cache_tokens // most)
-            count = min(room - len(self._rows), len(group.waiting), budget)
-            if count <= 0:
+            free = room - len(self._rows)
+            count = min(free, len(group.waiting), budget)
+            if count <= 0 or not self._runner.joins(group, self._rows, free, len(self.waiting)):
                 break
             admitted.append((group, count))
             budget -= count
@@ -210,68 +209,7 @@ class ContinuousBatch:
 
     def _forward(self, old: list[Row], admitted: list[tuple[Group, int]]) -> torch.Tensor:
         """Run the model once; return the logits [n, V] of all rows, the admitted ones last."""
-        fresh = [group for group, _ in admitted if group.prefix is None]
-        if old:
-            self._grow(len(old), 1 + max(row.cached for row in old), None)
-        if old or fresh:
-            logits = self._run(old, [group.prompt.ids for group in fresh])
-        if fresh:
-            prefixes = self._cache.prefixes(self._layers)
-            for group, prefix, row in zip(fresh, prefixes, logits[len(old) :], strict=True):
-                group.prefix, group.logits = prefix, row
-        parts, start = [logits[: len(old)]] if old else [], len(old)
-        for group, count in admitted:
-            assert group.prefix is not None and group.logits is not None
-            self._grow(start + count, group.prefix.length + 1, group.prefix)
-            self._cache.store(start, count, group.prefix)
-            parts.append(group.logits.expand(count, -1))
-            start += count
-            if not group.waiting:
-                group.forget()
-        return torch.cat(parts) if admitted else logits
-
-    def _run(self, old: list[Row], prompts: list[list[int]]) -> torch.Tensor:
-        """Return the logits behind the last token of each old row and of each prompt."""
-        ids = [row.ids[-1] for row in old]
-        positions = [row.cached for row in old]
-        last = list(range(len(old)))
-        for prompt in prompts:
-            ids += prompt
-            positions += range(len(prompt))
-            last.append(len(ids) - 1)
-        if self._graphs and not prompts and not self._graphs.broken:
-            memory = self._model.addresses, self._cache.addresses()
-            logits = self._graphs.run(self._decode, ids, positions, memory)
-        else:
-            filler = [0] * self._model.lacking(len(ids))
-            flat = [ids + filler, positions + filler]
-            flat = torch.tensor(flat, device=self._model.device)  # [2, N]
-            width = 1 + max(positions[: len(old)], default=0)
-            self._cache.begin(flat[1, : len(old)], width, [len(prompt) for prompt in prompts])
-            keep = torch.tensor(last, device=flat.device) if prompts else 0
-            logits = self._model.logits(flat, keep, self._cache)[: len(last)]
-        for row in old:
-            row.cached += 1
-        return logits
-
-    def _decode(self, flat: torch.Tensor, width: int) -> torch.Tensor:
-        """Return the logits [n, V] of a step without prompts; flat [2, n]: ids, positions."""
-        self._cache.begin(flat[1], width, [])
-        return self._model.logits(flat, 0, self._cache)
-
-    def _grow(self, rows: int, tokens: int, like: Prefix | None) -> None:
-        """Make room in the cache for so many rows and tokens, and some more if it must grow."""
-        has_rows, has_tokens = self._cache.capacity
-        if rows <= has_rows and tokens <= has_tokens:
-            return
-        most = max(row.most for row in self._rows)
-        if rows > has_rows:
-            has_rows = min(self.max_rows, len(self._rows) + len(self.waiting))
-        if tokens > has_tokens:
-            has_tokens = min(most, max(tokens + ROUND, has_tokens * 3 // 2))
-        if self.cache_tokens and has_rows * has_tokens > self.cache_tokens:
-            has_rows, has_tokens = min(self.max_rows, self.cache_tokens // most), most
-        self._cache.resize(has_rows, has_tokens, like)
+        return self._runner.logits(old, admitted, self._rows[len(old) :], len(self.waiting))
 
     def _record(self, tokens: list[int], logprobs: list[float]) -> list[Event]:
         """Give each row its token; return the events and retire the rows that have ended."""
@@ -292,9 +230,10 @@ class ContinuousBatch:
         left = len(self._rows) - len(gone)
         holes = [index for index in indices if index < left]
         movers = [index for index in range(left, len(self._rows)) if index not in gone]
+        self._runner.retire([self._rows[index] for index in indices])
         if holes:
             width = max(self._rows[index].cached for index in movers)
-            self._cache.move(movers, holes, width)
+            self._runner.move(movers, holes, width)
             for hole, mover in zip(holes, movers, strict=True):
                 self._rows[hole] = self._rows[mover]
         del self._rows[left:]

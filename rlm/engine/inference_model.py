@@ -5,22 +5,24 @@ nothing has to be put back on the model itself, not even after an interruption. 
 linear layer with a LoRA is replaced by a plain one with the merged weights: a copy of that
 layer alone, every other tensor is shared. In bfloat16 and float16 nothing is merged, since the
 rounding would make the sampler another policy than the learner: the layer goes in one piece, as
-in the learner, with A and B rounded once and not at every token. On a CPU weights are packed
+in the learner, with A and B rounded once and not at every token. Adapters of other kinds than a
+plain LoRA run as peft runs them. On a CPU weights are packed
 where that is faster (rlm.models.matmul), which takes a copy of them: of those that are not merged
 only while memory is ample.
 """
 
 import copy
+from contextlib import ExitStack, contextmanager
 from functools import cached_property
 
 import torch
 from torch import nn
 
-from rlm.errors import InputError
-from rlm.models import attention
+from rlm.models import attention, states
 from rlm.models.lora_linear import LoraLinear, plain_lora
 from rlm.models.matmul import DenseLinear, PackedLinear, lacking, packable
 from rlm.models.memory import free_bytes
+from rlm.models.states import Holder
 
 AMPLE = 4  # times what packed weights take that has to be free
 
@@ -30,7 +32,7 @@ class InferenceModel:
 
     def __init__(self, model):
         self._source = model.get_base_model() if hasattr(model, "get_base_model") else model
-        check(self._source)
+        self._holder = Holder()
         self._merged: dict[str, torch.Tensor] = {}
         self._packed: dict[str, tuple[tuple, PackedLinear]] = {}
         linears = [m for m in self._source.modules() if isinstance(m, nn.Linear)]
@@ -41,6 +43,7 @@ class InferenceModel:
     def sync(self) -> None:
         """Take over adapters, devices and dtypes as they are now."""
         configs: dict = {}
+        self._kept: list[nn.Module] = []
         self.network = self._twin(self._source, "", configs)
         self.network.set_attn_implementation(attention.NAME)
         self.__dict__.pop("addresses", None)
@@ -56,15 +59,19 @@ class InferenceModel:
 
     def logits(self, flat: torch.Tensor, keep, layout) -> torch.Tensor:
         """Return the logits [n, V] of the places `keep`, 0 for all. flat [2, N]: ids, positions."""
-        return self.network(
-            input_ids=flat[:1],
-            position_ids=flat[1:],
-            # Four dimensions pass for a ready mask: nothing is computed, nobody reads it.
-            attention_mask=torch.zeros(1, 1, 1, 1, device=flat.device),
-            use_cache=False,
-            logits_to_keep=keep,
-            layout=layout,
-        ).logits[0]
+        self._holder.layout = layout
+        with ExitStack() as stack:
+            for layer in self._kept:
+                stack.enter_context(evaluating(layer))
+            return self.network(
+                input_ids=flat[:1],
+                position_ids=flat[1:],
+                # Four dimensions pass for a ready mask: nothing is computed, nobody reads it.
+                attention_mask=torch.zeros(1, 1, 1, 1, device=flat.device),
+                use_cache=False,
+                logits_to_keep=keep,
+                layout=layout,
+            ).logits[0]
 
     @cached_property
     def addresses(self) -> tuple[int, ...]:
@@ -81,6 +88,9 @@ class InferenceModel:
             return self._merge(module, name) if merged else self._rounded(module, name)
         if type(module) is nn.Linear:
             return self._plain(module, name)
+        if hasattr(module, "adapter_layer_names"):  # another kind of peft's layers: as it is
+            self._kept.append(module)
+            return module
         twin = module.__new__(type(module))
         twin.__dict__.update(module.__dict__)
         twin.__dict__.pop("forward", None)  # a wrapper around the original's own forward
@@ -92,6 +102,8 @@ class InferenceModel:
             key: None if child is None else self._twin(child, f"{name}.{key}", configs)
             for key, child in module._modules.items()
         }
+        if states.cache_name(module):
+            states.install(twin, self._holder)
         return twin
 
     @torch.no_grad()
@@ -144,27 +156,32 @@ def _active(layer) -> list[str]:
     return [key for key in names if key in layer.lora_A]
 
 
-def check(network) -> None:
-    """InputError if the model's attention is more than the layouts can do."""
-    config, name = network.config.get_text_config(), type(network).__name__
-    context = getattr(config, "max_position_embeddings", None)
-    window = getattr(config, "sliding_window", None)
+@contextmanager
+def evaluating(model):
+    """Inside the block the model is in evaluation mode; after it each module is as it was."""
+    training = [module for module in model.modules() if module.training]
+    for module in training:
+        module.training = False
+    try:
+        yield model
+    finally:
+        for module in training:
+            module.training = True
+
+
+def obstacle(network) -> str:
+    """Return what a model's attention is known to have that the layouts cannot do, "" if nothing.
+
+    What is not known is found out by rlm.engine.support.
+    """
+    config = network.config.get_text_config()
     kinds = set(getattr(config, "layer_types", None) or [])
-    if not kinds and window and getattr(config, "use_sliding_window", True):
-        kinds = {"sliding_attention"}
-    problem = None
-    if getattr(config, "attn_logit_softcapping", None):
-        problem = f"attention logits capped at {config.attn_logit_softcapping}"
-    elif any(key.endswith(".sinks") for key, _ in network.named_parameters()):
-        problem = "attention sinks"
-    elif "sliding_attention" in kinds and window and context and window < context:
-        problem = f"a sliding window of {window} tokens, shorter than its context of {context}"
-    elif others := kinds - {"full_attention", "sliding_attention"}:
-        problem = f"layers of the kind {', '.join(sorted(others))}"
-    elif _rope_type(config) == "dynamic":
-        problem = "a rotary embedding that changes with the longest sequence in the batch"
-    if problem:
-        raise InputError(f"{name} has {problem}, which is not supported; use a model without")
+    others = kinds - {"full_attention", "sliding_attention"}
+    if others and not states.mixers(network):
+        return f"layers of the kind {', '.join(sorted(others))}"
+    if _rope_type(config) == "dynamic":
+        return "a rotary embedding that changes with the longest sequence in the batch"
+    return ""
 
 
 def context_tokens(network) -> int | None:

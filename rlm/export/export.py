@@ -20,6 +20,7 @@ from rlm.errors import InputError
 from rlm.export import model_card
 from rlm.models import adapters
 from rlm.models.lookup import adapter_base, check_adapter, folder_of, gguf_of, local_place
+from rlm.models.text_model import is_wrapper
 
 DTYPES = ("bfloat16", "float32")
 # Copied as they are: a tokenizer that is loaded and saved again can come out as another one.
@@ -113,6 +114,7 @@ def write_adapter(source: Path, base: str, new: Path) -> dict:
     """Write the folder of an adapter; return its manifest."""
     new.mkdir()
     shutil.copyfile(source / adapters.WEIGHTS, new / adapters.WEIGHTS)
+    _copy_tokenizer(source, new)
     config = files.read_object(source / adapters.CONFIG)
     files.write_json(new / adapters.CONFIG, config | {"base_model_name_or_path": base})
     known = ("r", "lora_alpha", "target_modules")
@@ -150,6 +152,7 @@ def write_merged(source: Path, base: str, new: Path, dtype: str, device: str) ->
         if gguf_of(base):  # it has no such files; what was read from it is written
             policy.tokenizer.save_pretrained(new)
         _copy_from_base(new if gguf_of(base) else _base_folder(base), new, dtype, ends)
+        _copy_tokenizer(source, new)
         del network, policy
 
         # 3. Loaded afresh, it is the same model.
@@ -199,10 +202,11 @@ def _copy_from_base(folder: Path, new: Path, dtype: str, ends: tuple) -> None:
     Written anew by this version of transformers they could be read otherwise by another one.
     What changes: the format, and that every token that ends an answer here ends it there.
     """
-    for file in {file for pattern in COPIED for file in folder.glob(pattern)}:
-        if file.is_file() and folder != new:
-            shutil.copyfile(file, new / file.name)
+    if folder != new:
+        _copy_tokenizer(folder, new)
     config = files.read_object(folder / "config.json")
+    if is_wrapper(config):  # around the text model, which is all that was loaded and is saved
+        config = files.read_object(new / "config.json")
     config = {k: dtype if k in ("dtype", "torch_dtype") else v for k, v in config.items()}
     if "dtype" not in config:
         config["torch_dtype"] = dtype  # read by old and new versions
@@ -217,6 +221,13 @@ def _copy_from_base(folder: Path, new: Path, dtype: str, ends: tuple) -> None:
     files.write_json(new / "generation_config.json", generation)
     for weights in new.glob("*.safetensors"):  # they come out readable for their owner alone
         shutil.copymode(new / "config.json", weights)
+
+
+def _copy_tokenizer(folder: Path, new: Path) -> None:
+    """Copy what belongs to a tokenizer; an adapter's own replaces the base's."""
+    for file in {file for pattern in COPIED for file in folder.glob(pattern)}:
+        if file.is_file():
+            shutil.copyfile(file, new / file.name)
 
 
 def _base_folder(base: str) -> Path:

@@ -24,7 +24,9 @@ class LMHead:
     def __init__(self, base, temperature: float, size: int | None):
         self.layer, self.temperature = base.get_output_embeddings(), temperature
         self.size = size or self.layer.weight.shape[0]
-        self.cap = getattr(base.config.get_text_config(), "final_logit_softcapping", None)
+        config = base.config.get_text_config()
+        self.cap = getattr(config, "final_logit_softcapping", None)
+        self.scale = _logit_scale(config)
         self.frozen = type(self.layer) is nn.Linear and not any(
             p.requires_grad for p in self.layer.parameters()
         )
@@ -49,6 +51,7 @@ class LMHead:
     def scaled(self, logits):
         """Return (logits [chunk, size] in float32 as they are sampled from, d capped / d raw)."""
         logits, slope = logits[:, : self.size].float(), None
+        logits = logits if self.scale == 1 else logits * self.scale
         if self.cap:
             logits = self.cap * torch.tanh(logits / self.cap)
             slope = 1 - (logits / self.cap) ** 2
@@ -64,6 +67,22 @@ class LMHead:
                 likeliest = chosen == every.amax(-1).index_select(0, rows)
                 statistics.append(torch.stack([entropy, likeliest.to(entropy.dtype)]))
         return chosen
+
+
+class OwnLogits(LMHead):
+    """The same for logits [n, V] that the model has made itself."""
+
+    def __init__(self, temperature: float, size: int):
+        self.layer, self.temperature, self.size = nn.Identity(), temperature, size
+        self.cap, self.scale, self.frozen = None, 1.0, False
+
+
+def _logit_scale(config) -> float:
+    """Return what a family multiplies its head's products with."""
+    scale = 1.0
+    for name in ("logit_scale", "lm_head_multiplier", "output_multiplier"):
+        scale *= getattr(config, name, None) or 1.0
+    return scale / (getattr(config, "logits_scaling", None) or 1.0)
 
 
 def pick(table, rows, columns):
@@ -92,7 +111,7 @@ class FrozenHead(torch.autograd.Function):
             shares = shares if slope is None else shares.mul_(slope)
             expected = matmul(shares.to(weight.dtype), weight[: head.size]) / total[:, None]
             ctx.save_for_backward(expected.to(weight.dtype), weight, targets, rows, factor)
-            ctx.temperature = head.temperature
+            ctx.temperature = head.temperature / head.scale
         return chosen - log_total.index_select(0, rows)
 
     @staticmethod

@@ -8,15 +8,17 @@ It does not know about rewards or losses. Any transformers causal LM, with or wi
 """
 
 from collections.abc import Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from itertools import compress, pairwise
 
 import torch
 
-from rlm.engine.inference_model import check
-from rlm.learner.lm_head import LMHead
-from rlm.models import attention
+from rlm.engine import support
+from rlm.engine.inference_model import obstacle
+from rlm.learner import padded
+from rlm.learner.lm_head import LMHead, OwnLogits
+from rlm.models import attention, states
 from rlm.models.lora_linear import fused
 
 Group = tuple[list[int], list[list[int]]]  # a prompt's ids, its completions' ids
@@ -33,6 +35,7 @@ class Packed:
         predicts the first token of all its completions.
     by_row: [N] the targets in the order of the rows that predict them; row_of: [N], beside it,
         indices into `rows`, ascending, kept on the CPU.
+    groups: what was packed, for a model whose completions are padded (rlm.learner.padded).
     """
 
     ids: torch.Tensor
@@ -44,6 +47,7 @@ class Packed:
     by_row: torch.Tensor
     row_of: torch.Tensor
     layout: attention.PackedGroups
+    groups: list[Group]
 
     def per_token(self, values: torch.Tensor) -> torch.Tensor:
         """Return [N] from one value per completion, e.g. its advantage."""
@@ -98,11 +102,16 @@ def pack(groups: list[Group], *, given: Sequence[int] | None = None, device="cpu
         by_row=by_row.to(device),
         row_of=row_of,
         layout=attention.PackedGroups([len(p) for p in prompts], inputs, device),
+        groups=groups,
     )
 
 
-def micro_batches(groups: list[Group], token_budget: int) -> list[list[tuple[int, slice]]]:
+def micro_batches(
+    groups: list[Group], token_budget: int, *, shared: bool = True
+) -> list[list[tuple[int, slice]]]:
     """Return parts that each pack into at most `token_budget` tokens.
+
+    shared: a prompt counts once for its completions, as where groups are packed (`packs`).
 
     A part's pieces are (index of a group, slice of its completions). A group larger than the
     budget is cut, its prompt standing in each piece; only what has a single completion may be
@@ -119,9 +128,11 @@ def micro_batches(groups: list[Group], token_budget: int) -> list[list[tuple[int
     # Longest completion, tokens, index of the group, its completions.
     pieces: list[tuple[int, int, int, slice]] = []
     for index, (prompt, completions) in enumerate(groups):
-        for cut in _pieces(len(prompt), list(map(len, completions)), token_budget):
+        each = 0 if shared else len(prompt)
+        once, costs = len(prompt) - each, [each + len(c) for c in completions]
+        for cut in _pieces(once, costs, token_budget):
             lengths = [len(c) for c in completions[cut]]
-            tokens = len(prompt) + sum(lengths) - len(lengths)
+            tokens = once + sum(costs[cut]) - len(lengths)
             pieces.append((max(lengths), tokens, index, cut))
     parts: list[list[tuple[int, slice]]] = []
     room = 0
@@ -147,8 +158,13 @@ def _pieces(prompt: int, lengths: list[int], budget: int) -> list[slice]:
 
 @contextmanager
 def use(model):
-    """Run `model` with the layout attention and fused LoRA layers inside the block."""
-    with attention.use(model), fused(model):
+    """Run `model` with the layout attention, where it serves, and fused LoRA layers inside."""
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    with ExitStack() as stack:
+        if way_of(base) == PACKED:
+            stack.enter_context(attention.use(model))
+            stack.enter_context(states.use(base))
+        stack.enter_context(fused(model))
         yield model
 
 
@@ -199,29 +215,90 @@ def _logprobs(
     if temperature <= 0:
         raise ValueError(f"temperature {temperature}: must be above 0 (greedy has no gradient)")
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
-    _check(base)
-    with use(base):
-        hidden = base.get_decoder()(
-            input_ids=packed.ids[None],
-            position_ids=packed.positions[None],
-            use_cache=False,
-            layout=packed.layout,
-        ).last_hidden_state[0]
-    hidden = hidden.index_select(0, packed.rows)  # [U, H]
-    head = LMHead(base, temperature, vocab_size)
+    return _by_way(base, packed, way_of(base), temperature, chunk, statistics, vocab_size)
+
+
+def packs(model) -> bool:
+    """Return whether groups of a model are packed; else each completion stands with its prompt."""
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    return way_of(base) == PACKED
+
+
+def _by_way(base, packed, way, temperature=1.0, chunk=None, statistics=False, size=None):
+    """The same as `_logprobs`, in one of the ways of `way_of`."""
+    if way == PACKED:
+        _check(base)
+        with attention.use(base), states.use(base) as holder, fused(base):
+            holder.layout = packed.layout
+            hidden = base.get_decoder()(
+                input_ids=packed.ids[None],
+                position_ids=packed.positions[None],
+                use_cache=False,
+                layout=packed.layout,
+            ).last_hidden_state[0]
+        hidden = hidden.index_select(0, packed.rows)  # [U, H]
+        by_row, row_of = packed.by_row, packed.row_of
+    else:
+        with fused(base):
+            hidden = padded.states(base, packed, logits=way == LOGITS)
+        by_row = torch.arange(len(hidden), device=packed.ids.device)
+        row_of = torch.arange(len(hidden))
+    head = LMHead(base, temperature, size)
+    if way == LOGITS:
+        head = OwnLogits(temperature, size or hidden.shape[-1])
     chunk = chunk or head.chunk
-    starts = list(range(0, len(packed.rows), chunk))
-    cuts = torch.searchsorted(packed.row_of, torch.tensor([*starts, len(packed.rows)])).tolist()
-    row_of, targets = packed.row_of.to(hidden.device), packed.targets[packed.by_row]
+    starts = list(range(0, len(hidden), chunk))
+    cuts = torch.searchsorted(row_of, torch.tensor([*starts, len(hidden)])).tolist()
+    row_of, targets = row_of.to(hidden.device), packed.targets[by_row]
     logprobs, found = [], []
     for start, (first, last) in zip(starts, pairwise(cuts), strict=True):
         part = hidden[start : start + chunk], targets[first:last], row_of[first:last] - start
         keep: list[torch.Tensor] | None = [] if statistics else None
         logprobs.append(head.logprobs(*part, keep))
         found += keep or []
-    order = packed.by_row.argsort()
+    order = by_row.argsort()
     logprobs = torch.cat(logprobs).index_select(0, order)
     return logprobs, torch.cat(found, dim=1).index_select(1, order) if statistics else None
+
+
+# --- how a model is learned
+
+PACKED, PADDED, LOGITS = "packed", "padded", "logits"
+_WAYS: dict[tuple, str] = {}  # by `rlm.engine.support.architecture`
+
+
+def way_of(base) -> str:
+    """Return how a model's log-probabilities are made, tried out once for each architecture.
+
+    PACKED where the layout serves its attention. PADDED: each completion with its prompt, padded
+    on the right. LOGITS: as that, with the model's own logits, for a head that does more than
+    `rlm.learner.lm_head` knows. The first that agrees with the plain forward; the last is it.
+    """
+    key = (*support.architecture(base), support.forced(base))
+    if key not in _WAYS:
+        closed = support.forced(base) or bool(obstacle(base))
+        tried = [PADDED] if closed else [PACKED, PADDED]
+        _WAYS[key] = next((way for way in tried if _agrees(base, way)), LOGITS)
+    return _WAYS[key]
+
+
+def _agrees(base, way: str) -> bool:
+    """Return whether a way gives the log-probabilities of the model's plain forward."""
+    ids = support.text(base)
+    start = len(ids) - support.STEPS
+    packed = pack([(ids[:start], [ids[start:], ids[start:-3]])], device=base.device)
+
+    def attempt() -> bool:
+        table = support.plain_logits(base, ids).float().log_softmax(-1)
+        true = table[start - 1 : -1].gather(1, packed.targets[: support.STEPS, None])[:, 0]
+        with support.evaluating(base), torch.no_grad():
+            found, _ = _by_way(base, packed, way)
+        return support.agree(found, torch.cat([true, true[:-3]]), base.dtype)
+
+    problem = support.problem_of(attempt)
+    return not problem and not (
+        way == PACKED and support.untold_window(base, packed.layout.windows)
+    )
 
 
 class ReferencePolicy:
@@ -277,13 +354,7 @@ class ReferencePolicy:
 
 
 def _check(base) -> None:
-    """ValueError for a model whose log-probabilities this module would get wrong."""
-    check(base)
-    text = base.config.get_text_config()
-    scales = ("logit_scale", "output_multiplier", "lm_head_multiplier", "logits_scaling")
-    scaled = [name for name in scales if getattr(text, name, None) not in (None, 1, 1.0)]
-    if scaled:
-        raise ValueError(f"{text.model_type}: {scaled[0]} is not supported; use another model")
+    """ValueError where the backward would run another attention than the forward."""
     again = getattr(base, "is_gradient_checkpointing", False) and base.training
     if again and torch.is_grad_enabled() and base.config._attn_implementation != attention.NAME:
         raise ValueError(

@@ -14,7 +14,8 @@ from statistics import median
 import numpy
 import torch
 
-from rlm.learner.logprobs import Group, pack, token_logprobs
+from rlm.learner import padded
+from rlm.learner.logprobs import Group, pack, packs, token_logprobs
 from rlm.learner.losses import policy_loss
 from rlm.learner.token_budget import LEAST, activation_bytes, out_of_memory
 from rlm.models.memory import forget_peak, free_bytes, peak_bytes, used_bytes
@@ -53,12 +54,15 @@ def untouched(model):
             torch.mps.set_rng_state(mps)
 
 
-def fullest(groups: list[Group], *, max_tokens: int, most_groups: int, budget: int) -> list[Group]:
+def fullest(
+    groups: list[Group], *, max_tokens: int, most_groups: int, budget: int, shared: bool = True
+) -> list[Group]:
     """Return the groups of the largest micro-batch that a step could have.
 
     Every completion has max_tokens tokens and every prompt is as long as the longest. As many
     completions are taken as the budget of tokens holds, 1 at least, whole groups first, and no
     more than most_groups have. The tokens are those of the given completions, over and over.
+    shared: a prompt counts once for its completions, as of `rlm.learner.logprobs.micro_batches`.
 
     >>> groups = [([1, 2], [[7], [8, 9]]), ([3], [[4], [4]])]
     >>> fullest(groups, max_tokens=3, most_groups=9, budget=10)
@@ -68,16 +72,19 @@ def fullest(groups: list[Group], *, max_tokens: int, most_groups: int, budget: i
     completions = [list(islice(cycle(c), max_tokens)) for c in groups[0][1]]
     shape, room = [], budget
     for _ in range(most_groups):
-        number = (room - len(prompt)) // max(1, max_tokens - 1)
+        once, each = (len(prompt), 0) if shared else (0, len(prompt))
+        number = (room - once) // max(1, each + max_tokens - 1)
         if number < 1:
             break
         shape.append((prompt, completions[:number]))
-        room -= size(shape[-1:])
+        room -= size(shape[-1:], shared=shared)
     return shape or [(prompt, completions[:1])]
 
 
-def size(groups: list[Group]) -> int:
+def size(groups: list[Group], *, shared: bool = True) -> int:
     """Return the tokens of the groups when they are packed; a last token is no input."""
+    if not shared:
+        return padded.tokens(groups)
     return sum(len(p) + sum(len(c) - 1 for c in completions) for p, completions in groups)
 
 
@@ -94,19 +101,20 @@ def rehearse(
     device = next(model.parameters()).device
     total = used_bytes(device) + free_bytes(device)
     state = ADAM_BYTES * sum(p.numel() for p in model.parameters() if p.requires_grad)
-    tried, seconds = budget, None
+    tried, seconds, shared = budget, None, packs(model)
+    bounds: dict = {"max_tokens": max_tokens, "most_groups": most_groups, "shared": shared}
     while True:
-        shape = fullest(groups, max_tokens=max_tokens, most_groups=most_groups, budget=tried)
+        shape = fullest(groups, budget=tried, **bounds)
         with untouched(model):
             each = activation_bytes(model, options["vocab_size"])
-            need = used_bytes(device) + state + int(size(shape) * each)
+            need = used_bytes(device) + state + int(size(shape, shared=shared) * each)
             if device.type != "cpu" or need <= SAFE * total:
                 seconds = _attempt(model, shape, **options)
         if seconds is not None or tried <= LEAST:
             break
         tried = max(LEAST, tried // 2)
     return Learning(
-        tokens=size(shape),
+        tokens=size(shape, shared=shared),
         asked_tokens=budget,
         budget_tokens=tried,
         seconds=seconds or 0.0,

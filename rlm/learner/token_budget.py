@@ -8,7 +8,8 @@ from collections.abc import Callable
 
 import torch
 
-from rlm.learner.logprobs import pack, token_logprobs
+from rlm.learner import padded
+from rlm.learner.logprobs import pack, packs, token_logprobs
 from rlm.learner.sharding import sharded
 from rlm.models.memory import SHARE, free_bytes
 
@@ -24,11 +25,12 @@ CPU_BYTES = 2**29  # what the activations of a micro-batch may take on a CPU, to
 def activation_bytes(model, vocab_size: int) -> float:
     """Return the bytes per token that a forward keeps for its backward, weights not counted.
 
-    Measured on a group of 128 tokens, by what autograd saves.
+    Measured on a group of 128 tokens, by what autograd saves; of 192 where the learner pads.
     """
     device = next(model.parameters()).device
     ids = [i % vocab_size for i in range(64)]
     packed = pack([(ids, [ids[:33]] * 2)], device=device)
+    tokens = len(packed.ids) if packs(model) else padded.tokens(packed.groups)
     # What rlm.learner.sharding has spread is in no place of its own.
     whole = [p for p in model.parameters() if not hasattr(p, "to_local")]
     weights = {p.untyped_storage().data_ptr() for p in whole}
@@ -46,7 +48,7 @@ def activation_bytes(model, vocab_size: int) -> float:
         kept_alive = token_logprobs(model, packed, vocab_size=vocab_size)  # addresses stay unique
     del kept_alive
     model.train(training)
-    return sum(kept.values()) / len(packed.ids)
+    return sum(kept.values()) / tokens
 
 
 class TokenBudget:
@@ -54,9 +56,10 @@ class TokenBudget:
 
     tokens: a number of one's own, or 0 for as many as half of the free memory holds. On a CPU a
     number of one's own is kept below that too: the system would swap, or kill the process.
+    cpu_bytes: what the activations may take on a CPU where no number is given.
     """
 
-    def __init__(self, model, vocab_size: int, tokens: int = 0):
+    def __init__(self, model, vocab_size: int, tokens: int = 0, *, cpu_bytes: int = CPU_BYTES):
         self.tokens = tokens or (SHARDED if sharded(model) else 0)
         self._fixed = sharded(model)  # the others wait in the middle of its layers
         device = next(model.parameters()).device
@@ -66,7 +69,7 @@ class TokenBudget:
         room, each = SHARE * free_bytes(device), activation_bytes(model, vocab_size)
         fitting = max(LEAST, int(room / each))
         if not tokens:
-            room = min(room, CPU_BYTES) if kind == "cpu" else room
+            room = min(room, cpu_bytes) if kind == "cpu" else room
             self.tokens = int(max(LEAST, min(MOST.get(kind, 4096), room / each)))
         elif tokens > fitting:
             logger.warning(

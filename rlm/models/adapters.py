@@ -47,12 +47,14 @@ def load_adapter(model, path: str | Path, *, trainable: bool):
     """Return a PeftModel: `model` with the adapter of the folder `path`, as "default".
 
     ModelError if the folder is no adapter, or if the adapter is one of another base: by the
-    manifest's fingerprint, or, made elsewhere, by the base's name in its own configuration.
+    manifest's fingerprint, or, made elsewhere, by its layers, with a warning where its own
+    configuration names another base.
     """
     from peft import PeftModel
     from safetensors import SafetensorError
 
     path = _adapter_folder(path)
+    check_kind(path)
     manifest = read_manifest(path)
     if not _belongs(manifest, model):
         its, given = _file_words(manifest.get("base_file")), _file_words(_file(model))
@@ -67,9 +69,20 @@ def load_adapter(model, path: str | Path, *, trainable: bool):
             "one:%s, not%s; its tokenizer or template may differ",
             path, _file_words(here), _file_words(manifest["base_file"]),
         )  # fmt: skip
+    given = manifest["base"]
+    if given and not manifest.get("base_fingerprint") and not _same_base(manifest, _named(model)):
+        logger.warning(
+            "%s: an adapter of %s by its own words; its layers are put on %s",
+            path, given, _name(model),
+        )  # fmt: skip
     try:
-        loaded = PeftModel.from_pretrained(model, str(path), is_trainable=trainable)
-    except (RuntimeError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        loaded = PeftModel.from_pretrained(
+            model, str(path), is_trainable=trainable, key_mapping=_key_mapping(path, model)
+        )
+        _check_loaded(loaded, path)
+    except (
+        ImportError, RuntimeError, ValueError, KeyError, TypeError, AttributeError, SafetensorError
+    ) as error:  # fmt: skip
         raise ModelError(failed(path, f"does not fit {_name(model)}", error)) from error
     return loaded if trainable else loaded.eval()
 
@@ -181,6 +194,51 @@ def fingerprint(model) -> str:
 
 # What belongs to what.
 
+# Kinds of peft's adapters that change what the model reads, and no weight: prompts and prefixes.
+PROMPTS = (
+    "PROMPT_TUNING", "MULTITASK_PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING", "CPT", "CARTRIDGE",
+    "ADAPTION_PROMPT", "XLORA",
+)  # fmt: skip
+
+
+def check_kind(path: str | Path) -> None:
+    """ModelError for an adapter that is no change of the model's weights. It reads no weights."""
+    kind = str(files.read_object(Path(path) / CONFIG).get("peft_type", "LORA")).upper()
+    if kind in PROMPTS:
+        raise ModelError(
+            f"{path}: an adapter of the kind {kind}, which changes what the model reads and no "
+            "weight; only kinds that change weights are used, such as LORA"
+        )
+
+
+def _key_mapping(path: Path, model) -> dict[str, str] | None:
+    """Return how the names of an adapter's weights become the model's, None as they are.
+
+    An adapter of a wrapper for pictures names the text model inside it, which here stands alone.
+    """
+    from safetensors import safe_open
+
+    with safe_open(path / WEIGHTS, "pt") as weights:
+        wrapped = any(".language_model." in name for name in weights.keys())  # noqa: SIM118
+    alone = not any("language_model." in name for name, _ in model.named_modules())
+    return {r"\.language_model\.(model\.)?": "."} if wrapped and alone else None
+
+
+def _check_loaded(loaded, path: Path) -> None:
+    """ValueError unless each weight of the adapter's file has found its place."""
+    from peft import get_peft_model_state_dict
+    from safetensors import safe_open
+
+    with safe_open(path / WEIGHTS, "pt") as weights:
+        there = len(weights.keys())
+    placed = len(get_peft_model_state_dict(loaded, save_embedding_layers=False))
+    if placed < there:
+        raise ValueError(f"{there} weights, of which only {placed} have a place in the model")
+
+
+def _named(model) -> dict:
+    return {"base": _portable(_name(model))}
+
 
 def _adapter_folder(path: str | Path) -> Path:
     path = Path(path)
@@ -219,8 +277,9 @@ def _portable(name: str) -> str:
 
 def _belongs(manifest: dict, model) -> bool:
     mark = manifest.get("base_fingerprint")
-    mine = {"base": _portable(_name(model)), "base_fingerprint": fingerprint(model) if mark else ""}
-    return manifest["base"] is None or _same_base(manifest, mine)
+    if not mark:
+        return True  # by its layers: `load_adapter` says where the names differ
+    return _same_base(manifest, _named(model) | {"base_fingerprint": fingerprint(model)})
 
 
 def _same_base(one: dict, other: dict) -> bool:

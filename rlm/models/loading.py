@@ -72,8 +72,9 @@ def load_base(name_or_path: str, *, device="auto", dtype: str = "auto", quantize
         raise ModelError(f"dtype {dtype!r}: unknown; use one of {', '.join(DTYPES)}")
     place, local_only = find(name_or_path)
     from safetensors import SafetensorError
-    from transformers import AutoModelForCausalLM
     from transformers.utils import logging
+
+    from rlm.models import text_model
 
     logging.disable_progress_bar()  # a bar of a tenth of a second, in the middle of the output
     device = pick_device(str(device))
@@ -85,6 +86,7 @@ def load_base(name_or_path: str, *, device="auto", dtype: str = "auto", quantize
                 "--quantize out, or halve the weights with --dtype bfloat16"
             )
         model, tokenizer = gguf_file.load(file, dtype=torch_dtype)
+        text_model.choose_attention(model)
         return model.to(device).eval(), tokenizer
     if quantize != "none":
         more = {"quantization_config": _four_bit(device, torch_dtype), "device_map": {"": device}}
@@ -92,11 +94,10 @@ def load_base(name_or_path: str, *, device="auto", dtype: str = "auto", quantize
         more = {}
     options = {"trust_remote_code": False, "local_files_only": local_only}
     tokenizer = _tokenizer(name_or_path, place, options)
+    how = text_model.look(name_or_path, place, options)
     try:
-        model = AutoModelForCausalLM.from_pretrained(
-            place, dtype=torch_dtype, use_safetensors=True, **options, **more
-        )
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        model = how.load(place, dtype=torch_dtype, use_safetensors=True, **options, **more)
+    except (ImportError, OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise ModelError(failed(name_or_path, "its weights cannot be loaded", error)) from error
     return (model if more else model.to(device)).eval(), tokenizer
 
@@ -124,6 +125,11 @@ def load_tokenizer(name_or_path: str):
         return tokenizer, None
 
 
+def read_tokenizer(folder: str):
+    """Return the tokenizer of a folder, whatever else is in it. ModelError if it has none."""
+    return _tokenizer(folder, folder, {"trust_remote_code": False, "local_files_only": True})
+
+
 def _tokenizer(name: str, place: str, options: dict):
     from transformers import AutoTokenizer
 
@@ -141,21 +147,36 @@ def _tokenizer(name: str, place: str, options: dict):
     return tokenizer
 
 
-def add_lora(model, *, r: int, alpha: float, dropout: float = 0.0, seed: int):
-    """Return a PeftModel with a fresh LoRA on all linear layers but the output head.
+def add_lora(
+    model,
+    *,
+    r: int,
+    alpha: float,
+    dropout: float = 0.0,
+    seed: int,
+    targets: tuple[str, ...] = ("all-linear",),
+    rank_stabilized: bool = False,
+):
+    """Return a PeftModel with a fresh LoRA on the layers that `targets` names.
 
+    targets: see `rlm.models.lora_targets`; all linear layers but the output head by default.
+    dropout: share of a LoRA's input that is left out in training. rank_stabilized: its output is
+    scaled by alpha / sqrt(r) (arXiv:2312.03732) in place of alpha / r.
     Its A is random and the same for the same seed, its B is zero: at first it changes nothing.
-    LoRA weights are float32 whatever the base's dtype.
+    LoRA weights are float32 whatever the base's dtype. ModelError for a target that is not there.
     """
     import torch
     from peft import LoraConfig, TaskType, get_peft_model
+
+    from rlm.models.lora_targets import found
 
     config = LoraConfig(
         r=r,
         lora_alpha=alpha,
         lora_dropout=dropout,
-        target_modules="all-linear",
+        use_rslora=rank_stabilized,
         task_type=TaskType.CAUSAL_LM,
+        **found(model, targets),
     )
     with torch.random.fork_rng():
         torch.manual_seed(derive(seed, "lora"))

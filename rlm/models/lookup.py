@@ -1,6 +1,7 @@
 """What lies in a model's or an adapter's folder, without torch: for settings and their checks."""
 
 import os
+import re
 from pathlib import Path
 
 from rlm.errors import InputError
@@ -8,6 +9,7 @@ from rlm.files import read_object
 from rlm.models import gguf_header
 from rlm.records import Example
 
+SIZES = ("model_type", "hidden_size", "num_hidden_layers", "vocab_size")  # of a config.json
 ROOT = Path(__file__).resolve().parents[2]  # its weights are found from anywhere
 
 FETCHED = {"weights/smollm2": "`make smollm2` fetches it"}  # models that a recipe names
@@ -161,8 +163,27 @@ def check_adapter(path: str, given: str, model: str | None = None) -> None:
     if not (folder / "adapter_model.safetensors").is_file():
         raise InputError(f"{given}: the folder has no adapter_model.safetensors; train it again")
     base = adapter_base(path)
-    if model is not None and base and not same_model(base, model):
+    if model is not None and base and _other_model(base, model):
         raise InputError(f"{given}: an adapter of {base}, not of {model}; use --model {base}")
+
+
+QUANTIZED = re.compile(r"(-unsloth)?(-bnb)?-(4bit|8bit|gptq|awq)$")  # the end of a model's name
+
+
+def _other_model(base: str, model: str) -> bool:
+    """Whether two names certainly mean different models; where not, their weights decide later.
+
+    Not certain: a folder of another machine, one model in two formats, two folders of one shape,
+    a folder and a name on the hub.
+    """
+    names = [QUANTIZED.sub("", name.rstrip("/").split("/")[-1].lower()) for name in (base, model)]
+    if same_model(base, model) or names[0] == names[1]:
+        return False
+    first, second = local_place(base), local_place(model)
+    if first and second:
+        one, other = (read_object(place / "config.json") for place in (first, second))
+        return not one or any(one.get(key) != other.get(key) for key in SIZES)
+    return bool(first) or not (second or looks_like_path(base))
 
 
 def resolve(given: dict, names: dict[str, str], adapter: str, auto: str | None) -> dict:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+STATES = ("linear_attention", "conv", "mamba", "mlp", "moe")  # kinds of layers without keys
 SHARE = 0.5  # of what is free: a cache that grows stands there twice, a backward has temporaries
 PROCESS = Path("/proc/self")
 CGROUP = Path("/sys/fs/cgroup")  # what a container may have
@@ -66,13 +67,28 @@ def peak_bytes(device) -> int:
 
 
 def token_bytes(network) -> int:
-    """Return the bytes of one token's keys and values in all layers."""
+    """Return the bytes of one token's keys and values in all layers.
+
+    Layers may have sizes of their own, take another layer's keys, or keep a state, which does not
+    grow with the tokens. For a model with nothing but states it is an estimate from above.
+    """
     config = network.config.get_text_config()
-    heads = config.num_attention_heads
-    width = getattr(config, "head_dim", None) or config.hidden_size // heads
-    kept = getattr(config, "num_key_value_heads", None) or heads
+    layers = getattr(config, "per_layer_config", None) or [config] * config.num_hidden_layers
+    layers = list(layers)[: len(layers) - (getattr(config, "num_kv_shared_layers", None) or 0)]
+    kinds = getattr(config, "layer_types", None) or []
+    if any(kind not in STATES for kind in kinds):
+        layers = [each for each, kind in zip(layers, kinds, strict=False) if kind not in STATES]
     weight = network.get_input_embeddings().weight
-    return 2 * config.num_hidden_layers * kept * width * weight.element_size()
+    return 2 * weight.element_size() * sum(_kept_width(layer, config) for layer in layers)
+
+
+def _kept_width(layer, config) -> int:
+    """Return the numbers that a layer keeps as keys of a token, and as many as values."""
+    heads = getattr(config, "num_attention_heads", None)
+    heads = heads if isinstance(heads, int) else 1  # some have a list, by layer
+    width = getattr(layer, "head_dim", None) or config.hidden_size // heads
+    kept = getattr(layer, "num_key_value_heads", None)
+    return width * (kept if isinstance(kept, int) else heads)
 
 
 def cache_tokens(network) -> int:

@@ -39,12 +39,12 @@ class VllmPlan:
 
 
 def open_engine(policy, name: str, *, own: dict, url: str | None = None, vllm=None):
-    """Return the engine `name`, own or vllm, of the policy as it is now.
+    """Return the engine `name`, own, transformers or vllm, of the policy as it is now.
 
     own: for `rlm.engine.engine.Engine`. vllm: a function that returns the `VllmPlan`. url: of a
     server.
     """
-    if name == "own":
+    if name != "vllm":
         return Engine(policy.model, policy.tokenizer, **own)
     assert vllm is not None
     return open_vllm(policy, vllm(), url)

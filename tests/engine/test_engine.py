@@ -4,7 +4,6 @@ import copy
 
 import pytest
 import torch
-from transformers import Gemma2Config, GptOssConfig, MistralConfig
 
 from rlm.engine.cuda_graphs import DecodeGraphs
 from rlm.engine.engine import Engine, Sampling
@@ -103,7 +102,7 @@ def test_the_cache_keeps_to_its_bound():
     most = 0
     while not engine.idle:
         engine.step()
-        rows, tokens = engine._cache.capacity
+        rows, tokens = engine._runner.cache.capacity
         assert rows * tokens <= 160
         most = max(most, len(engine.running))
     assert most == 7  # 160 // (1 + 20)
@@ -208,7 +207,7 @@ def test_the_model_is_not_changed():
     assert model.config._attn_implementation == implementation
     assert not any(p.is_inference() for p in model.parameters())
     # Only the adapted layers have a copy of their own.
-    network = engine._model.network
+    network = engine._runner.model.network
     assert network.model.layers[0].self_attn.q_proj.weight.data_ptr() not in {
         p.data_ptr() for p in model.parameters()
     }
@@ -234,7 +233,7 @@ def test_sync_takes_over_the_adapter():
 def test_nothing_is_merged_in_bfloat16():
     model = tiny_lora(tiny_model().to(torch.bfloat16))
     engine = Engine(model, TOKENIZER)
-    layer = engine._model.network.model.layers[0].self_attn.q_proj
+    layer = engine._runner.model.network.model.layers[0].self_attn.q_proj
     base = model.get_base_model().model.layers[0].self_attn.q_proj.base_layer
     assert isinstance(layer, LoraLinear)
     assert layer.base.weight.data_ptr() == base.weight.data_ptr()
@@ -267,11 +266,11 @@ def test_an_interruption_leaves_a_working_engine():
     next(stream)
     stream.close()
     assert engine.idle
-    forward = engine._model.network.forward
-    engine._model.network.forward = lambda **options: 1 / 0
+    forward = engine._runner.model.network.forward
+    engine._runner.model.network.forward = lambda **options: 1 / 0
     with pytest.raises(ZeroDivisionError):
         engine.generate(PROMPTS, 4, sampling, seed=0)
-    engine._model.network.forward = forward
+    engine._runner.model.network.forward = forward
     assert engine.idle
     assert engine.generate(PROMPTS, 4, sampling, seed=0) == expected
 
@@ -288,25 +287,6 @@ def test_cancel_returns_what_there_is():
     assert engine.running == [second]
 
 
-@pytest.mark.parametrize(
-    ("config", "words"),
-    [
-        (Gemma2Config(), "capped at 50"),
-        (GptOssConfig(num_local_experts=2), "sinks"),
-        (MistralConfig(sliding_window=64, max_position_embeddings=128), "window of 64 .* 128"),
-    ],
-)
-def test_attention_that_the_layouts_cannot_do_is_refused(config, words):
-    from transformers import AutoModelForCausalLM
-
-    for name in ("hidden_size", "intermediate_size", "vocab_size", "head_dim"):
-        setattr(config, name, 16)
-    config.num_attention_heads, config.num_key_value_heads, config.num_hidden_layers = 2, 2, 2
-    config.pad_token_id = 0
-    with pytest.raises(InputError, match=words):
-        Engine(AutoModelForCausalLM.from_config(config), TOKENIZER)
-
-
 def captured_without_cuda(work, pool):
     """Stands for a CUDA graph: the same memory every time, and nothing but tensors changes."""
     output = work().clone()
@@ -317,7 +297,7 @@ def test_decoding_by_graphs_gives_the_same_tokens():
     model, sampling = tiny_lora(tiny_model()), Sampling(40, temperature=0.8)
     model.generation_config.eos_token_id = [EOS, *range(0, 256, 16)]  # uneven lengths
     plain, engine = (Engine(model, TOKENIZER, max_rows=11) for _ in range(2))
-    graphs = engine._graphs = DecodeGraphs(engine._cache, captured_without_cuda)
+    graphs = engine._runner.graphs = DecodeGraphs(engine._runner.cache, captured_without_cuda)
     shapes = []
     for seed in (5, 6):
         expected = plain.generate(PROMPTS, 4, sampling, seed=seed)
@@ -347,7 +327,7 @@ def test_a_graph_that_cannot_be_captured_is_done_without(caplog):
     def fails(work, pool):
         raise RuntimeError("operation not permitted\nwhen stream is capturing")
 
-    engine._graphs = DecodeGraphs(engine._cache, fails)
+    engine._runner.graphs = DecodeGraphs(engine._runner.cache, fails)
     groups = engine.generate(PROMPTS, 2, Sampling(20, temperature=0.0), seed=0)
     assert [g[0].ids for g in groups] == [reference(model, prompt, 20) for prompt in PROMPTS]
     assert caplog.text.count("no CUDA graphs: operation not permitted; going on without") == 1
@@ -359,5 +339,5 @@ def test_cuda_graphs_give_the_same_tokens():
     plain, engine = (Engine(model, TOKENIZER, cuda_graphs=on) for on in (False, True))
     expected = plain.generate(PROMPTS, 4, sampling, seed=5)
     groups = engine.generate(PROMPTS, 4, sampling, seed=5)
-    assert not engine._graphs.broken and engine._graphs._graphs
+    assert not engine._runner.graphs.broken and engine._runner.graphs._graphs
     assert [[r.ids for r in g] for g in groups] == [[r.ids for r in g] for g in expected]

@@ -202,7 +202,7 @@ def forward(cache: KVCache, plain: Plain, prompts: list[int]) -> list[Prefix]:
             caches.append(list(zip(*part, strict=True)))
             start += length
         told.append(caches)
-    prefixes = cache.prefixes(plain.layers) if prompts else []
+    prefixes = cache.prefixes() if prompts else []
     for index, prefix in enumerate(prefixes):
         prefix.told = [caches[index] for caches in told]
     return prefixes

@@ -178,9 +178,9 @@ def test_groups_do_not_see_each_other():
 
 def test_completions_of_like_length_share_padding():
     # The longest of a bucket is at most twice its shortest: 20 and 10; 9 and 5; 4; 1.
-    buckets = attention._buckets([20, 10, 9, 5, 4, 1])
+    buckets = attention.like_lengths([20, 10, 9, 5, 4, 1])
     assert buckets == [slice(0, 2), slice(2, 4), slice(4, 5), slice(5, 6)]
-    assert attention._buckets([]) == []
+    assert attention.like_lengths([]) == []
 
 
 def test_micro_batches_hold_every_completion_once_within_the_budget():

@@ -132,13 +132,21 @@ def test_an_adapter_of_another_base_is_refused(base_folder, tmp_path):
     other = tiny_model(seed=1)  # the same shape, other weights
     with pytest.raises(ModelError, match=r"an adapter of .*base, but .* use --model"):
         loading.load_adapter(other, path, trainable=False)
-    # Made elsewhere, without a manifest: the name counts.
+
+
+def test_an_adapter_made_elsewhere_is_known_by_its_layers(base_folder, tmp_path, caplog):
+    path = loading.save_adapter(tiny_lora(load(base_folder)), tmp_path / "a", {}, overwrite=False)
     (path / "manifest.json").unlink()
     assert loading.read_manifest(path) == {"base": str(base_folder)}
     loading.load_adapter(load(base_folder), path, trainable=False)
+    assert not caplog.text
+    other = tiny_model(seed=1)
     other.config._name_or_path = "somebody/else"
-    with pytest.raises(ModelError, match="somebody/else"):
-        loading.load_adapter(other, path, trainable=False)
+    loading.load_adapter(other, path, trainable=False)
+    assert "by its own words" in caplog.text and "somebody/else" in caplog.text
+    for sizes, words in ({"hidden_size": 16}, "size mismatch"), ({"num_hidden_layers": 2}, "place"):
+        with pytest.raises(ModelError, match=words):
+            loading.load_adapter(tiny_model(**sizes), path, trainable=False)
 
 
 def test_a_pickled_adapter_is_refused(base_folder, tmp_path):

@@ -1,0 +1,63 @@
+"""Which layers of a model a LoRA goes on, by what a user calls them.
+
+    found(model, ("all-linear",))       every linear layer but the output head
+    found(model, ("attention",))        the linear layers inside attention
+    found(model, ("q_proj", "v_proj"))  by the last parts of their names
+    found(model, ("experts",))          beside others: weights of three dimensions, [expert, .., ..]
+
+A router (the layer that chooses experts) is learned only if it is named.
+"""
+
+import re
+
+from rlm.models.adapters import ModelError
+
+ATTENTION = re.compile(r"(^|[._])(attn|attention)([._]|$)")  # as a part of a module's name
+ROUTER = re.compile(r"(^|\.)(router|gate|router\.layer)$")
+WORDS = ("all-linear", "attention", "experts")
+
+
+def found(model, targets: tuple[str, ...]) -> dict:
+    """Return target_modules and the like of a LoraConfig; ModelError for one that is not there."""
+    linear = linear_names(model)
+    routers = sorted(name for name in linear if ROUTER.search(name))
+    if targets == ("all-linear",):
+        return {"target_modules": "all-linear"} | ({"exclude_modules": routers} if routers else {})
+    modules: set[str] = set()
+    parameters: list[str] = []
+    for target in targets:
+        if target == "experts":
+            parameters = matching = expert_names(model)
+        elif target == "all-linear":
+            matching = [name for name in linear if name not in routers]
+            modules.update(matching)
+        elif target == "attention":
+            matching = [name for name in linear if ATTENTION.search(name.rpartition(".")[0])]
+            modules.update(".".join(name.split(".")[-2:]) for name in matching)
+        else:
+            matching = [name for name in linear if name == target or name.endswith(f".{target}")]
+            modules.add(target)
+        if not matching:
+            known = sorted({name.rpartition(".")[2] for name in linear})
+            raise ModelError(
+                f"--lora-targets {target}: {type(model).__name__} has no such layer; use "
+                f"{', '.join(WORDS)}, or names out of {', '.join(known)}"
+            )
+    return {"target_modules": sorted(modules)} | (
+        {"target_parameters": parameters} if parameters else {}
+    )
+
+
+def linear_names(model) -> list[str]:
+    """Return the names of the linear layers, the output head left out."""
+    from torch import nn
+    from transformers.pytorch_utils import Conv1D
+
+    head, kinds = model.get_output_embeddings(), (nn.Linear, Conv1D)
+    return [n for n, m in model.named_modules() if isinstance(m, kinds) and m is not head]
+
+
+def expert_names(model) -> list[str]:
+    """Return the ends of the names of weights [expert, in, out], as peft matches them."""
+    names = [n for n, p in model.named_parameters() if p.dim() == 3 and "experts" in n]
+    return sorted({".".join(name.split(".")[-2:]) for name in names})
