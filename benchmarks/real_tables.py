@@ -37,8 +37,7 @@ def prompts(task: str) -> str:
          percent(r["cut_off"])]
         for name, asked in found["models"].items() for r in asked
     ]  # fmt: skip
-    commands = "\n".join(found["command"])
-    return f"{lines(head, rows)}\n\n```\n{commands}\n```"
+    return lines(head, rows)
 
 
 def results(part: str) -> str:

@@ -48,7 +48,6 @@ import config  # noqa: E402
 import data  # noqa: E402
 import train_sft  # noqa: E402
 from rlm.learner.demonstrations import packed  # noqa: E402
-from rlm.learner.token_budget import TokenBudget  # noqa: E402
 from rlm.models.loading import add_lora, load_base  # noqa: E402
 from rlm.models.policy import Policy  # noqa: E402
 from training import sft  # noqa: E402
@@ -116,10 +115,11 @@ class Own:
     """The step of train_sft.py --backend own, by its own functions."""
 
     def __init__(self, work: Work):
-        self.model = work.policy().model
+        policy = work.policy()
+        self.model = policy.model
         self.optimizer = sft.optimizer_of(self.model)
         self.optimizer.learning_rate = RATE
-        self.budget = TokenBudget(self.model, len(work.tokenizer))
+        self.budget = sft.budget_of(policy)
 
     def step(self, batch) -> float:
         """Take the step; return its loss."""

@@ -281,10 +281,6 @@ PLACES: dict[str, dict[str, Callable[[], str]]] = {
     "docs/agents.md": {"orchestrator": orchestrator_table},
     "docs/results.md": {
         "prompts_gsm8k": partial(real_tables.prompts, "gsm8k"),
-        "prompts_addition": partial(real_tables.prompts, "addition"),
-        "smollm2": partial(real_tables.results, "smollm2"),
-        "smollm2_changes": partial(real_tables.changes, "smollm2"),
-        "rates": partial(real_tables.results, "rates"),
         "qwen": partial(real_tables.results, "qwen"),
         "qwen_changes": partial(real_tables.changes, "qwen"),
     },

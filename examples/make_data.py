@@ -10,10 +10,12 @@ The same command writes the same file.
 import argparse
 import csv
 import json
+import sys
 from fractions import Fraction
 from pathlib import Path
 from random import Random
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # rlm, where it is not installed
 from rlm.data.choices import LETTERS
 from rlm.data.problems import additions
 
@@ -33,9 +35,8 @@ def choices(n: int) -> list[dict]:
         said = [a + b if i == right else a + b + random.choice([-2, -1, 1, 2])
                 for i, (a, b) in enumerate(numbers)]  # fmt: skip
         texts = [f"{a} + {b} = {c}" for (a, b), c in zip(numbers, said, strict=True)]
-        steps = [f"{letter}. {a} + {b} = {a + b}, not {c}." if i != right
-                 else f"{letter}. {a} + {b} = {a + b}."
-                 for i, (letter, (a, b), c) in enumerate(zip(LETTERS, numbers, said, strict=False))]  # fmt: skip
+        steps = [f"{LETTERS[i]}. {a} + {b} = {a + b}" + (f", not {said[i]}." * (i != right) or ".")
+                 for i, (a, b) in enumerate(numbers)]  # fmt: skip
         if len(set(texts)) == 4:
             rows.append({"question": "Which sum is right?", "choices": texts,
                          "answer": right, "solution": "\n".join(steps[: right + 1])})  # fmt: skip

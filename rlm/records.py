@@ -7,6 +7,7 @@ tokens where it says so, P prompt tokens, C completion tokens, T = P + C, V voca
 """
 
 from dataclasses import dataclass, field
+from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +41,7 @@ class Example:
         return (self.gold, *self.accepted)
 
     @property
-    def asks(self) -> dict[str, str]:
+    def asks(self) -> dict[str, Any]:
         """What a prompt has to know beside the question: the kind, where it is no number."""
         return {} if self.kind == "number" else {"kind": self.kind}
 

@@ -27,14 +27,13 @@ def fit(stage, records: list[dict], questions: int):
     questions: of the validation that follows. Returns the `NonFiniteGuard` of its batches.
     """
     from rlm.learner.demonstrations import batch, linear_rate
-    from rlm.learner.token_budget import TokenBudget
     from rlm.run.nonfinite import NonFiniteGuard
     from rlm.run.steps import Steps
 
     settings, policy, run = stage.settings, stage.policy, stage.run
     demonstrations = [split(record) for record in records]
     optimizer = optimizer_of(policy.model)
-    budget = TokenBudget(policy.model, len(policy.tokenizer), stage.token_budget)
+    budget = budget_of(policy, stage.token_budget)
     guard, seen, began = NonFiniteGuard(run.path), Seen(), time.monotonic()
 
     # From the start, or from where a stopped run ended.
@@ -67,6 +66,17 @@ def optimizer_of(model):
     from rlm.learner.optimizer import Optimizer
 
     return Optimizer(model, max_grad_norm=1.0, betas=(0.9, 0.999))
+
+
+def budget_of(policy, tokens: int = 0):
+    """Return the token budget; tokens: one's own.
+
+    The more prompts share a micro-batch, the less of them is computed: on a CPU its activations
+    may take 2 GB, or half of the free memory.
+    """
+    from rlm.learner.token_budget import TokenBudget
+
+    return TokenBudget(policy.model, len(policy.tokenizer), tokens, cpu_bytes=2**31)
 
 
 def update(model, optimizer, demonstrations, budget) -> dict:

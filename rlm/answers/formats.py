@@ -89,8 +89,8 @@ THINK = Format(
 XML = Format(
     name="xml",
     instruction=(
-        "First reason step by step, then give the final answer: "
-        "a single number on one line and nothing else.\n"
+        "First reason step by step between <reasoning> and </reasoning>. Then write the final "
+        "answer between <answer> and </answer>: a single number on one line and nothing else.\n"
         "Use exactly this shape:\n<reasoning>\nyour reasoning\n</reasoning>\n"
         "<answer>\nyour answer\n</answer>"
     ),
@@ -103,8 +103,8 @@ XML = Format(
 SOLUTION = Format(
     name="solution",
     instruction=(
-        "First work out the problem step by step between <start_working_out> and "
-        "<end_working_out>. Then give the final answer between <SOLUTION> and </SOLUTION>: "
+        "First reason step by step between <start_working_out> and <end_working_out>. "
+        "Then write the final answer between <SOLUTION> and </SOLUTION>: "
         "a single number on one line and nothing else.\n"
         "Use exactly this shape:\n<start_working_out>\nyour reasoning\n<end_working_out>\n"
         "<SOLUTION>your answer</SOLUTION>"
@@ -208,6 +208,7 @@ _CONTROL = re.compile(
     r"|(?P<tag></s>|<(?:eos|bos|pad|unk|end_of_turn|start_of_turn)>)"
 )
 _MARKS = ("<|", "<\uff5c", "</s>", "<eos>", "<bos>", "<pad>", "<unk>", "_of_turn>")
+_MOST = 1000  # control tokens of one sort that are looked at
 _ENDS = {
     "im_end", "endoftext", "end_of_text", "eot_id", "eom_id", "eot", "end", "return", "eos",
     "end_of_turn", "end_of_sentence", "s", "endofturn", "END_OF_TURN_TOKEN", "end_of_msg",
@@ -223,15 +224,20 @@ def turn_of(text: str) -> str:
     """Return the turn that a text holds, without control tokens of a tokenizer.
 
     The first that ends a turn, or begins another one, ends it; others leave a space, so that no
-    digits are joined. A text without such tokens comes back as it is. Linear time.
+    digits are joined; a thousand of them end it, too. A text without such tokens comes back as it
+    is. Linear time.
 
     >>> turn_of("<think>6 * 7</think>42<|im_end|>\\n<|im_start|>user")
     '<think>6 * 7</think>42'
     >>> turn_of("4<|fim_pad|>2")
     '4 2'
     """
-    if not any(mark in text for mark in _MARKS):
+    marks = [mark for mark in _MARKS if mark in text]
+    if not marks:
         return text
+    for mark in marks:
+        if text.count(mark) > _MOST:
+            text = mark.join(text.split(mark, _MOST)[:_MOST])
     out, at, said = [], 0, False
     for found in _CONTROL.finditer(text):
         name = (found["name"] or found["tag"].strip("</>")).replace("\u2581", "_")

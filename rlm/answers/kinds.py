@@ -24,9 +24,16 @@ from functools import cache, partial
 from typing import Any
 
 from rlm.answers import math_pool
-from rlm.answers.expressions import Expression, read_expression
+from rlm.answers.expressions import Expression, last_formula, read_expression
 from rlm.answers.math_pool import MathPool
-from rlm.answers.reading import MAX_SPELLINGS, equal, last_number, read_gold, read_statements
+from rlm.answers.reading import (
+    MAX_SPELLINGS,
+    TAIL,
+    equal,
+    last_number,
+    read_gold,
+    read_statements,
+)
 from rlm.answers.texts import Stated, normal_form, read_choice, read_text, without_markup
 from rlm.answers.values import Answer, read_value
 from rlm.records import Example
@@ -284,7 +291,7 @@ def _checked(kind: str, gold: object, choices: Sequence[str]) -> str:
         read_gold(gold)
         return str(gold).strip()
     if not isinstance(gold, str):
-        raise ValueError(_no_gold(kind, gold, f"a {type(gold).__name__} instead of text"))
+        raise ValueError(_no_gold(kind, gold, f"of type {type(gold).__name__} instead of text"))
     text = gold.rpartition("####")[2].strip() if kind != "text" else gold.strip()
     if kind == "math":
         _gold_expression(text)
@@ -317,26 +324,40 @@ def _check_against_themselves(found: list[str | ValueError]) -> None:
 
 
 def is_right_leniently(example: Example, text: str) -> bool:
-    """Whether the last statement of a text is right, whatever its format: of numbers the last one.
-
-    Of choices the last letter that is marked as one or stands alone, of texts a gold in the last
-    line, of mathematics the last box or formula, else the last number. Nothing is rewarded by it.
-    """
-    found = last_statement(example, text)
+    """Whether the last statement of a text is right, whatever its format (`last_statements`)."""
+    (found,) = last_statements([example], [text])
     return bool(found is not None and found.right)
 
 
-def last_statement(example: Example, text: str) -> Verdict | None:
-    """Return the verdict on the last statement of a text, None where there is none."""
-    if example.kind == "number":
-        return _plain_verdict(example, last_number(text))
-    lines = [line for line in text[-2000:].splitlines() if line.strip()]
-    if not lines:
-        return None
-    if example.kind == "text":
-        last = f" {normal_form(without_markup(lines[-1]))} "
-        inside = [gold for gold in example.golds if f" {normal_form(gold)} " in last]
-        return Verdict(bool(inside), inside[0] if inside else None, value=last)
+def last_statements(
+    examples: Sequence[Example], texts: Sequence[str], *, pool: MathPool | None = None
+) -> list[Verdict | None]:
+    """Return the verdict on the last statement of each text, None where there is none.
+
+    Of numbers the last one, of choices the last letter that is marked as one or stands alone, of
+    texts a gold in the last line, of mathematics the last box or formula, else the last number.
+    Nothing is rewarded by it.
+    """
+    found: list[Verdict | None] = [None] * len(texts)
+    asked: dict[int, _Mathematics] = {}
+    for i, (example, text) in enumerate(zip(examples, texts, strict=True)):
+        if example.kind == "number":
+            found[i] = _plain_verdict(example, last_number(text))
+        elif example.kind == "math":
+            said = _last_mathematics(text[-TAIL:])
+            if said.value is not None:
+                asked[i] = _Mathematics(example, [said])
+        else:
+            found[i] = _last_words(example, text[-TAIL:])
+    known = _ask([pair for each in asked.values() for pair in each.pairs()], pool)
+    for i, each in asked.items():
+        found[i] = each.verdict(known)
+    return found
+
+
+def _last_words(example: Example, tail: str) -> Verdict | None:
+    """Return the verdict on the last choice, or on the last line as a text."""
+    lines = [line for line in tail.splitlines() if line.strip()]
     if example.kind == "choice":
         for line in reversed(lines):
             for piece in (line, *reversed(line.split())):
@@ -344,17 +365,13 @@ def last_statement(example: Example, text: str) -> Verdict | None:
                 if said.value is not None:
                     return _plain_verdict(example, said)
         return None
-    return _last_mathematics(example, text[-2000:])
+    last = f" {normal_form(without_markup(lines[-1]))} " if lines else ""
+    inside = [gold for gold in example.golds if f" {normal_form(gold)} " in last]
+    return Verdict(bool(inside), inside[0] if inside else None, value=last) if lines else None
 
 
-def _last_mathematics(example: Example, tail: str) -> Verdict | None:
-    from rlm.answers.expressions import last_formula
-
+def _last_mathematics(tail: str) -> Expression:
     said = read_expression(last_formula(tail))
-    if said.value is None:
-        number = last_number(tail)
-        if number.value is None:
-            return None
-        said = Expression(number=number)
-    each = _Mathematics(example, [said])
-    return each.verdict(_ask(each.pairs(), None))
+    if said.value is None and (number := last_number(tail)).value is not None:
+        return Expression(number=number)
+    return said

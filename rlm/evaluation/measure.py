@@ -11,6 +11,7 @@ from pathlib import Path
 
 from rlm import files
 from rlm.answers import formats, kinds
+from rlm.answers.formats import turn_of
 from rlm.evaluation import markdown, statistics
 from rlm.models.prompts import make_prompt
 
@@ -85,13 +86,14 @@ def judge_groups(examples, groups, format_name: str) -> list[list[dict]]:
             finishes=[r.finish for _, r in flat],
         )
     )
+    lasts = iter(kinds.last_statements([e for e, _ in flat], [turn_of(r.text) for _, r in flat]))
     found = []
-    for example, group in zip(examples, groups, strict=True):
+    for group in groups:
         own = [next(verdicts) for _ in group]
         labels = kinds.votes(own)
         found.append(
             [
-                facts(example, rollout, format_name, verdict) | {"value": label}
+                facts(rollout, format_name, verdict, next(lasts)) | {"value": label}
                 for rollout, verdict, label in zip(group, own, labels, strict=True)
             ]
         )
@@ -103,11 +105,10 @@ def judge(example, rollout, format_name: str) -> dict:
     return judge_groups([example], [[rollout]], format_name)[0][0]
 
 
-def facts(example, rollout, format_name: str, verdict: kinds.Verdict) -> dict:
+def facts(rollout, format_name: str, verdict: kinds.Verdict, last: kinds.Verdict | None) -> dict:
     """Return what is known of one completion; value is added by who counts the votes."""
-    text = formats.turn_of(rollout.text)
+    text = turn_of(rollout.text)
     parsed = formats.parse(text, formats.get_format(format_name))
-    last = kinds.last_statement(example, text)
     return {
         "reasoning": parsed.reasoning or "",
         "answer": verdict.canonical or "",

@@ -18,8 +18,6 @@ from rlm.learner.metrics import Metrics
 
 Demonstration = tuple[list[int], list[int]]  # a prompt's ids, a completion's ids
 
-WORTH = 0.1  # of all tokens: less is not worth sharing, since attention with a mask is slower
-
 
 def batch(step: int, demonstrations: list, size: int, seed: int) -> list:
     """Return the demonstrations of a step, counted from 1; those left over end a pass.
@@ -49,18 +47,21 @@ def linear_rate(step: int, last: int, warmup_fraction: float) -> float:
 
 
 def micro_batches(demonstrations: list[Demonstration], budget: int) -> list[list[Demonstration]]:
-    """Return parts of at most `budget` tokens, or of one demonstration, those of like length.
+    """Return parts that each pack into at most `budget` tokens, or hold one demonstration.
+
+    Those of like length share a part, since attention pads inside it.
 
     >>> micro_batches([([1, 2], [7] * 4), ([1], [8]), ([1, 3], [9])], 4)
     [[([1], [8]), ([1, 3], [9])], [([1, 2], [7, 7, 7, 7])]]
     """
+    shared = shared_tokens([prompt for prompt, _ in demonstrations])
     parts: list[list[Demonstration]] = []
     room = 0
     for prompt, completion in sorted(demonstrations, key=lambda d: len(d[0]) + len(d[1])):
-        tokens = len(prompt) + len(completion) - 1  # the last one is no input
+        tokens = len(prompt) - shared + len(completion) - 1  # the last one is no input
         if not parts or tokens > room:
             parts.append([])
-            room = budget
+            room = budget - shared
         parts[-1].append((prompt, completion))
         room -= tokens
     return parts
@@ -74,8 +75,7 @@ def packed(demonstrations: list[Demonstration], *, device="cpu") -> Packed:
     ([1, 2, 3, 7, 4], [7, 8, 9])
     """
     shared = shared_tokens([prompt for prompt, _ in demonstrations])
-    tokens = sum(len(prompt) + len(completion) - 1 for prompt, completion in demonstrations)
-    if shared * (len(demonstrations) - 1) < WORTH * tokens:
+    if not shared:
         return pack(
             [(prompt, [completion]) for prompt, completion in demonstrations], device=device
         )

@@ -56,9 +56,10 @@ class TokenBudget:
 
     tokens: a number of one's own, or 0 for as many as half of the free memory holds. On a CPU a
     number of one's own is kept below that too: the system would swap, or kill the process.
+    cpu_bytes: what the activations may take on a CPU where no number is given.
     """
 
-    def __init__(self, model, vocab_size: int, tokens: int = 0):
+    def __init__(self, model, vocab_size: int, tokens: int = 0, *, cpu_bytes: int = CPU_BYTES):
         self.tokens = tokens or (SHARDED if sharded(model) else 0)
         self._fixed = sharded(model)  # the others wait in the middle of its layers
         device = next(model.parameters()).device
@@ -68,7 +69,7 @@ class TokenBudget:
         room, each = SHARE * free_bytes(device), activation_bytes(model, vocab_size)
         fitting = max(LEAST, int(room / each))
         if not tokens:
-            room = min(room, CPU_BYTES) if kind == "cpu" else room
+            room = min(room, cpu_bytes) if kind == "cpu" else room
             self.tokens = int(max(LEAST, min(MOST.get(kind, 4096), room / each)))
         elif tokens > fitting:
             logger.warning(

@@ -8,6 +8,7 @@ const WHY = {
   no_close: "the reasoning was never closed", no_tag: "no answer tag", empty: "nothing stated",
   repeated: "a tag or a statement too often", several_values: "two values",
   unparsable: "not one plain number", too_long: "an answer of more than 400 characters",
+  cut_off: "cut off: it may be the beginning of an answer only",
 };
 let question = 0, step = 0;
 

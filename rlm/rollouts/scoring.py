@@ -28,7 +28,7 @@ from types import FunctionType
 from typing import Any
 
 from rlm.answers.formats import turn_of
-from rlm.answers.kinds import Verdict, judge_all
+from rlm.answers.kinds import judge_all, last_statements
 from rlm.errors import InputError
 from rlm.records import Example, Rollout, Score
 
@@ -92,12 +92,14 @@ def score_all(
 ) -> list[Score]:
     """Return what each rollout earned: the rewards named in `weights`, and their weighted sum.
 
-    examples: of each rollout its own. RuntimeError, naming the reward and an example, when a
-    function raises, returns too many or too few, or something that is no finite number.
+    examples: of each rollout its own. Their fact lenient_fraction is 1.0 where the last statement
+    is right, whatever the format: it earns nothing. RuntimeError, naming the reward and an
+    example, when a function raises, returns too many or too few, or no finite numbers.
     """
     texts = [turn_of(rollout.text) for rollout in rollouts]
     finishes = [rollout.finish for rollout in rollouts]
     verdicts = judge_all(examples, texts, format_name, finishes=finishes)
+    lasts = last_statements(examples, texts)
     extras = {
         "verdict": verdicts,
         "rollout": rollouts,
@@ -117,13 +119,10 @@ def score_all(
                 gains = value > 0 if weights[name] == 0 else weights[name] * value > 0
                 parts[name] = 0.0 if cut and gains else value
         total = sum(weights[name] * part for name, part in parts.items())
-        made.append(_score(total, parts, verdict))
+        judged, last = verdict.right is not None, lasts[i]
+        facts = {"lenient_fraction": float(bool(last and last.right))}
+        made.append(Score(total, parts, verdict.reason if judged else None, facts, judged=judged))
     return made
-
-
-def _score(total: float, parts: dict[str, float], verdict: Verdict) -> Score:
-    judged = verdict.right is not None
-    return Score(total, parts, verdict.reason if judged else None, judged=judged)
 
 
 def _column(

@@ -206,7 +206,6 @@ def test_shares_may_be_uneven_and_empty(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.ci
 def test_two_processes_of_sft_learn_the_adapter_of_one(tmp_path):
     one, two = by_one_and_by_two(tmp_path, *SFT)
     # AdamW divides by a gradient's own size: where that is rounding, a rate's share of it is

@@ -1,7 +1,7 @@
 """Demonstrations in TRL's order and at its rates; packed with what they share, equal to apart."""
 
 import doctest
-from itertools import chain
+from itertools import chain, pairwise
 
 import pytest
 import torch
@@ -56,13 +56,21 @@ def test_rates_are_those_of_transformers(steps, fraction):
     assert linear_rate(1, 1, 0.5) == 1.0  # a single step learns
 
 
-@given(st.lists(st.tuples(st.integers(1, 9), st.integers(1, 9)), min_size=1), st.integers(1, 30))
-def test_micro_batches_hold_each_once_and_keep_the_budget(lengths, budget):
-    demonstrations = [([i] * prompt, [0] * more) for i, (prompt, more) in enumerate(lengths)]
+LENGTHS = st.lists(st.tuples(st.integers(1, 9), st.integers(1, 9)), min_size=1)
+
+
+@given(LENGTHS, st.integers(0, 5), st.integers(1, 40))
+def test_micro_batches_hold_each_once_and_keep_the_budget(lengths, shared, budget):
+    start = [99] * shared
+    demonstrations = [
+        (start + [i] * prompt, [0] * more) for i, (prompt, more) in enumerate(lengths)
+    ]
     parts = micro_batches(demonstrations, budget)
     assert sorted(d for part in parts for d in part) == sorted(demonstrations)
-    for part in parts:
-        assert len(part) == 1 or sum(len(p) + len(c) - 1 for p, c in part) <= budget
+    assert all(len(part) == 1 or len(packed(part).ids) <= budget for part in parts)
+    # As many as fit: the next one would not have.
+    for part, following in pairwise(parts):
+        assert len(packed([*part, following[0]]).ids) > budget
 
 
 @pytest.mark.parametrize("demonstrations", [DEMONSTRATIONS, APART], ids=["shared", "apart"])

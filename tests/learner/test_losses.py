@@ -365,3 +365,23 @@ def test_policy_loss_refuses():
         policy_loss(NEW, OLD, ADVANTAGES, SEQUENCE, loss_type="ppo", **STEP)
     with pytest.raises(ValueError, match="ref_logprobs"):
         policy_loss(NEW, OLD, ADVANTAGES, SEQUENCE, kl_weight=0.1, **STEP)
+
+
+def test_advantages_of_what_was_judged():
+    rewards = torch.tensor([[1.0, 0.0, 5.0, 0.0], [1.0, 1.0, 0.0, 0.0], [7.0, 1.0, 1.0, 1.0]])
+    judged = torch.tensor(
+        [[True, True, False, True], [True, True, False, False], [True, False, False, False]]
+    )
+    # The first group is (1, 0, 0): mean 1/3. The second is (1, 1), the third has one only.
+    found = advantages(rewards, "none", judged)
+    third = 1 / 3
+    expected = [[2 * third, -third, 0.0, -third], [0.0] * 4, [0.0] * 4]
+    torch.testing.assert_close(found, torch.tensor(expected))
+    std = torch.tensor([1.0, 0.0, 0.0]).std() + 1e-4
+    torch.testing.assert_close(advantages(rewards, "group", judged), found / std)
+    whole = torch.tensor([1.0, 0.0, 0.0, 1.0, 1.0, 7.0]).std() + 1e-4
+    torch.testing.assert_close(advantages(rewards, "batch", judged), found / whole)
+    assert live(rewards, judged).tolist() == [True, False, False]
+    assert live(rewards[:1], torch.zeros(1, 4, dtype=torch.bool)).tolist() == [False]
+    everything = torch.ones_like(judged)
+    assert torch.equal(advantages(rewards, "group", everything), advantages(rewards, "group"))

@@ -232,7 +232,6 @@ def test_a_folder_that_may_not_be_written_is_one_line(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.ci
 def test_train_goes_on_where_it_was_killed(tmp_path):
     what = ("train.py", "--num-samples", 40, "--eval-samples", 8, "--sft-epochs", 1,
             "--grpo-max-steps", 3, "--weights", "out")  # fmt: skip

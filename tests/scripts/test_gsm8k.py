@@ -42,7 +42,6 @@ def test_real_token_ids():
     assert "<<" not in tokenizer.decode(tokens["completion_ids"])
 
 
-@pytest.mark.ci
 def test_twenty_steps_of_the_same_text_with_the_tiny_base(tmp_path):
     common = [*TASK, "--model", ROOT / "weights/tiny_base", "--num-samples", 200]
     common += ["--max-tokens", 48]

@@ -33,7 +33,7 @@ def test_the_walk_is_the_whole_way():
 @pytest.mark.slow
 @pytest.mark.ci
 def test_the_walk_trains_an_adapter(tmp_path):
-    for name in ("configs", "examples"):
+    for name in ("configs", "examples", "rlm"):
         (tmp_path / name).symlink_to(ROOT / name)
     (tmp_path / "weights").mkdir()
     (tmp_path / "weights/tiny_base").symlink_to(ROOT / "weights/tiny_base")

@@ -528,9 +528,13 @@ window.fetch = async (url, options) => {
 
 
 @needs_browser
-@pytest.mark.parametrize("line_end", [b"\n", b"\r\n"], ids=["lf", "crlf"])
-def test_the_stream_may_be_cut_anywhere(context, stub, line_end):
-    # The page's own reader gets the same bytes in pieces of exactly 1, 2, ... 40 bytes. Characters
+@pytest.mark.parametrize(
+    ("line_end", "sizes"),
+    [(b"\n", range(1, 41)), (b"\r\n", (1, 2, 3, 5, 8, 13, 21, 34))],
+    ids=["lf", "crlf"],
+)
+def test_the_stream_may_be_cut_anywhere(context, stub, line_end, sizes):
+    # The page's own reader gets the same bytes in pieces of exactly so many bytes. Characters
     # of 2, 3 and 4 bytes: an odd prefix for each size shifts where the cuts fall.
     reasoning = "Müller hat 23 € — 日本 🧮 = ∑\n\ndata: kein Ereignis\n: auch nicht\r\nŻ"
 
@@ -546,7 +550,7 @@ def test_the_stream_may_be_cut_anywhere(context, stub, line_end):
     tab.add_init_script(CUT)
     tab.goto(stub.url)
     wrong = []
-    for size in range(1, 41):
+    for size in sizes:
         tab.evaluate(f"window.cut = {size}")
         ask(tab, str(size))
         expect(tab.locator("#figures")).to_contain_text(re.compile(rf"Seed\s*{size}$"))

@@ -6,7 +6,7 @@ import pytest
 
 import config
 import data
-from rlm.data.sources import parse_line
+from rlm.data.readers import parse_line
 from rlm.errors import InputError
 from rlm.models.prompts import written_turn
 from rlm.records import Example, Rollout
