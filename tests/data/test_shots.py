@@ -74,6 +74,9 @@ def test_without_solutions_there_are_none(tmp_path):
     given = {"task": "jsonl", "data": write(tmp_path / "mine.jsonl", *rows)}
     with pytest.raises(InputError, match=r"--shots 1: 0 training questions .*use --shots 0"):
         data.worked_examples(settings(**given, shots=1))
+    worked = {"question": "a?", "answer": 1, "solution": "1 is 1"}
+    only = write(tmp_path / "one.jsonl", worked)
+    assert data.worked_examples(settings(task="jsonl", data=only, shots=1, format="xml"))
 
 
 def test_an_adapters_own_go_before_drawn_ones(tmp_path):
