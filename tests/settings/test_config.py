@@ -153,9 +153,6 @@ BAD = [
     (SFTSettings, ["--task", "gsm8k", "--data", "no"], "--data no: no such file or folder"),
     (SFTSettings, ["--model", "weights"], "--model weights: the folder has no config.json"),
     (SFTSettings, ["--model", "./nothing"], "--model ./nothing: no folder ./nothing; give a"),
-    (SFTSettings, ["--model", "weights/smollm2/"], "--model weights/smollm2/: no"),
-    (SFTSettings, ["--model", "weights/smollm2"],
-     "--model weights/smollm2: no folder weights/smollm2; `make smollm2` fetches it"),
     (SFTSettings, ["--model", "weights/typo"], "--model weights/typo: no folder weights/typo"),
     (SFTSettings, ["--base-adapter", "weights/no"], "--base-adapter weights/no: no folder"),
     (SFTSettings, ["--tracker", "mlflow"], "--tracker mlflow: no tracker mlflow; use wandb | "
@@ -502,9 +499,17 @@ def test_a_wrong_stage_is_found_before_anything_runs(capsys):
 # --- recipes, help, speed --------------------------------------------------------------------
 
 
+def test_a_model_that_make_fetches_is_told(capsys, monkeypatch):
+    monkeypatch.setattr(lookup, "FETCHED", {"weights/not_here": "`make it` fetches it"})
+    said = refused(capsys, SFTSettings, "--model", "weights/not_here/")
+    assert said == "--model weights/not_here/: no folder weights/not_here/; `make it` fetches it"
+
+
 @pytest.mark.parametrize("cls", [*CLASSES, ServeSettings], ids=lambda cls: cls.script)
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
-def test_every_recipe_loads_for_every_script(cls, path, monkeypatch):
+def test_every_recipe_loads_for_every_script(cls, path, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.csv").write_text("the data of own_data.yaml")
     # What `make smollm2` fetches need not be here.
     known = lookup.check_model
     fetched = lambda name, *a, **k: name in lookup.FETCHED or known(name, *a, **k)  # noqa: E731
