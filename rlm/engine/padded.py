@@ -137,7 +137,9 @@ class Call:
         return self._steps.send((keep, [row.ids[-1] for row in self.rows]))
 
 
-def begin(network, prompts: list[list[int]], max_tokens: int, support) -> Generator[torch.Tensor, tuple, None]:
+def begin(
+    network, prompts: list[list[int]], max_tokens: int, support
+) -> Generator[torch.Tensor, tuple, None]:
     """Return the steps of a call of generate on prompts, which are padded on the left.
 
     The first step gives the logits [prompts, V] behind them; `send((keep, tokens))` gives those
