@@ -41,7 +41,7 @@ def greedy(model, prompt: Prompt, tokens: int) -> list[int]:
 # The slow ones are of kinds that a quick one has, too.
 QUICK = ["mistral", "gpt_oss", "gemma4_text", "qwen3_5_text", "lfm2", "granitemoehybrid"]
 SLOW = ["gemma2", "gemma3_text", "ministral3", "phimoe", "falcon_h1"]
-NATIVE = QUICK + [pytest.param(name, marks=pytest.mark.slow) for name in SLOW]
+NATIVE = [*QUICK, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)]
 
 
 @pytest.mark.parametrize("name", NATIVE)
