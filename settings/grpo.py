@@ -188,7 +188,9 @@ class GRPOSettings(Training):
                 raise InputError(f"{self.given('trl_options')}: only with --backend trl")
             return
         for name, (fine, why) in TRL_CANNOT.items():
-            if name in self.model_fields_set and getattr(self, name) not in fine:
+            implied = name == "engine" and self.vllm_url and name not in self._origins
+            given = name in self.model_fields_set and not implied
+            if given and getattr(self, name) not in fine:
                 raise InputError(f"{self.given(name)}: not with --backend trl, {why}; leave it "
                                  "out, or use --backend own")  # fmt: skip
         if os.environ.get("WORLD_SIZE", "1") != "1":

@@ -73,8 +73,7 @@ def test_on_a_cpu_a_micro_batch_has_a_bound_in_bytes(monkeypatch):
     model = tiny_model()
     size = token_budget.activation_bytes(model, SIZE)
     monkeypatch.setattr(token_budget, "free_bytes", lambda device: 10**12)
-    monkeypatch.setattr(token_budget, "CPU_BYTES", 700.5 * size)
-    assert TokenBudget(model, SIZE).tokens == 700
+    assert TokenBudget(model, SIZE, cpu_bytes=700.5 * size).tokens == 700
 
 
 @pytest.mark.parametrize(
