@@ -18,6 +18,9 @@ PARALLEL := -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 VLLM := .venv-vllm/bin
 VLLM_STAMP := .venv-vllm/.stamp
 
+# Nothing is compiled at the installation: what a first process imports is kept for the next.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: setup demo smollm2 test lint vllm test-vllm audit
 
 setup: $(STAMP)
