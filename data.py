@@ -154,7 +154,7 @@ def worked_examples(settings, adapters: Iterable[str | None] = ()) -> list[Examp
     options: dict[str, Any] = settings.task_options()
     if "terse_fraction" in options:
         options |= {"terse_fraction": 0.0}  # they show how to work it out
-    endless = settings.source in (*GENERATED, "openmath")
+    endless = settings.source in (*GENERATED, *openmath.VERSIONS)
     seed = derive("shots", settings.seed)
     pool = load_examples(
         settings.source, "train", n=wanted if endless else None, seed=seed, data=settings.data,

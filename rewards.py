@@ -128,6 +128,8 @@ def length(
     DAPO's soft overlong punishment, arXiv:2503.14476 eq. 13, with L_max = max_tokens and
     L_cache = overlong_tokens (--overlong-tokens, by default a fifth, as there: 4096 of 20480).
     """
+    if not max_tokens:  # nobody said what is too long
+        return 0.0
     free = max_tokens - overlong_tokens
     return max(-1.0, min(0.0, (free - len(rollout.ids)) / overlong_tokens))
 

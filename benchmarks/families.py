@@ -131,7 +131,7 @@ def learned(model, groups) -> tuple[float, float]:
     true.sum().backward()
     theirs = taken(model)
     largest = max(float(g.abs().max()) for g in theirs.values())
-    off = max(float((ours[n] - g).abs().max()) for n, g in theirs.items())
+    off = max(float((ours.get(n, 0 * g) - g).abs().max()) for n, g in theirs.items())
     return float((found - true).detach().abs().max()), off / largest
 
 

@@ -4,7 +4,7 @@ import os
 from importlib.util import find_spec
 from typing import Any, Literal
 
-from pydantic import field_validator
+from pydantic import field_validator, model_validator
 
 from rlm.addresses import VLLM_KEY, server_url
 from rlm.cli.layers import nearest, option
@@ -80,7 +80,7 @@ class GRPOSettings(Training):
         section="Engine",
     )
     engine: Literal["own", "transformers", "vllm"] = option(
-        lambda v: "vllm" if v.get("vllm_url") else "own",
+        "own",
         "what samples; own: over its own cache where that serves the model, else as transformers: "
         "by the model's generate, and the learner pads; vllm: see requirements-vllm.txt",
         shown="own; with --vllm-url vllm",
@@ -141,6 +141,11 @@ class GRPOSettings(Training):
     trl_options: dict[str, Any] = option(
         {}, "with --backend trl: more fields of its GRPOConfig, as JSON", shown="none"
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _by_url(cls, given: dict) -> dict:
+        return {"engine": "vllm"} | given if given.get("vllm_url") else given
 
     @field_validator("trl_options", mode="before")
     @classmethod

@@ -27,6 +27,7 @@ from rlm.seeds import derive
 
 NAME, BESIDE = "demonstrations.jsonl", "demonstrations.json"
 CHUNK = 128  # questions that are asked between two lines on the console
+WORDS = 5  # fewer are an answer, not how it was found
 SAMPLED_WITH = ("own_samples", "own_pick", "own_temperature", "max_tokens", "format", "seed")
 
 
@@ -116,7 +117,7 @@ def sample(stage, asked: list[Example]) -> str:
             groups = engine.generate(prompts, settings.own_samples, limits, seed=seed)
             for example, group in zip(part, groups, strict=True):
                 rollouts += group
-                right += sum(is_right(rollout.text, example.gold, example) for rollout in group)
+                right += sum(is_right(example, rollout.text) for rollout in group)
                 chosen = choose(example, group, settings.format, settings.own_pick)
                 lines += [line(chosen)] if chosen else []
             stage.run.info(
@@ -142,7 +143,7 @@ def choose(example: Example, group: list[Rollout], format_name: str, pick: str) 
     """
     good = []
     for rollout in group:
-        if rollout.finish == "stop" and is_right(rollout.text, example.gold, example):
+        if rollout.finish == "stop" and is_right(example, rollout.text):
             written = rewritten(example, rollout.text, format_name)
             good += [(len(rollout.ids), written)] if written else []
     if not good:
@@ -150,12 +151,11 @@ def choose(example: Example, group: list[Rollout], format_name: str, pick: str) 
     return (min(good, key=lambda each: each[0]) if pick == "shortest" else good[0])[1]
 
 
-def is_right(text: str, gold: str, example: Example | None = None) -> bool:
+def is_right(example: Example, text: str) -> bool:
     """Return whether an answer in the base's own words is right.
 
-    By what it states as its answer; where that cannot be read, by the last number.
+    By what it states as its answer; where that cannot be read, by the lenient reading.
     """
-    example = example or Example("", "", gold)
     verdict = kinds.judge(example, text, "plain")
     if verdict.word == "unreadable":
         return kinds.is_right_leniently(example, text)
@@ -165,13 +165,14 @@ def is_right(text: str, gold: str, example: Example | None = None) -> bool:
 def rewritten(example: Example, text: str, format_name: str) -> Example | None:
     """Return the example with the text as its solution, without a last line of #### and the answer.
 
-    None if nothing is worked out in it (a single number at most), or if, written in the format,
-    its answer could not be read back.
+    None if nothing is worked out in it (one number at most; of answers that are no numbers: fewer
+    words than WORDS), or if, written in the format, its answer could not be read back.
     """
     text = text.strip()
     before, mark, last = text.rpartition("####")
     working = before.strip() if mark and "\n" not in last else text
-    if len(re.findall(r"\d+", working)) < 2:
+    numbers, words = len(re.findall(r"\d+", working)), len(working.split())
+    if numbers < 2 if example.kind == "number" else words < WORDS:
         return None
     try:
         (made,) = read(line(replace(example, solution=working)), Path(NAME))
@@ -188,7 +189,8 @@ def line(example: Example) -> str:
     """
     solution = example.solution or ""
     solution += f"\n#### {example.gold}" if "####" in solution else ""
-    row = {"id": example.id, "question": example.question, "answer": example.gold}
+    answer = list(example.golds) if example.accepted else example.gold
+    row = {"id": example.id, "question": example.question, "answer": answer}
     return json.dumps(row | {"solution": solution} | example.asks, ensure_ascii=False) + "\n"
 
 

@@ -113,7 +113,7 @@ class Stage:
         facts |= {"data": data.fingerprint(examples)}
         if self.task.shots:
             facts["shots"] = [
-                {"question": e.question, "answer": e.gold, "solution": e.solution}
+                {"question": e.question, "answer": e.gold, "solution": e.solution} | e.asks
                 for e in self.task.shots
             ]
         options = {"overwrite": self.settings.overwrite}

@@ -136,9 +136,10 @@ class MathPool:
                     worker.give(number, pairs[number])
             for worker in self._heard_or_late():
                 line = self._line_of(worker)
-                if line is None:
+                if line is None or line.pop("last", False):
                     self._workers.remove(worker)
                     worker.end()
+                if line is None:
                     failed_starts += not worker.ready
                     if failed_starts > self.size:
                         raise RunError(_no_start())
@@ -149,6 +150,7 @@ class MathPool:
                     worker.ready = True
                 else:
                     found[worker.job] = Found(**line)
+                    self.replaced += line["equal"] is None
                     worker.job = -1
         return [f for f in found if f is not None]
 

@@ -4,7 +4,8 @@ r"""A process of its own that says whether two mathematical expressions are equa
 
 It is started by `rlm.answers.math_pool`. First it writes a line {"ready": ...}. Then for each line
 {"gold": LaTeX, "answer": LaTeX} that it reads it writes one {"equal": true | false | null,
-"gold_read": bool, "answer_read": bool}; null where memory was short. A verdict that takes more than
+"gold_read": bool, "answer_read": bool, "last": bool}; null where memory was short, last where the
+process ends now and another has to take over. A verdict that takes more than
 SECONDS of processor time ends the process (an alarm whose default action no library can catch or
 put off), and it cannot have more than BYTES of memory. It imports nothing of this project.
 """
@@ -194,9 +195,10 @@ def main(seconds: float, most_bytes: int) -> None:
         found = judge.safe_verdict(task["gold"], task["answer"])
         if timed:
             signal.setitimer(signal.ITIMER_PROF, 0)
-        print(json.dumps(found), file=out)
         # sympy's caches grow, and after a MemoryError nothing is sure: a fresh one takes over.
-        if found["equal"] is None or resident_bytes() > most_bytes // 2:
+        last = found["equal"] is None or resident_bytes() > most_bytes // 2
+        print(json.dumps(found | {"last": last}), file=out)
+        if last:
             return
 
 

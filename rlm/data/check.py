@@ -12,7 +12,8 @@ chat template come on top.
 import argparse
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 
 from rlm.answers.formats import TRAINABLE, get_format, render
 from rlm.data.bad_rows import SHOWN, in_order, one_line
@@ -54,7 +55,6 @@ def main(argv: list[str] | None = None) -> int:
     given = arguments().parse_args(argv)
     if not given.data and given.task == "jsonl":
         raise InputError("check: needs a file or folder, or --task with a data set of the hub")
-    logging.getLogger("rlm.data").setLevel(logging.ERROR)  # what is noted is printed below
     count = tokenizer_of(given.model) if given.model else None
     reading = Reading(
         question=given.question_field,
@@ -63,13 +63,25 @@ def main(argv: list[str] | None = None) -> int:
         kind=given.answers,
         skip_bad_rows=given.skip_bad_rows,
     )
-    opened = open_data(given.task, given.data, reading)
-    lines, usable = report(opened, count, given.format)
+    with silent(logging.getLogger("rlm.data")):
+        opened = open_data(given.task, given.data, reading)
+        lines, usable = report(opened, count, given.format)
     print(opened.name)
     width = max(len(head) for head, _ in lines)
     for head, text in lines:
         print(f"  {head:<{width}}  {text}".rstrip())
     return 0 if usable and (reading.skip_bad_rows or not opened.bad) else 2
+
+
+@contextmanager
+def silent(logger: logging.Logger) -> Iterator[None]:
+    """Keep what a logger notes to itself: the report has it."""
+    before = logger.disabled
+    logger.disabled = True
+    try:
+        yield
+    finally:
+        logger.disabled = before
 
 
 def report(opened: DataSet, count: Count | None, format_name: str) -> tuple[list, bool]:

@@ -10,6 +10,7 @@ family can do is tried out by rlm.engine.support, which knows that nobody can li
 """
 
 from collections.abc import Generator
+from typing import Any
 
 import torch
 from transformers import GenerationConfig
@@ -137,7 +138,9 @@ class Call:
         return self._steps.send((keep, [row.ids[-1] for row in self.rows]))
 
 
-def begin(network, prompts: list[list[int]], max_tokens: int, support) -> Generator:
+def begin(
+    network, prompts: list[list[int]], max_tokens: int, support
+) -> Generator[torch.Tensor, Any, None]:
     """Return the steps of a call of generate on prompts, which are padded on the left.
 
     The first step gives the logits [prompts, V] behind them; `send((keep, tokens))` gives those

@@ -97,6 +97,12 @@ def told(support: Support) -> str:
     return f"{support.why}: transformers' generate samples{more}"
 
 
+def by_generate(network) -> bool:
+    """Return whether the engine has found that it cannot run a model over its own cache."""
+    found = _FOUND.get(architecture(network))
+    return found is not None and not found.native
+
+
 def forced(network) -> bool:
     """Return whether a model is to run by transformers alone."""
     return getattr(network, FORCED, False)

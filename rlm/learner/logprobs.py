@@ -276,11 +276,12 @@ def way_of(base) -> str:
 
     PACKED where the layout serves its attention. PADDED: each completion with its prompt, padded
     on the right. LOGITS: as that, with the model's own logits, for a head that does more than
-    `rlm.learner.lm_head` knows. The first that agrees with the plain forward; the last is it.
+    `rlm.learner.lm_head` knows. The first that agrees with the plain forward; the last is it. What
+    the engine could not run over its own cache is not packed either.
     """
     key = (*support.architecture(base), support.forced(base))
     if key not in _WAYS:
-        closed = support.forced(base) or bool(obstacle(base))
+        closed = support.forced(base) or support.by_generate(base) or bool(obstacle(base))
         tried = [PADDED] if closed else [PACKED, PADDED]
         _WAYS[key] = next((way for way in tried if _agrees(base, way)), LOGITS)
     return _WAYS[key]

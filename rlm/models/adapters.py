@@ -221,7 +221,8 @@ def _key_mapping(path: Path, model) -> dict[str, str] | None:
     with safe_open(path / WEIGHTS, "pt") as weights:
         wrapped = any(".language_model." in name for name in weights.keys())  # noqa: SIM118
     alone = not any("language_model." in name for name, _ in model.named_modules())
-    return {r"\.language_model\.(model\.)?": "."} if wrapped and alone else None
+    # peft takes its own prefix off before: older names have the wrapper's outside, others inside.
+    return {r"^(model\.)?language_model\.(model\.)?": "model."} if wrapped and alone else None
 
 
 def _check_loaded(loaded, path: Path) -> None:

@@ -58,10 +58,18 @@ def shots_of(manifest: dict) -> list[Example]:
     rows, names = manifest.get("shots"), ("question", "answer", "solution")
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         return []
-    texts = [[str(row.get(name) or "") for name in names] for row in rows]
-    if not all(map(all, texts)):
+    if not all(isinstance(row.get(name), str) and row[name] for row in rows for name in names):
         return []
-    return [Example(f"shot-{i}", q, gold, how) for i, (q, gold, how) in enumerate(texts)]
+    return [
+        Example(
+            f"shot-{i}",
+            row["question"],
+            row["answer"],
+            row["solution"],
+            kind=str(row.get("kind") or "number"),
+        )
+        for i, row in enumerate(rows)
+    ]
 
 
 def _entry(path: Path, name: str) -> str | None:

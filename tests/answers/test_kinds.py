@@ -84,7 +84,7 @@ def test_what_hangs_is_unjudged_and_its_worker_replaced():
 def test_what_eats_memory_is_unjudged_and_its_worker_replaced():
     eater = r"\frac{10^{10^{10}}}{2^{10^{10}}}x"
     with MathPool(1, seconds=20.0, most_bytes=160 << 20) as pool:  # a worker alone takes 64 MiB
-        assert [f.equal for f in pool.judge([("5x", eater)])] == [None]
+        assert [f.equal for f in pool.judge([("5x", eater)])] == [None] and pool.replaced == 1
         assert [f.equal for f in pool.judge([(ROOT_2, "2^{1/2}")])] == [True]
 
 

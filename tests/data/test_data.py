@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 import data
 from rlm.answers.reading import read_gold
 from rlm.data import hub, openmath, readers, sources
+from rlm.data.layouts import Reading
 from rlm.data.rows import gsm8k_example, own_example
 from rlm.data.splits import keys, question_key, split_of, subset
 from rlm.errors import InputError
@@ -176,7 +177,8 @@ def test_real_gsm8k_is_read_whole_and_its_splits_are_disjoint():
 
 def test_openmath_takes_right_solutions_one_a_question_prose_first(caplog):
     caplog.set_level("INFO", "rlm.data")
-    bakery, beads = data.load_examples("openmath", "train", data=OPENMATH)
+    numbers = {"data": OPENMATH, "reading": Reading(kind="number")}
+    bakery, beads = data.load_examples("openmath", "train", **numbers)
     assert bakery.gold == "53" and "<llm-code" not in bakery.solution
     assert bakery.solution == (
         "In the bags there are 6 * 8 = 48 rolls. With the 5 that are left he baked 48 + 5 = 53 "
@@ -191,8 +193,9 @@ def test_openmath_takes_right_solutions_one_a_question_prose_first(caplog):
 
 def test_openmath_gives_more_solutions_of_a_question_when_asked():
     examples = data.load_examples("openmath", "train", data=OPENMATH, per_question=3)
+    # Two of one question, one of another, and one whose answer is no number.
     solutions = [e.solution for e in examples if e.gold == "53"]
-    assert len(solutions) == 2 and len({e.id for e in examples}) == 3
+    assert len(solutions) == 2 and len({e.id for e in examples}) == 4
     assert solutions[1] == (
         "The bags hold 6 * 8 rolls, and 5 rolls are left over, so we add both.\n\nThis gives 53."
     )
@@ -268,7 +271,7 @@ def test_a_few_rows_have_a_validation_where_they_can(tmp_path, count):
 def test_without_a_validation_it_trains_and_says_so(tmp_path, caplog):
     options = {"source": "jsonl", "seed": 0, "task_options": dict, "data": write(tmp_path, GOOD)}
     train, validation = data.training_sets(
-        SimpleNamespace(eval_samples=200, num_samples=0, **options)
+        SimpleNamespace(eval_samples=200, num_samples=0, adapter=None, shots=0, **options)
     )
     assert (len(train), validation) == (1, [])
     assert "too few questions for a validation" in caplog.text

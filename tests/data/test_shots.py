@@ -13,6 +13,7 @@ from rlm.answers import formats
 from rlm.data.splits import question_key, split_of
 from rlm.errors import InputError
 from rlm.export import model_card
+from rlm.models import prompts
 from rlm.models.lookup import adapter_shots, shots_of
 from rlm.records import Example
 
@@ -70,11 +71,11 @@ def test_no_question_is_a_worked_example_and_asked(tmp_path):
 
 def test_without_solutions_there_are_none(tmp_path):
     rows = [{"question": f"{i} + {i}?", "answer": 2 * i} for i in range(9)]
-    rows.append({"question": "a?", "answer": 1, "solution": "<think>1"})
     given = {"task": "jsonl", "data": write(tmp_path / "mine.jsonl", *rows)}
     with pytest.raises(InputError, match=r"--shots 1: 0 training questions .*use --shots 0"):
         data.worked_examples(settings(**given, shots=1))
-    only = write(tmp_path / "one.jsonl", rows[-1])
+    worked = {"question": "a?", "answer": 1, "solution": "1 is 1"}
+    only = write(tmp_path / "one.jsonl", worked)
     assert data.worked_examples(settings(task="jsonl", data=only, shots=1, format="xml"))
 
 
@@ -98,6 +99,12 @@ def test_an_adapters_own_go_before_drawn_ones(tmp_path):
         return {question_key(e.question) for part in both for e in part}
 
     assert asked(adapter=place, shots=2) == asked(adapter="none") - theirs < asked(adapter="none")
+
+
+def test_a_worked_example_keeps_the_kind_of_its_answer():
+    (one, other) = shots_of({"shots": [ROWS[0] | {"kind": "choice", "answer": "B"}, ROWS[1]]})
+    assert (one.kind, other.kind) == ("choice", "number")
+    assert prompts.written_turn(one, "xml").endswith("<answer>\nB\n</answer>")
 
 
 @pytest.mark.parametrize("rows", ["x", [1], [{}], [ROWS[0] | {"solution": ""}], {"a": 1}])
@@ -145,14 +152,19 @@ def test_the_card_shows_how_it_is_asked():
     assert "these worked examples" in card and "also stands behind each question" in card
 
 
-def test_what_was_trained_on_is_made_again_without_them():
-    before = settings(shots=2, num_samples=20)
+def test_what_was_trained_on_is_made_again_without_them(tmp_path):
+    rows = [{"question": f"{i} + {i}?", "answer": 2 * i, "solution": f"{i} + {i}"}
+            for i in range(12)]  # fmt: skip
+    given = {"task": "jsonl", "data": write(tmp_path / "mine.jsonl", *rows)}
+    before = settings(shots=2, num_samples=0, **given)
     train, _ = data.training_sets(before)
-    shown = [{"question": e.question, "answer": e.gold, "solution": e.solution}
-             for e in data.worked_examples(before)]  # fmt: skip
+    shots = data.worked_examples(before)
+    shown = [{"question": e.question, "answer": e.gold, "solution": e.solution} for e in shots]
     manifest = {"settings": before.dump(), "data": data.fingerprint(train), "shots": shown}
-    again, seen, note = data.trained_on(config.EvaluateSettings(models=["base"]), manifest)
+    asked = config.EvaluateSettings(models=["base"], **given)
+    again, seen, note = data.trained_on(asked, manifest)
     assert again == seen == train and "with the fingerprint that the manifest has" in note
+    assert len(data.trained_on(asked, manifest | {"shots": []})[0]) == len(train) + 2
 
 
 @pytest.mark.parametrize(

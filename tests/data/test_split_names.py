@@ -110,6 +110,7 @@ def test_files_named_after_a_split_are_that_split(tmp_path, caplog):
 
 
 def test_a_name_that_says_nothing_is_named(tmp_path, caplog):
+    caplog.set_level("WARNING", "rlm.data")
     place = write(tmp_path, train=30, more=30, eval=5)
     assert data.load_examples("jsonl", "train", data=place)
     (record,) = [r for r in caplog.records if r.levelname == "WARNING"]

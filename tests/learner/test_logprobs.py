@@ -427,19 +427,21 @@ def test_capped_logits_are_capped():
     groups = random_groups(SHAPE[:2])
     model.config.final_logit_softcapping = 2.0
     with torch.no_grad():
-        ours, _ = token_logprobs(model, pack(groups))
+        ours, _ = logprobs_module._by_way(logprobs_module.PACKED, model, pack(groups))
+        told, _ = token_logprobs(model, pack(groups))
         logits = model(torch.tensor([groups[0][0] + groups[0][1][0]])).logits[0, 4:-1]
     expected = (2.0 * torch.tanh(logits / 2.0)).log_softmax(-1)[range(7), groups[0][1][0]]
     torch.testing.assert_close(ours[:7], expected, atol=1e-5, rtol=0)
+    # The model itself does not cap, which is seen when it is first used: its own logits count.
+    assert logprobs_module.way_of(model) == logprobs_module.LOGITS
+    own = logits.log_softmax(-1)[range(7), groups[0][1][0]]
+    torch.testing.assert_close(told[:7], own, atol=1e-5, rtol=0)
 
 
 def test_what_would_come_out_wrong_is_refused():
     model, packed = tiny_model(), pack(random_groups(SHAPE))
     with pytest.raises(ValueError, match="temperature 0"):
         token_logprobs(model, packed, temperature=0)
-    model.config.logits_scaling = 8.0
-    with pytest.raises(ValueError, match="logits_scaling"):
-        token_logprobs(model, packed)
     with pytest.raises(ValueError, match="group 1"):
         pack([([1], [[2]]), ([1], [[2], []])])
     with pytest.raises(ValueError, match="group 0"):

@@ -52,5 +52,5 @@ def test_the_walk_trains_an_adapter(tmp_path):
     assert manifest["settings"]["answer_field"] == "result"
     with open(tmp_path / "runs/grpo/log.csv") as file:
         rows = [row for row in csv.DictReader(file) if row["step"] != "0"]
-    assert len(rows) == 4 and any(float(row["works"] or 0) > 0 for row in rows if "works" in row)
+    assert len(rows) == 4 and all(0 < float(row["reward_works"]) <= 1 for row in rows[-2:])
     assert "weights/own/final_rlm_lora" in evaluated.stdout

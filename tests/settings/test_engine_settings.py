@@ -37,7 +37,10 @@ def test_a_url_means_vllm(monkeypatch):
     [
         (["--engine", "own", "--vllm-url", "http://a:1"], "--vllm-url http://a:1: --engine own"),
         (["--vllm-url", "gpu:8000"], "--vllm-url gpu:8000: 'gpu:8000' is no URL of a server"),
-        (["--engine", "vlm"], "--engine vlm: unknown; use own | vllm; did you mean vllm?"),
+        (
+            ["--engine", "vlm"],
+            "--engine vlm: unknown; use own | transformers | vllm; did you mean vllm?",
+        ),
         (["--vllm-url", "http://a:1", "--temperature", "0.005"], "vllm takes 0.01 or more"),
         (["--vllm-url", "http://a:1", "--lora-r", "600"], "vllm takes adapters of rank 512"),
         (["--vllm-url", "http://a:1", "--quantize", "4bit"], "--quantize 4bit: vllm would sample"),

@@ -20,7 +20,8 @@ SIZES = dict(
     mamba_d_head=8, mamba_d_state=8, mamba_n_groups=1, state_size=8, num_heads=8, mamba_num_heads=8,
     mamba_head_dim=8, ssm_state_size=8, n_groups=1, hidden_size_per_layer_input=8,
     vocab_size_per_layer_input=SIZE, laurel_rank=4, query_pre_attn_scalar=8, global_head_dim=8,
-    shared_expert_intermediate_size=32, attn_layer_period=2, attn_layer_offset=1,
+    shared_expert_intermediate_size=32, attn_layer_period=2, attn_layer_offset=1, chunk_size=16,
+    mamba_chunk_size=16,
 )  # fmt: skip
 MIXED = ["linear_attention", "full_attention"] * 2
 CONVOLUTIONS = ["conv", "full_attention"] * 2
@@ -53,8 +54,11 @@ SPECIAL: dict[str, dict] = {
 }  # fmt: skip
 
 
-def tiny_family(name: str, **settings):
-    """Return a random float32 model of a family, with sharp preferences, in evaluation mode."""
+def tiny_family(name: str, *, spread: float = 0.25, **settings):
+    """Return a random float32 model of a family, in evaluation mode.
+
+    spread: of its weights; the default gives sharp preferences, so that what is left out shows.
+    """
     from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
     kind = CONFIG_MAPPING[name]
@@ -63,18 +67,18 @@ def tiny_family(name: str, **settings):
     given = {key: value for key, value in SIZES.items() if key in known}
     config = kind(**given | SPECIAL.get(name, {}) | settings)
     torch.manual_seed(0)
-    return sharpened(AutoModelForCausalLM.from_config(config))
+    return spread_out(AutoModelForCausalLM.from_config(config), spread)
 
 
-def sharpened(model):
-    """Return the model in float32 with weights so large that what is left out shows."""
+def spread_out(model, spread: float):
+    """Return the model in float32 with normal weights of this standard deviation."""
     model = model.float().eval()
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for key, weight in model.named_parameters():
             if weight.dim() >= 2:
-                spread = 0.6 if "embed" in key else 0.25
-                weight.copy_(torch.randn(weight.shape, generator=generator) * spread)
+                own = 0.6 if "embed" in key else spread
+                weight.copy_(torch.randn(weight.shape, generator=generator) * own)
             elif key.endswith("sinks"):
                 weight.copy_(torch.randn(weight.shape, generator=generator))
     settings = model.generation_config

@@ -34,7 +34,7 @@ def rollout(text: str, tokens: int = 1, finish: str = "stop") -> Rollout:
     ],
 )
 def test_what_is_right_in_own_words(text, right):
-    assert is_right(text, "46") == right
+    assert is_right(EXAMPLE, text) == right
 
 
 @pytest.mark.parametrize(
@@ -49,7 +49,7 @@ def test_what_is_right_in_own_words(text, right):
         ("#### 46", None),
         ("So the answer is 46.", None),
         (f"<think>{WORKED}", None),  # a tag of the format
-        (f"{WORKED}</think>\n46", None),
+        (f"{WORKED}</think>\n46", WORKED),  # tags are taken off, as those of data are
         (f"{WORKED}\0", None),
         (f"{WORKED}\ud800", None),
     ],
@@ -61,6 +61,22 @@ def test_an_answer_becomes_a_solution(text, solution):
         assert (made.id, made.question, made.gold) == ("q-1", EXAMPLE.question, "46")
         assert written_turn(made, "think") == f"<think>\n{solution}\n</think>\n46"
         assert read(line(made), "x") == [made], "as it is read back"
+
+
+@pytest.mark.parametrize(
+    ("kind", "gold", "accepted", "text"),
+    [
+        ("choice", "B", (), "The sky has no clouds today, so it is blue.\n\nAnswer: B"),
+        ("text", "Paris", ("paris, France",), "The largest city of France is it.\n#### Paris"),
+    ],
+)
+def test_answers_that_are_no_numbers(kind, gold, accepted, text):
+    example = Example("c", "Which?\nA. red\nB. blue", gold, kind=kind, accepted=accepted)
+    assert is_right(example, text)
+    made = rewritten(example, text, "think")
+    assert (made.kind, made.gold, made.accepted) == (kind, gold, accepted)
+    assert made.solution == text.partition("\n####")[0].strip()
+    assert rewritten(example, f"Answer: {gold}", "think") is None, "nothing is worked out"
 
 
 def test_the_shortest_or_the_first_of_those_that_will_do_is_kept():
