@@ -13,7 +13,7 @@ from itertools import takewhile
 
 import torch
 
-from rlm.learner.logprobs import Packed, pack, token_statistics
+from rlm.learner.logprobs import Packed, pack, packs, token_statistics
 from rlm.learner.metrics import Metrics
 
 Demonstration = tuple[list[int], list[int]]  # a prompt's ids, a completion's ids
@@ -46,22 +46,25 @@ def linear_rate(step: int, last: int, warmup_fraction: float) -> float:
     return done / warmup if done < warmup else (last - done) / max(1, last - warmup)
 
 
-def micro_batches(demonstrations: list[Demonstration], budget: int) -> list[list[Demonstration]]:
+def micro_batches(
+    demonstrations: list[Demonstration], budget: int, *, shared: bool = True
+) -> list[list[Demonstration]]:
     """Return parts that each pack into at most `budget` tokens, or hold one demonstration.
 
-    Those of like length share a part, since attention pads inside it.
+    Those of like length share a part, since attention pads inside it. shared: what all prompts
+    begin with counts once, as where groups are packed (`rlm.learner.logprobs.packs`).
 
     >>> micro_batches([([1, 2], [7] * 4), ([1], [8]), ([1, 3], [9])], 4)
     [[([1], [8]), ([1, 3], [9])], [([1, 2], [7, 7, 7, 7])]]
     """
-    shared = shared_tokens([prompt for prompt, _ in demonstrations])
+    once = shared_tokens([prompt for prompt, _ in demonstrations]) if shared else 0
     parts: list[list[Demonstration]] = []
     room = 0
     for prompt, completion in sorted(demonstrations, key=lambda d: len(d[0]) + len(d[1])):
-        tokens = len(prompt) - shared + len(completion) - 1  # the last one is no input
+        tokens = len(prompt) - once + len(completion) - 1  # the last one is no input
         if not parts or tokens > room:
             parts.append([])
-            room = budget - shared
+            room = budget - once
         parts[-1].append((prompt, completion))
         room -= tokens
     return parts
@@ -103,7 +106,7 @@ def backward(model, optimizer, demonstrations, *, tokens: int, token_budget: int
     """
     model.train()
     metrics, device = Metrics(), next(model.parameters()).device
-    for part in micro_batches(demonstrations, token_budget):
+    for part in micro_batches(demonstrations, token_budget, shared=packs(model)):
         logprobs, entropy, likeliest = token_statistics(model, packed(part, device=device))
         loss = -logprobs.sum() / tokens
         optimizer.backward(loss)

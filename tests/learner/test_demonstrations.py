@@ -5,13 +5,14 @@ from itertools import chain, pairwise
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rlm.learner import demonstrations as module
 from rlm.learner.demonstrations import backward, batch, linear_rate, micro_batches, packed
 from rlm.learner.logprobs import token_statistics
 from rlm.learner.optimizer import Optimizer
+from tests.support.tiny_families import tiny_family
 from tests.support.tiny_models import tiny_lora, tiny_model
 
 # They begin alike; one prompt is only that; completions of one token; two are the same.
@@ -56,9 +57,10 @@ def test_rates_are_those_of_transformers(steps, fraction):
     assert linear_rate(1, 1, 0.5) == 1.0  # a single step learns
 
 
-LENGTHS = st.lists(st.tuples(st.integers(1, 9), st.integers(1, 9)), min_size=1)
+LENGTHS = st.lists(st.tuples(st.integers(1, 9), st.integers(1, 9)), min_size=1, max_size=8)
 
 
+@settings(deadline=None)
 @given(LENGTHS, st.integers(0, 5), st.integers(1, 40))
 def test_micro_batches_hold_each_once_and_keep_the_budget(lengths, shared, budget):
     start = [99] * shared
@@ -73,9 +75,17 @@ def test_micro_batches_hold_each_once_and_keep_the_budget(lengths, shared, budge
         assert len(packed([*part, following[0]]).ids) > budget
 
 
+def test_where_the_learner_pads_what_is_shared_counts_for_each():
+    demonstrations = [(SHARED, [1]), (SHARED, [2])]
+    assert len(micro_batches(demonstrations, 6)) == 1
+    assert len(micro_batches(demonstrations, 6, shared=False)) == 2
+
+
+# A family whose completions are padded, and one that makes its logits itself.
+@pytest.mark.parametrize("family", ["qwen2", "stablelm", "recurrent_gemma"])
 @pytest.mark.parametrize("demonstrations", [DEMONSTRATIONS, APART], ids=["shared", "apart"])
-def test_packed_equals_separate_forwards_value_and_gradient(demonstrations):
-    model = tiny_lora(tiny_model())
+def test_packed_equals_separate_forwards_value_and_gradient(demonstrations, family):
+    model = tiny_lora(tiny_model() if family == "qwen2" else tiny_family(family))
     row = packed(demonstrations)
     inputs = sum(len(p) + len(c) - 1 for p, c in demonstrations)
     saved = 4 * len(SHARED) if demonstrations is DEMONSTRATIONS else 0
