@@ -158,6 +158,7 @@ def trainer_arguments(stage, count: int):
         # The first step of a warm-up has rate 0: a single step would teach nothing.
         warmup_steps=settings.warmup_fraction if steps > 1 else 0,
         weight_decay=0.0,
+        router_aux_loss_coef=0.0,  # routers stay as they are
         max_length=settings.max_length,
         packing=settings.packing,
         # The records are tokenised, masked and short enough; only packing has work to do.

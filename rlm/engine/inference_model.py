@@ -46,6 +46,9 @@ class InferenceModel:
         self._kept: list[nn.Module] = []
         self.network = self._twin(self._source, "", configs)
         self.network.set_attn_implementation(attention.NAME)
+        for config in (self.network.config, self.network.config.get_text_config()):
+            if getattr(config, "output_router_logits", False):  # as a trainer may have left it
+                config.output_router_logits = False
         self.__dict__.pop("addresses", None)
         self._fills = any(isinstance(m, PackedLinear) for m in self.network.modules())
 

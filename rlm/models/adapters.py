@@ -178,7 +178,7 @@ def fingerprint(model) -> str:
     network = model.get_base_model() if hasattr(model, "get_base_model") else model
     if known := getattr(network, FINGERPRINT, None):
         return known
-    shape = {key: getattr(network.config, key, None) for key in SHAPE}
+    shape = {key: _fact(network.config, key) for key in SHAPE}
     architecture = hashlib.sha256(json.dumps(shape, sort_keys=True).encode()).hexdigest()[:16]
     digest = hashlib.sha256()
     for name, weight in network.named_parameters():
@@ -190,6 +190,13 @@ def fingerprint(model) -> str:
         signs = torch.signbit(flat[:: max(1, flat.numel() // 64)][:64])
         digest.update(signs.to("cpu", torch.uint8).numpy().tobytes())
     return f"{architecture}-{digest.hexdigest()[:16]}"
+
+
+def _fact(config, key: str):
+    """Return what a configuration says, a list where its layers differ."""
+    if key in (getattr(config, "per_layer_attributes", None) or ()):
+        return [getattr(layer, key, None) for layer in config.per_layer_config]
+    return getattr(config, key, None)
 
 
 # What belongs to what.

@@ -43,7 +43,12 @@ def look(name: str, place: str, options: dict) -> How:
     options: trust_remote_code and local_files_only. Also for a format that needs a library which
     is not installed.
     """
-    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM
+    from transformers import (
+        MODEL_FOR_CAUSAL_LM_MAPPING,
+        MODEL_FOR_MASKED_LM_MAPPING,
+        AutoConfig,
+        AutoModelForCausalLM,
+    )
 
     try:
         config = AutoConfig.from_pretrained(place, **options)
@@ -57,7 +62,8 @@ def look(name: str, place: str, options: dict) -> How:
             "install it, or give the model's plain weights"
         )
     text = config.get_text_config()
-    if config.is_encoder_decoder or type(text) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+    masked = type(text) in MODEL_FOR_MASKED_LM_MAPPING and not getattr(text, "is_decoder", False)
+    if config.is_encoder_decoder or masked or type(text) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise ModelError(
             f"{name}: a model of the kind {config.model_type}, which writes no text by itself; "
             "give a causal language model"

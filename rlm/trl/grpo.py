@@ -117,6 +117,7 @@ def _arguments(fields: dict, policy, stop_ids: frozenset[int], folder: str) -> G
     place = {
         "use_cpu": weight.device.type == "cpu",
         "dataloader_pin_memory": weight.device.type == "cuda",
+        "router_aux_loss_coef": 0.0,  # routers stay as they are
         "bf16": weight.dtype == torch.bfloat16,
         "fp16": weight.dtype == torch.float16,
         # As in train_sft.py: worth its time where memory is scarce.

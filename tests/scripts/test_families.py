@@ -53,7 +53,7 @@ def test_both_stages_an_evaluation_a_question_and_a_merged_export(name, tmp_path
         wrap(tmp_path / "base", wrapper)
     # Of random weights no answer is right: without a shaped reward there were nothing to learn.
     (tmp_path / "recipe.yaml").write_text(
-        "grpo: {rewards: 'reasoning_steps=1,tag_count=1', probe: 0, temperature: 2.0}\n"
+        "grpo: {rewards: 'repetition=1,length=1', probe: 0, temperature: 2.0}\n"
     )
     base = ["--model", "base", "--config", "recipe.yaml", "--eval-samples", 2, "--max-tokens", 16]
     steps = ["--sft-max-steps", 2, "--grpo-max-steps", 2, "--grpo-group-size", 4, "--grpo-lr", 0.01]
@@ -61,8 +61,9 @@ def test_both_stages_an_evaluation_a_question_and_a_merged_export(name, tmp_path
     own = answered(tmp_path)
     manifest = json.loads((tmp_path / "weights/final_rlm_lora/manifest.json").read_text())
     assert manifest["base"] == "base" and "skipped" not in manifest["proof"]
-    merged = ["merged", "--adapter", "weights/final_rlm_lora", "--output", "out", "--dtype"]
-    succeed("-m", "rlm.export", *merged, "float32", cwd=tmp_path)
+    places = ["--adapter", tmp_path / "weights/final_rlm_lora", "--output", tmp_path / "out"]
+    merged = ["merged", *places, "--model", tmp_path / "base", "--dtype", "float32"]
+    succeed("-m", "rlm.export", *merged)
     exported = json.loads((tmp_path / "out" / "manifest.json").read_text())
     assert exported["export"]["proof"]["equal_answers_fraction"] == 1.0
     assert answered(tmp_path, "--model", "out", "--adapter", "none") == own
