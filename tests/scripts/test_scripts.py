@@ -238,9 +238,15 @@ def test_bad_data_is_one_line_with_its_place(tmp_path):
     words = ["--task", "jsonl", "--data", "d.jsonl", "--model", TINY]
     good = '{"question": "How many is 1 + %d?", "answer": "%d"}\n'
     (tmp_path / "d.jsonl").write_text("".join(good % (n, n + 1) for n in range(50)) + "{oops\n")
-    assert "d.jsonl:51" in one_line(start("train_grpo.py", *words, cwd=tmp_path, forked=True))
+
+    def refusal() -> str:
+        done = start("train_grpo.py", *words, cwd=tmp_path, forked=True)
+        *told, last = done.stderr.splitlines()  # what is told before is how the file was taken
+        assert done.returncode == 2 and last.startswith("error: ")
+        assert all(line.startswith("d.jsonl: ") for line in told)
+        return last
+
+    assert "d.jsonl:51" in refusal()
     (tmp_path / "d.jsonl").write_text(good % (1, 2) + '{"question": "?", "answer": "many"}\n')
-    assert "d.jsonl:2" in one_line(start("train_grpo.py", *words, cwd=tmp_path, forked=True))
-    (tmp_path / "d.jsonl").write_text(good % (1, 2))
-    assert "empty" in one_line(start("train_grpo.py", *words, cwd=tmp_path, forked=True))
+    assert "d.jsonl:2" in refusal()
     assert "--group-size 1" in one_line(start("train_grpo.py", "--group-size", 1))
