@@ -205,7 +205,7 @@ def test_the_stages_of_a_run_are_tracked_as_in_log_csv_and_nothing_leaves_the_ma
         assert files.tensorboard_figures(run) == pytest.approx(log, rel=1e-6)
         assert files.wandb_settings(run).items() >= settings.items()
         assert files.trackio_settings(run).items() >= settings.items()
-        tables = ["prompt", "reasoning", "answer", "gold", "verdict", "reason"]
+        tables = ["prompt", "reasoning", "answer", "gold", "verdict", "reason", "last_number"]
         assert tables in [table["columns"] for table in files.wandb_tables(run)]
     assert {p.name for p in place.iterdir()} == {"out", "runs"}, "nothing lies about"
     assert not list((tmp_path / "home").rglob("*wandb*")), "not at home either"
