@@ -1,7 +1,7 @@
 """Log-probabilities of sampled completions, with gradients, in bounded memory.
 
 Groups are packed: each prompt stands once in a flat row, its completions after it, no padding
-(`rlm.models.attention.PackedGroups`). Logits exist at completion positions only, a chunk at a time
+(`rlm.learner.packed_groups`). Logits exist at completion positions only, a chunk at a time
 (`rlm.learner.lm_head`), so memory does not grow with tokens * vocabulary.
 
 It does not know about rewards or losses. Any transformers causal LM, with or without PEFT.
@@ -18,6 +18,7 @@ from rlm.engine import support
 from rlm.engine.inference_model import obstacle
 from rlm.learner import padded
 from rlm.learner.lm_head import LMHead, OwnLogits
+from rlm.learner.packed_groups import PackedGroups
 from rlm.models import attention, states
 from rlm.models.lora_linear import fused
 
@@ -46,7 +47,7 @@ class Packed:
     rows: torch.Tensor
     by_row: torch.Tensor
     row_of: torch.Tensor
-    layout: attention.PackedGroups
+    layout: PackedGroups
     groups: list[Group]
 
     def per_token(self, values: torch.Tensor) -> torch.Tensor:
@@ -101,7 +102,7 @@ def pack(groups: list[Group], *, given: Sequence[int] | None = None, device="cpu
         rows=rows.to(device),
         by_row=by_row.to(device),
         row_of=row_of,
-        layout=attention.PackedGroups([len(p) for p in prompts], inputs, device),
+        layout=PackedGroups([len(p) for p in prompts], inputs, device),
         groups=groups,
     )
 
