@@ -18,6 +18,7 @@ It does not know what is attended to; rlm.learner.packed_groups asks it where `s
 
 import logging
 from functools import cache
+from itertools import accumulate
 
 import torch
 
@@ -58,7 +59,7 @@ class Plan:
         self._prompts, self._completions, self._device = prompts, completions, device
         self.prompt_tokens = sum(prompts)
         lengths = [*prompts, *(tokens for _, tokens in completions)]
-        starts = torch.tensor([0, *lengths]).cumsum(0).tolist()
+        starts = list(accumulate(lengths, initial=0))
         self._starts = starts[len(prompts) : -1]
         self.longest = max(prompts) + max((tokens for _, tokens in completions), default=0)
         self.own = self._spans(lengths, lengths)
@@ -74,7 +75,7 @@ class Plan:
     def windowed(self, window: int) -> tuple:
         """Return (spans of the prompts, of the completions, indices of the latter's keys)."""
         if window not in self._windowed:
-            ends = torch.tensor(self._prompts).cumsum(0).tolist()
+            ends = list(accumulate(self._prompts))
             keys, lengths = [], []
             for (owner, tokens), start in zip(self._completions, self._starts, strict=True):
                 reached = min(self._prompts[owner], window - 1)
@@ -88,7 +89,8 @@ class Plan:
         return self._windowed[window]
 
     def _spans(self, queries: list[int], keys: list[int]) -> tuple:
-        cu = [torch.tensor([0, *x]).cumsum(0).int().to(self._device) for x in (queries, keys)]
+        starts = [list(accumulate(x, initial=0)) for x in (queries, keys)]
+        cu = [torch.tensor(x, dtype=torch.int32, device=self._device) for x in starts]
         # For single queries the kernels swap rows and heads, and the log-sum-exp with them.
         return *cu, max([2, *queries]), max([2, *keys])
 
