@@ -152,8 +152,11 @@ def _attempt(model, shape: list[Group], **options) -> float | None:
     return None
 
 
-def learn(groups: list[Group], model, **options) -> None:
-    """Make the gradients of a micro-batch whose completions are, in turn, better and worse."""
+def learn(groups: list[Group], model, **options) -> torch.Tensor:
+    """Make the gradients of a micro-batch whose completions are, in turn, better and worse.
+
+    Return the log-probabilities, detached.
+    """
     packed = pack(groups, device=next(model.parameters()).device)
     better = torch.ones(len(packed.lengths))
     better[1::2] = -1.0
@@ -165,6 +168,7 @@ def learn(groups: list[Group], model, **options) -> None:
             tokens=len(logprobs), sequences=len(packed.lengths), max_tokens=max(packed.lengths),
         )  # fmt: skip
         loss.backward()
+    return logprobs.detach()
 
 
 def _wait(device: torch.device) -> None:
