@@ -14,16 +14,19 @@ from torch.utils._pytree import tree_flatten, tree_map
 from tests.support.pretended_cuda import Counts, Mixed, where
 
 # Operations without a kernel on a GPU: they change what is said of a tensor, or reserve memory.
-FREE = set(
-    "view _unsafe_view reshape expand permute transpose t slice select unsqueeze squeeze detach "
-    "alias as_strided unflatten split unbind empty new_empty empty_like lift_fresh chunk narrow "
-    "split_with_sizes _reshape_alias is_pinned set_ new_empty_strided empty_strided view_as "
-    "diagonal numpy_T sym_size is_same_size unfold".split()
-)
+FREE = {
+    "view", "_unsafe_view", "reshape", "expand", "permute", "transpose", "t", "slice", "select",
+    "unsqueeze", "squeeze", "detach", "alias", "as_strided", "unflatten", "split", "unbind",
+    "empty", "new_empty", "empty_like", "lift_fresh", "chunk", "narrow", "split_with_sizes",
+    "_reshape_alias", "is_pinned", "set_", "new_empty_strided", "empty_strided", "view_as",
+    "diagonal", "numpy_T", "sym_size", "is_same_size", "unfold",
+}  # fmt: skip
 # Operations whose result has a size that only the device knows.
-WAITING = set("nonzero unique_dim _unique2 masked_select unique_consecutive repeat_interleave".split())
+WAITING = {
+    "nonzero", "unique_dim", "_unique2", "masked_select", "unique_consecutive", "repeat_interleave",
+}  # fmt: skip
 # Operations that take indices from the CPU, by a copy.
-INDEXED = set("index index_put index_put_ _index_put_impl_ _unsafe_index".split())
+INDEXED = {"index", "index_put", "index_put_", "_index_put_impl_", "_unsafe_index"}
 # Compute capability and memory in GB of cards.
 CARDS = {"t4": ((7, 5), 16), "4090": ((8, 9), 24), "a100": ((8, 0), 80), "h100": ((9, 0), 80)}
 
