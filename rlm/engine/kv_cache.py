@@ -11,15 +11,14 @@ import torch
 from rlm.models.attention import PLAIN, Rules, causal_mask, softmax_attention
 from rlm.models.states import State
 
-
 Place = tuple[int, int]  # a layer's keys (layer, 0) or values (layer, 1)
 
 
 class Prefix:
     """What is cached of one prompt.
 
-    blocks: keys and values of what the cache has in one tensor, [E, KV, P, D] each, in the order of
-    places: which they are. A layer that takes another's has none. states: by layer, of a single row.
+    blocks: keys and values, [E, KV, P, D] for what the cache has in one tensor. places: which they
+    are. A layer that takes another's has none. states: by layer, of a single row.
     """
 
     def __init__(self, places: list[list[Place]], blocks: list, length: int, states: dict):
@@ -127,8 +126,8 @@ class KVCache:
         grouped = query.transpose(0, 1).reshape(n, kv, heads // kv, -1)
         if rules.sinks is not None:
             rules = replace(rules, sinks=rules.sinks.view(kv, -1))
-        cached = [self._of(stored, part)[:n, :, :width] for part in (0, 1)]
-        out = softmax_attention(grouped, *cached, self._bias(rules.window), scaling, rules)
+        keys, values = (self._of(stored, part)[:n, :, :width] for part in (0, 1))
+        out = softmax_attention(grouped, keys, values, self._bias(rules.window), scaling, rules)
         return out.reshape(n, heads, -1)  # [n, H, D]
 
     def _of(self, layer: int, part: int) -> torch.Tensor:
@@ -139,15 +138,14 @@ class KVCache:
     def _write(self, layer: int, key: torch.Tensor, value: torch.Tensor) -> None:
         """Put the rows' new keys and values where they belong; key, value [KV, n, D]."""
         block, index = self._where[layer, 0]
+        key, value = key.transpose(0, 1), value.transpose(0, 1)  # [n, KV, D]
         if self._where[layer, 1] == (block, index + 1):  # side by side: both at once
-            cached = self._blocks[block][index : index + 2]
-            own = torch.stack([key.transpose(0, 1), value.transpose(0, 1)])  # [2, n, KV, D]
-            new = ((cached, own),)
+            new = [(self._blocks[block][index : index + 2], torch.stack([key, value]))]
         else:
-            new = ((self._of(layer, part), x.transpose(0, 1)) for part, x in ((0, key), (1, value)))
+            new = [(self._of(layer, 0), key), (self._of(layer, 1), value)]
         for cached, own in new:
             flat = own.reshape(-1, own.shape[-1])
-            places = self._places_of(key.shape[0], flat.shape[0])
+            places = self._places_of(key.shape[1], flat.shape[0])
             cached.view(-1, own.shape[-1]).index_copy_(0, places, flat)
 
     def _places_of(self, heads: int, count: int) -> torch.Tensor:
@@ -291,8 +289,9 @@ class KVCache:
 
     def move(self, sources: list[int], targets: list[int], width: int) -> None:
         """Copy the first `width` cached tokens of each source row over its target row."""
-        places = torch.tensor([sources, targets]).to(self.bias.device, non_blocking=True)
-        source, target = places
+        device = self.bias.device
+        places = torch.tensor([sources, targets])
+        source, target = places.to(device, non_blocking=device.type == "cuda")
         for block in self._blocks:
             block[:, target, :, :width] = block[:, source, :, :width]
         for state in self.states.values():
