@@ -17,8 +17,8 @@ import torch
 from rlm.learner import padded
 from rlm.learner.logprobs import Group, pack, packs, token_logprobs
 from rlm.learner.losses import policy_loss
-from rlm.learner.token_budget import LEAST, activation_bytes, out_of_memory
-from rlm.models.memory import forget_peak, free_bytes, peak_bytes, used_bytes
+from rlm.learner.token_budget import LEAST, activation_bytes
+from rlm.models.memory import forget_peak, free_bytes, out_of_memory, peak_bytes, used_bytes
 from rlm.preflight.forecast import Learning
 
 SAFE = 0.9  # of what is free: a CPU's system kills a process that takes more, without a word
@@ -142,7 +142,7 @@ def _attempt(model, shape: list[Group], **options) -> float | None:
             _wait(device)
             taken.append(time.perf_counter() - started)
         return median(taken)
-    except RuntimeError as error:
+    except (RuntimeError, MemoryError) as error:
         if not out_of_memory(error):
             raise
     # Outside the handler: the error's frames hold the tensors that have to go.

@@ -8,10 +8,11 @@ from collections.abc import Callable
 
 import torch
 
+from rlm.errors import RunError
 from rlm.learner import padded
 from rlm.learner.logprobs import pack, packs, token_logprobs
 from rlm.learner.sharding import sharded
-from rlm.models.memory import SHARE, free_bytes
+from rlm.models.memory import SHARE, free_bytes, out_of_memory
 
 logger = logging.getLogger("rlm")
 
@@ -93,11 +94,11 @@ class TokenBudget:
         while True:
             try:
                 return work(token_budget=self.tokens)
-            except RuntimeError as error:
+            except (RuntimeError, MemoryError) as error:
                 if not out_of_memory(error) or self._fixed:
                     raise
                 if self.tokens <= LEAST:
-                    raise RuntimeError(
+                    raise RunError(
                         f"out of memory with micro-batches of {self.tokens} tokens; use a "
                         "smaller --max-tokens, or --quantize 4bit"
                     ) from error
@@ -107,8 +108,3 @@ class TokenBudget:
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
             logger.warning("out of memory: going on with --token-budget %d", self.tokens)
-
-
-def out_of_memory(error: RuntimeError) -> bool:
-    """Return whether the error is that of an allocation that failed."""
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)

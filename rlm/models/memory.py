@@ -62,8 +62,24 @@ def peak_bytes(device) -> int:
         with suppress(OSError):
             status = (PROCESS / "status").read_text(encoding="ascii", errors="replace")
             if found := re.search(r"VmHWM:\s*(\d+) kB", status):
-                return int(found[1]) * 1024
+                # The system counts the one in steps, the other exactly.
+                return max(int(found[1]) * 1024, used_bytes(device))
     return used_bytes(device)
+
+
+# What allocations say that fail as another RuntimeError than torch.OutOfMemoryError.
+TOLD = (
+    "CUDA error: out of memory", "HIP error: out of memory", "MPS backend out of memory",
+    "_STATUS_ALLOC_FAILED",  # cuBLAS, cuDNN, cuSPARSE and cuSOLVER, of their workspaces
+    "can't allocate memory", "not enough memory",  # torch's allocators on a CPU
+)  # fmt: skip
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Return whether the error is that of an allocation that failed, on a device or a CPU."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in TOLD)
 
 
 def token_bytes(network) -> int:
