@@ -18,7 +18,7 @@ from rlm.learner import padded
 from rlm.learner.logprobs import Group, pack, packs, token_logprobs
 from rlm.learner.losses import policy_loss
 from rlm.learner.token_budget import LEAST, activation_bytes
-from rlm.models.memory import forget_peak, free_bytes, out_of_memory, peak_bytes, used_bytes
+from rlm.models.memory import forget_peak, free_bytes, out_of_memory, peak_bytes, used_bytes, wait
 from rlm.preflight.forecast import Learning
 
 SAFE = 0.9  # of what is free: a CPU's system kills a process that takes more, without a word
@@ -136,10 +136,10 @@ def _attempt(model, shape: list[Group], **options) -> float | None:
         forget_peak(device)
         taken: list[float] = []
         while len(taken) < MOST_PASSES and sum(taken) < ENOUGH_SECONDS:
-            _wait(device)
+            wait(device)
             started = time.perf_counter()
             learn(shape, model, **options)
-            _wait(device)
+            wait(device)
             taken.append(time.perf_counter() - started)
         return median(taken)
     except (RuntimeError, MemoryError) as error:
@@ -163,8 +163,3 @@ def learn(groups: list[Group], model, **options) -> None:
         tokens=len(logprobs), sequences=len(packed.lengths), max_tokens=max(packed.lengths),
     )  # fmt: skip
     loss.backward()
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

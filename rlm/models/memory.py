@@ -43,6 +43,15 @@ def used_bytes(device) -> int:
     return psutil.Process().memory_info().rss
 
 
+def wait(device) -> None:
+    """Return when what was queued on the device is done: a time that is taken then is a step's."""
+    device = torch.device(device)
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
+
+
 def forget_peak(device) -> None:
     """Let `peak_bytes` count from here on, where the system can (CUDA, and a CPU under Linux)."""
     device = torch.device(device)

@@ -24,6 +24,7 @@ from rlm.models.text_stream import decode
 from rlm.records import Example, Prompt, Rollout, Score
 from rlm.rollouts.batch import Batch
 from rlm.run.stopping import StopSignal
+from rlm.trl.formats import kept_formats
 
 # TRL's name of a figure -> ours.
 NAMES = {
@@ -152,7 +153,8 @@ class Trainer(GRPOTrainer):
     """
 
     def __init__(self, *arguments, questions: Questions, score: Scorer, stop_ids, **options):
-        super().__init__(*arguments, **options)
+        with kept_formats(options["model"]):
+            super().__init__(*arguments, **options)
         self.questions, self.score = questions, score
         self.eos_token_ids = sorted(stop_ids)
         self.batch: Any = None
