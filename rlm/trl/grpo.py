@@ -21,6 +21,7 @@ from trl import GRPOConfig, GRPOTrainer
 
 from rlm.errors import InputError
 from rlm.models.text_stream import decode
+from rlm.parallel import check_one_gpu
 from rlm.records import Example, Prompt, Rollout, Score
 from rlm.rollouts.batch import Batch
 from rlm.run.stopping import StopSignal
@@ -128,9 +129,7 @@ def _arguments(fields: dict, policy, stop_ids: frozenset[int], folder: str) -> G
         made = GRPOConfig(output_dir=folder, generation_kwargs=sampling, **(place | fields))
     except ValueError as error:
         raise InputError(f"--trl-options: TRL refuses them: {error}") from None
-    if made.n_gpu > 1:
-        raise InputError(f"--backend trl: it uses one GPU, and {made.n_gpu} are visible; set "
-                         "CUDA_VISIBLE_DEVICES=0")  # fmt: skip
+    check_one_gpu(weight.device.type, shared=False)
     return made
 
 
