@@ -106,9 +106,9 @@ class Stage:
         evaluation, and "log": what was logged, a dictionary a step.
         """
         from rlm.export.save import save_policy
-        from rlm.rollouts.choice import close
 
-        close(self.engine)  # the proof of the adapter may need its memory
+        for engine in (self.engine, *self.task.engines):
+            engine.close()  # the proof of the adapter may need their memory
         facts |= {"learning_rate": self.peak_rate} | described(self.settings)
         facts |= {"data": data.fingerprint(examples)}
         if self.task.shots:

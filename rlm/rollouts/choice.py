@@ -3,8 +3,7 @@
     engine = open_engine(policy, "own", own={...})
     engine = open_engine(policy, "vllm", url=None, vllm=VllmPlan(...))
 
-An engine has generate(), sync() and context_tokens, and is closed by `close`. It does not know
-settings; nothing of vLLM is imported unless it is asked for.
+An engine has generate(), sync(), context_tokens and close(). It does not know settings; nothing of vLLM is imported unless it is asked for.
 """
 
 import tempfile
@@ -48,12 +47,6 @@ def open_engine(policy, name: str, *, own: dict, url: str | None = None, vllm=No
         return Engine(policy.model, policy.tokenizer, **own)
     assert vllm is not None
     return open_vllm(policy, vllm(), url)
-
-
-def close(engine) -> None:
-    """Free what an engine holds outside the learner's process."""
-    if not isinstance(engine, Engine):
-        engine.close()
 
 
 def open_vllm(policy, plan: VllmPlan, url: str | None):

@@ -85,7 +85,7 @@ def both(request, place):
     engine = choice.open_engine(opened, "vllm", own={}, url=address, vllm=lambda: plan)
     own = Engine(opened.model, opened.tokenizer)
     yield SimpleNamespace(engine=engine, own=own, policy=opened, prompts=asked, url=address)
-    choice.close(engine)
+    engine.close()
 
 
 def answers(engine, asked) -> list[tuple[list[int], str, str]]:

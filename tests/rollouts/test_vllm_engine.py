@@ -189,9 +189,8 @@ def test_close_frees_the_backend_and_its_folder(tmp_path):
     folder = tmp_path / "adapters"
     folder.mkdir()
     _, backend, engine = opened(folder)
-    choice.close(engine)
+    engine.close()
     assert backend.closed and not folder.exists()
-    choice.close(Engine(tiny_model(), byte_tokenizer()))  # our own holds nothing
 
 
 def test_a_failed_start_closes_the_backend(tmp_path, monkeypatch):
