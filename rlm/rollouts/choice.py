@@ -23,7 +23,9 @@ class VllmPlan:
     prompts: the longest that are known. max_tokens, temperature: of the sampling. completions: of
     a step; group_size: of a question. token_budget: of a micro-batch, 0 by what is free.
     format_name: of the answers. tolerance: of the canary, 0 by the number format. folder: of the
-    run, inside which adapters are handed over; None for the system's temporary files.
+    run, inside which adapters are handed over; None for the system's temporary files. seeds: "on"
+    for one of each completion, "off", or "auto": where the learner is on a CPU. seed: of vLLM here,
+    for completions without one.
     """
 
     prompts: list[Prompt]
@@ -35,6 +37,8 @@ class VllmPlan:
     format_name: str
     tolerance: float
     folder: Path | None
+    seeds: str = "auto"
+    seed: int = 0
 
 
 def open_engine(policy, name: str, *, own: dict, url: str | None = None, vllm=None):
@@ -84,6 +88,7 @@ def open_vllm(policy, plan: VllmPlan, url: str | None):
             format_name=plan.format_name,
             temperature=plan.temperature,
             tolerance=plan.tolerance,
+            seeded=plan.seeds == "on" or (plan.seeds == "auto" and network.device.type == "cpu"),
         )
         engine.learner_tokens = tokens
         return engine
@@ -114,7 +119,8 @@ def _local(policy, plan: VllmPlan, sizes: dict):
         share = vllm_sizes.gpu_share(free, total, pending, weights, one)
         memory = {"gpu_memory_utilization": share}
     place = {"dtype": str(network.dtype).removeprefix("torch."), "device": device.type}
-    return LocalVllm(policy.base, **place, **sizes, rows=rows, memory=memory), tokens
+    known = {"known": len(policy.tokenizer), "seed": plan.seed}
+    return LocalVllm(policy.base, **place, **sizes, **known, rows=rows, memory=memory), tokens
 
 
 def _after_learning(policy, plan: VllmPlan) -> tuple[int, int, int, int]:
