@@ -84,7 +84,7 @@ TOLD = (
 )  # fmt: skip
 
 
-def out_of_memory(error: BaseException) -> bool:
+def out_of_memory(error: BaseException | None) -> bool:
     """Return whether the error is that of an allocation that failed, on a device or a CPU."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
