@@ -82,7 +82,7 @@ def train(settings) -> dict:
     parts = {"optimizer": optimizer, "questions": questions, "reference": reference}
     steps = stage.steps(best, **parts, budget=budget, guard=guard, watch=watch)
     if steps.fresh:
-        tryout.brief(stage, examples, validation, budget.tokens, sample)
+        tryout.brief(stage, examples, validation, budget, sample)
         run.log({"step": 0} | best.row(step=0))
     else:
         stage.engine.sync(steps.step)  # the adapter is the checkpoint's by now

@@ -32,10 +32,12 @@ def main(argv: list[str] | None = None) -> int:
 
 def train(settings) -> dict:
     """Train, evaluate, save the adapter; return the summary of the evaluation."""
+    from rlm.models.loading import pick_device
     from rlm.run.folder import start
 
     began = time.monotonic()
     start(settings.model, **settings.process())
+    parallel.check_one_gpu(pick_device(settings.device).type, shared=True)
     # 1. Demonstrations, none of which is a question of the validation set.
     examples, validation = data.training_sets(settings)
     own = settings.demonstrations == "own"

@@ -409,7 +409,7 @@ def seven(bench) -> None:
             stage="seven", what="decode", rows=groups * each, tokens_per_second=rate,
             ms_a_step=round(found["seconds"] / count * 1e3, 2), **found, graphs=graphs_of(engine),
         )  # fmt: skip
-        engine.close() if hasattr(engine, "close") else engine.reset()
+        engine.close()
         if bench.device == "cuda":
             torch.cuda.empty_cache()
     ids = torch.randint(5, size, (9000,)).tolist()

@@ -7,6 +7,7 @@ from typing import Any
 import data
 from rlm import parallel
 from rlm.errors import InputError
+from rlm.seeds import derive
 from training import rates, tasks
 
 
@@ -125,9 +126,9 @@ class Stage:
         evaluation, and "log": what was logged, a dictionary a step.
         """
         from rlm.export.save import save_policy
-        from rlm.rollouts.choice import close
 
-        close(self.engine)  # the proof of the adapter may need its memory
+        for engine in (self.engine, *self.task.engines):
+            engine.close()  # the proof of the adapter may need their memory
         facts |= {"learning_rate": self.peak_rate} | described(self.settings)
         facts |= {"data": data.fingerprint(examples)}
         if self.task.shots:
@@ -193,7 +194,9 @@ def begin(settings, began: float, *, logged: bool = True, questions=()) -> Stage
         getattr(settings, "engine", "own"),
         own=settings.engine_options(),
         url=getattr(settings, "vllm_url", None),
-        vllm=lambda: _vllm(settings, task, questions, run.path if run and world.first else None),
+        vllm=lambda: _vllm(
+            settings, task, questions, run.path if run and world.first else None, found
+        ),
     )
     tasks.check_shots(settings, task, settings.max_tokens, engine.context_tokens)
     stage = Stage(settings, policy, engine, run, task, found, opened, began)
@@ -205,8 +208,11 @@ def begin(settings, began: float, *, logged: bool = True, questions=()) -> Stage
     return stage
 
 
-def _vllm(settings, task, questions, folder):
-    """Return the `rlm.rollouts.choice.VllmPlan` of the settings."""
+def _vllm(settings, task, questions, folder, found):
+    """Return the `rlm.rollouts.choice.VllmPlan` of the settings.
+
+    found: the checkpoint that is gone on from; the samples behind it are not those of the start.
+    """
     from rlm.rollouts.choice import VllmPlan
 
     longest = sorted(questions, key=len)[-64:]  # by characters: tokens go roughly with them
@@ -221,6 +227,8 @@ def _vllm(settings, task, questions, folder):
         format_name=settings.format,
         tolerance=settings.canary_tolerance,
         folder=folder,
+        seeds=settings.vllm_seeds,
+        seed=derive("vllm", settings.seed, found.step if found else 0),
     )
 
 

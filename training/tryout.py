@@ -42,16 +42,22 @@ def check(settings, sample) -> int:
     return 0 if verdict.decide(probe, learning, asked).go else NO_GO
 
 
-def brief(stage, examples, validation, budget: int, sample) -> None:
-    """Say the report in short at the start of a training. It warns and never stops the run."""
+def brief(stage, examples, validation, budget, sample) -> None:
+    """Say the report in short at the start of a training. It warns and never stops the run.
+
+    budget: the run's `TokenBudget`, which from now on has the tokens that were found to fit.
+    """
     from rlm.preflight import verdict
 
     if stage.settings.probe:
         warm_up(stage, examples[0])
-        probe, learning = measure(stage, examples, budget, sample, rounds=1)
+        probe, learning = measure(stage, examples, budget.tokens, sample, rounds=1)
         asked = plan(stage.settings, len(validation), stage.policy.model)
         for line in verdict.brief(probe, learning, asked, datetime.now()):
             stage.run.info(line)
+        if learning.budget_tokens < budget.tokens:
+            budget.tokens = learning.budget_tokens
+            stage.run.info(f"going on with micro-batches of {budget.tokens} tokens")
 
 
 def measure(stage, examples, budget: int, sample, *, rounds: int) -> tuple:

@@ -17,8 +17,8 @@ import torch
 from rlm.learner import padded
 from rlm.learner.logprobs import Group, pack, packs, token_logprobs, use
 from rlm.learner.losses import policy_loss
-from rlm.learner.token_budget import LEAST, activations, out_of_memory
-from rlm.models.memory import forget_peak, free_bytes, peak_bytes, used_bytes
+from rlm.learner.token_budget import LEAST, activations
+from rlm.models.memory import forget_peak, free_bytes, out_of_memory, peak_bytes, used_bytes, wait
 from rlm.preflight.forecast import Learning
 
 SAFE = 0.9  # of what is free: a CPU's system kills a process that takes more, without a word
@@ -137,13 +137,13 @@ def _attempt(model, shape: list[Group], **options) -> float | None:
         forget_peak(device)
         taken: list[float] = []
         while len(taken) < MOST_PASSES and sum(taken) < ENOUGH_SECONDS:
-            _wait(device)
+            wait(device)
             started = time.perf_counter()
             learn(shape, model, **options)
-            _wait(device)
+            wait(device)
             taken.append(time.perf_counter() - started)
         return median(taken)
-    except RuntimeError as error:
+    except (RuntimeError, MemoryError) as error:
         if not out_of_memory(error):
             raise
     # Outside the handler: the error's frames hold the tensors that have to go.
@@ -169,8 +169,3 @@ def learn(groups: list[Group], model, **options) -> torch.Tensor:
         )  # fmt: skip
         loss.backward()
     return logprobs.detach()
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

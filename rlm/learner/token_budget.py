@@ -9,11 +9,11 @@ from dataclasses import dataclass
 
 import torch
 
-from rlm.errors import InputError
+from rlm.errors import InputError, RunError
 from rlm.learner import padded
 from rlm.learner.logprobs import pack, packs, token_logprobs
 from rlm.learner.sharding import sharded
-from rlm.models.memory import SHARE, free_bytes
+from rlm.models.memory import SHARE, free_bytes, out_of_memory
 
 logger = logging.getLogger("rlm")
 
@@ -180,13 +180,13 @@ class TokenBudget:
         while True:
             try:
                 return work(token_budget=self.tokens)
-            except RuntimeError as error:
+            except (RuntimeError, MemoryError) as error:
                 if not out_of_memory(error) or self._fixed:
                     raise
                 alone = self.tokens <= max(LEAST, self._longest)  # of one sequence
                 again = alone and self._may and not self.checkpointing
                 if self.tokens <= LEAST and not again:
-                    raise RuntimeError(
+                    raise RunError(
                         f"out of memory with micro-batches of {self.tokens} tokens; use a "
                         "smaller --max-tokens, or --quantize 4bit"
                     ) from error
@@ -234,8 +234,3 @@ def checkpoint(model, *, on: bool) -> None:
         )
     # Dropout falls as in the forward: the generators' states are kept by default.
     network.gradient_checkpointing_enable({"use_reentrant": False})
-
-
-def out_of_memory(error: RuntimeError) -> bool:
-    """Return whether the error is that of an allocation that failed."""
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)

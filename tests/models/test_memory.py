@@ -9,6 +9,7 @@ import torch
 
 import config
 import train_grpo
+from rlm.errors import RunError
 from rlm.learner import token_budget
 from rlm.learner.logprobs import ReferencePolicy
 from rlm.learner.losses import advantages
@@ -76,10 +77,30 @@ def test_on_a_cpu_a_micro_batch_has_a_bound_in_bytes(monkeypatch):
     assert TokenBudget(model, SIZE, cpu_bytes=700.5 * size).tokens == 700
 
 
-@pytest.mark.parametrize(
-    "error",
-    [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("x: can't allocate memory: y")],
-)
+FAILED = [
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+    torch.AcceleratorError("CUDA error: out of memory\nCUDA kernel errors might be", 2),
+    RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
+    RuntimeError("MPS backend out of memory (MPS allocated: 9.01 GB, other allocations: 0)"),
+    RuntimeError("[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't "
+                 "allocate memory: you tried to allocate 80 bytes. Error code 12"),
+    RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 80 bytes."),
+    MemoryError(),
+]  # fmt: skip
+
+
+def test_an_allocation_that_a_cpu_refuses_is_known_by_its_words():
+    with pytest.raises(RuntimeError) as refused:
+        torch.empty(2**60, dtype=torch.uint8)
+    assert memory.out_of_memory(refused.value)
+    for other in ("shapes differ", "CUDA error: an illegal memory access was encountered",
+                  "CUBLAS_STATUS_EXECUTION_FAILED"):  # fmt: skip
+        assert not memory.out_of_memory(RuntimeError(other))
+    assert not memory.out_of_memory(OSError("can't allocate memory"))
+
+
+@pytest.mark.parametrize("error", FAILED, ids=range(len(FAILED)))
 def test_out_of_memory_halves_the_budget_says_so_and_goes_on(caplog, error):
     budget, seen, undone = TokenBudget(tiny_model(), SIZE, 1200), [], []
 
@@ -104,7 +125,7 @@ def test_out_of_memory_at_the_least_says_what_to_do():
     def work(token_budget):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    with pytest.raises(RuntimeError, match="of 256 tokens; use a smaller --max-tokens"):
+    with pytest.raises(RunError, match="of 256 tokens; use a smaller --max-tokens"):
         budget.attempt(work, undo=lambda: None)
 
 
