@@ -176,7 +176,8 @@ class ContinuousBatch:
         self._rows = []
         self._queue.clear()
         self._kept = []
-        self.__dict__.pop("_runner", None)
+        if runner := self.__dict__.pop("_runner", None):
+            runner.release()
 
     def _check(self, prompt: Prompt, sampling: Sampling) -> None:
         tokens, most = len(prompt.ids), len(prompt.ids) + sampling.max_tokens

@@ -46,7 +46,7 @@ class Recorder(TorchDispatchMode):
 def missing(names: set[str]) -> set[str]:
     """Return the operations that have no kernel on MPS."""
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-    listed = yaml.load(LIST.read_text(encoding="utf-8"), Loader=loader)
+    listed = loader(LIST.read_text(encoding="utf-8")).get_data()
     by_name = {each["func"].partition("(")[0]: each for each in listed}
 
     def there(name: str) -> bool:
