@@ -140,7 +140,7 @@ def test_the_attention_of_cudnn_is_off():
     assert not torch.backends.cuda.cudnn_sdp_enabled()
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.cuda
 def test_cuda_graphs_give_the_same_tokens():
     model, sampling = tiny_lora(tiny_model()).cuda(), Sampling(40, temperature=0.8)
     plain, engine = (Engine(model, TOKENIZER, cuda_graphs=on) for on in (False, True))
@@ -150,7 +150,7 @@ def test_cuda_graphs_give_the_same_tokens():
     assert ids(groups) == ids(expected)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.cuda
 def test_a_failed_capture_leaves_the_generator_usable():
     from rlm.engine.cuda_graphs import capture_cuda, new_pool
 

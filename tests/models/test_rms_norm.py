@@ -64,3 +64,18 @@ def test_learner_and_rollouts_take_the_same(everywhere):
     twin = InferenceModel(model).network
     replaced = [m for m in twin.modules() if type(m).__name__.endswith("RMSNorm")]
     assert len(replaced) == norms and all("forward" in m.__dict__ for m in replaced)
+
+
+@pytest.mark.cuda
+def test_on_a_gpu_in_half_precision_they_are_replaced():
+    norm = Qwen3RMSNorm(64).to("cuda", torch.bfloat16)
+    assert rms_norm.serves(norm)
+    norm.weight.data.uniform_(0.5, 1.5)
+    x = torch.randn(3, 5, 64, device="cuda", dtype=torch.bfloat16, requires_grad=True)
+    grad = torch.randn_like(x)
+    found = []
+    for forward in (norm, lambda x: rms_norm._forward(norm, x)):
+        out = forward(x)
+        found.append([out, torch.autograd.grad(out, x, grad)[0]])
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=0.02, atol=0.02)
