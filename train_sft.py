@@ -166,7 +166,7 @@ def trainer_arguments(stage, count: int):
         # The records are tokenised, masked and short enough; only packing has work to do.
         dataset_kwargs={"skip_prepare_dataset": not settings.packing},
         # It saves memory and costs a third of the time: worth it where memory is scarce.
-        gradient_checkpointing=weight.device.type == "cuda",
+        gradient_checkpointing=stage.checkpoints_by_trl,
         bf16=weight.dtype == torch.bfloat16,
         fp16=weight.dtype == torch.float16,
         use_cpu=weight.device.type == "cpu",

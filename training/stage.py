@@ -47,10 +47,29 @@ class Stage:
         """The learning rate that was set, or that of the model's width."""
         return rates.peak_rate(self.settings, self.policy.model)
 
+    def token_budget(self, longest: int, **options):
+        """Return the `rlm.learner.token_budget.TokenBudget` as set, or as the engine was sized for.
+
+        longest: tokens of the longest sequence that is learned from. options: as its own.
+        """
+        from rlm.learner.token_budget import TokenBudget
+
+        policy, again = self.policy, self.settings.checkpointing
+        tokens = self.settings.token_budget or getattr(self.engine, "learner_tokens", 0)
+        options |= {"longest": longest, "checkpointing": again}
+        return TokenBudget(policy.model, len(policy.tokenizer), tokens, **options)
+
+    def longest(self, examples) -> int:
+        """Return the tokens of the longest prompt with its completion, about: by characters."""
+        asked = sorted(examples, key=lambda example: len(example.question))[-16:]
+        prompts = [self.task.prompt(example.question, **example.asks) for example in asked]
+        return max(len(prompt.ids) for prompt in prompts) + self.settings.max_tokens
+
     @property
-    def token_budget(self) -> int:
-        """Tokens of a micro-batch: as set, or as the engine was sized for; 0: by what is free."""
-        return self.settings.token_budget or getattr(self.engine, "learner_tokens", 0)
+    def checkpoints_by_trl(self) -> bool:
+        """Whether TRL runs layers again in the backward: where memory is scarce, unless told."""
+        again, place = self.settings.checkpointing, next(self.policy.model.parameters()).device
+        return again == "on" or (again == "auto" and place.type == "cuda")
 
     def reserve(self, validation: float) -> float:
         """Return the seconds to keep for the end: a validation, the save and its proof."""
@@ -204,6 +223,7 @@ def _vllm(settings, task, questions, folder, found):
         completions=settings.questions_per_step * settings.group_size,
         group_size=settings.group_size,
         token_budget=settings.token_budget,
+        checkpointing=settings.checkpointing,
         format_name=settings.format,
         tolerance=settings.canary_tolerance,
         folder=folder,

@@ -87,7 +87,9 @@ def fields(settings, prompts, peak_rate: float) -> dict[str, Any]:
 
     completions = settings.questions_per_step * settings.group_size
     longest = max(len(prompt.ids) for prompt in prompts) + settings.max_tokens
-    return config_fields(
+    auto = settings.checkpointing == "auto"  # then by the device
+    again = {} if auto else {"gradient_checkpointing": settings.checkpointing == "on"}
+    return again | config_fields(
         steps=settings.max_steps,
         questions=settings.questions_per_step,
         group_size=settings.group_size,

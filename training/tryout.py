@@ -25,7 +25,6 @@ def check(settings, sample) -> int:
     """Print the report; return 0 for GO, 3 for NO-GO. sample: that of train_grpo.py."""
     if not settings.probe:
         raise InputError(f"{settings.given('probe')}: --check has to try some; use 1 or more")
-    from rlm.learner.token_budget import TokenBudget
     from rlm.preflight import verdict
     from rlm.run.folder import start
 
@@ -33,8 +32,8 @@ def check(settings, sample) -> int:
     examples, validation = data.training_sets(settings)
     texts = [example.question for example in (*examples, *validation)]
     stage = begin(settings, time.monotonic(), logged=False, questions=texts)
-    model, tokenizer = stage.policy.model, stage.policy.tokenizer
-    budget = TokenBudget(model, len(tokenizer), stage.token_budget)
+    model = stage.policy.model
+    budget = stage.token_budget(stage.longest(examples))
     warm_up(stage, examples[0])
     probe, learning = measure(stage, examples, budget.tokens, sample, rounds=ROUNDS)
     asked = plan(settings, len(validation), model)

@@ -2,8 +2,8 @@
 
 The transformers module of such a layer (a mixer) runs as it is, but never over the flat row, where
 a state would leak from one sequence into the next: the layout cuts the row into its sequences and
-gives each its own state (`rlm.models.attention`, rlm.engine.kv_cache). A mixer takes its state from
-a cache; `State` stands for transformers' cache of one layer.
+gives each its own state (rlm.learner.packed_groups, rlm.engine.kv_cache). A mixer takes its state
+from a cache; `State` stands for transformers' cache of one layer.
 
 It does not know kinds of layers: a mixer is a module with a convolution that takes a cache.
 """

@@ -22,6 +22,7 @@ class VllmPlan:
 
     prompts: the longest that are known. max_tokens, temperature: of the sampling. completions: of
     a step; group_size: of a question. token_budget: of a micro-batch, 0 by what is free.
+    checkpointing: of the learner, see `rlm.learner.token_budget.TokenBudget`.
     format_name: of the answers. tolerance: of the canary, 0 by the number format. folder: of the
     run, inside which adapters are handed over; None for the system's temporary files. seeds: "on"
     for one of each completion, "off", or "auto": where the learner is on a CPU. seed: of vLLM here,
@@ -37,6 +38,7 @@ class VllmPlan:
     format_name: str
     tolerance: float
     folder: Path | None
+    checkpointing: str = "auto"
     seeds: str = "auto"
     seed: int = 0
 
@@ -137,10 +139,12 @@ def _after_learning(policy, plan: VllmPlan) -> tuple[int, int, int, int]:
     model, size = policy.model, len(policy.tokenizer)
     longest = max((prompt.ids for prompt in plan.prompts), key=len)
     group = (longest, [longest[-1:]] * plan.group_size)
+    most, again = len(longest) + plan.max_tokens, plan.checkpointing
+    budget = TokenBudget(model, size, plan.token_budget, longest=most, checkpointing=again)
     learning = rehearse(
         model,
         [group],
-        TokenBudget(model, size, plan.token_budget).tokens,
+        budget.tokens,
         max_tokens=plan.max_tokens,
         most_groups=max(1, plan.completions // plan.group_size),
         temperature=plan.temperature,

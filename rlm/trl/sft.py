@@ -20,6 +20,7 @@ from transformers import TrainerCallback
 from trl import SFTTrainer
 
 from rlm.learner.logprobs import packs
+from rlm.learner.packed_groups import PackedGroups
 from rlm.models import attention
 from rlm.models.memory import wait
 from rlm.parallel import world
@@ -122,7 +123,7 @@ class Trainer(SFTTrainer):
         if not self._unmasked:
             return inputs
         lengths = inputs["cu_seq_lens_q"].diff().tolist()
-        layout = attention.PackedGroups(lengths, [], device=inputs["input_ids"].device)
+        layout = PackedGroups(lengths, [], device=inputs["input_ids"].device)
         return inputs | {"layout": layout}
 
     def _clip_grad_norm(self, model):
