@@ -11,8 +11,8 @@ checkpointing, and in bfloat16 its autocast over float32 weights), and its faste
 same precision (no checkpointing, larger micro-batches, bfloat16 weights).
 
 Three models of 7B are more than a card holds: of `q7b` one contender is there at a time and takes
-all its turns. Each turn is written down when it is over (FILE with .turns.jsonl at its end), and who
-runs out of memory drops out, with the others' turns kept.
+all its turns. Each turn is written down when it is over (beside FILE, as .turns.jsonl), and who runs
+out of memory drops out, with the others' turns kept.
 
 A step is: sample, score, learn, update. `learn` is what is left of it after the sampling. Ratios
 are TRL's seconds over ours, of the same turn; the table has their median, lowest and highest.
@@ -146,9 +146,7 @@ def ratios(turns: dict, name: str, phase: str) -> list[float]:
     return [(t[phase] / t["tokens"]) / (o[phase] / o["tokens"]) for t, o in pairs]
 
 
-def measure(
-    work: Work, repeats: int, kl_weights: list[float], keep: Path | None = None
-) -> dict:
+def measure(work: Work, repeats: int, kl_weights: list[float], keep: Path | None = None) -> dict:
     """Return everything about one size, as it is kept in the JSON. keep: as of `compare`."""
     print(f"{work.size}, {work.dtype}, {work.device}", flush=True)
     found_rates = rates(work.dtype, work.device)

@@ -62,7 +62,7 @@ class Turns:
             self._write({"name": name, "turn": turn} | metrics)
 
     def _tried(self, name: str, work: Callable):
-        """Return work(); None if it ran out of memory: then the contender has failed and is gone."""
+        """Return work(); None if it ran out of memory: then the contender is gone."""
         try:
             return work()
         except (RuntimeError, MemoryError) as error:

@@ -3,7 +3,8 @@
     engine = open_engine(policy, "own", own={...})
     engine = open_engine(policy, "vllm", url=None, vllm=VllmPlan(...))
 
-An engine has generate(), sync(), context_tokens and close(). It does not know settings; nothing of vLLM is imported unless it is asked for.
+An engine has generate(), sync(), context_tokens and close(). It does not know settings; nothing of
+vLLM is imported unless it is asked for.
 """
 
 import tempfile
@@ -121,8 +122,8 @@ def _local(policy, plan: VllmPlan, sizes: dict):
         share = vllm_sizes.gpu_share(free, total, pending, weights, one)
         memory = {"gpu_memory_utilization": share}
     place = {"dtype": str(network.dtype).removeprefix("torch."), "device": device.type}
-    known = {"known": len(policy.tokenizer), "seed": plan.seed}
-    return LocalVllm(policy.base, **place, **sizes, **known, rows=rows, memory=memory), tokens
+    more: dict = {"known": len(policy.tokenizer), "seed": plan.seed}
+    return LocalVllm(policy.base, **place, **sizes, **more, rows=rows, memory=memory), tokens
 
 
 def _after_learning(policy, plan: VllmPlan) -> tuple[int, int, int, int]:

@@ -73,9 +73,7 @@ def learn(model) -> None:
     packed, metrics = pack(GROUPS), Metrics()
     ref = reference.logprobs(packed, vocab_size=SIZE)
     model.train()
-    now, entropy = token_logprobs(
-        model, packed, temperature=0.7, statistics=True, vocab_size=SIZE
-    )
+    now, entropy = token_logprobs(model, packed, temperature=0.7, statistics=True, vocab_size=SIZE)
     weights, _ = importance_weights(now.detach(), now.detach() - 0.1, 2.0)
     loss, _ = policy_loss(
         now, now.detach() - 0.1, weights, packed.sequence, tokens=9, sequences=4, max_tokens=3,

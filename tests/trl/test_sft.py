@@ -27,7 +27,8 @@ def records() -> list[dict]:
     draw = torch.Generator().manual_seed(0)
     found = []
     for prompt, completion in LENGTHS:
-        ids = torch.randint(0, 256, (prompt + completion - 1,), generator=draw).tolist() + [EOS]
+        text = torch.randint(0, 256, (prompt + completion - 1,), generator=draw).tolist()
+        ids = [*text, EOS]
         found.append({"input_ids": ids, "labels": [-100] * prompt + ids[prompt:]})
     return found
 
