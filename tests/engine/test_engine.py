@@ -333,7 +333,7 @@ def test_a_graph_that_cannot_be_captured_is_done_without(caplog):
     assert caplog.text.count("no CUDA graphs: operation not permitted; going on without") == 1
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.cuda
 def test_cuda_graphs_give_the_same_tokens():
     model, sampling = tiny_lora(tiny_model()).cuda(), Sampling(40, temperature=0.8)
     plain, engine = (Engine(model, TOKENIZER, cuda_graphs=on) for on in (False, True))

@@ -106,6 +106,14 @@ def test_a_packed_row_has_no_mask_and_the_gradients_of_one(tmp_path, monkeypatch
     assert packed.model.get_base_model().config._attn_implementation == "sdpa"
 
 
+@pytest.mark.cuda
+def test_a_packed_row_has_the_same_gradients_on_a_gpu(tmp_path):
+    expected = gradients(trainer(tmp_path, "--packing", model=tiny_lora(tiny_model())))
+    found = gradients(trainer(tmp_path, "--packing", model=tiny_lora(tiny_model()).cuda()))
+    for name, gradient in expected.items():
+        torch.testing.assert_close(found[name].cpu(), gradient, atol=1e-5, rtol=1e-3)
+
+
 def test_a_batch_that_is_not_packed_has_masks_of_its_longest_alone(tmp_path, monkeypatch):
     seen = Spy(monkeypatch)
     gradients(trainer(tmp_path))
