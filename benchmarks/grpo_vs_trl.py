@@ -11,8 +11,8 @@ checkpointing, and in bfloat16 its autocast over float32 weights), and its faste
 same precision (no checkpointing, larger micro-batches, bfloat16 weights).
 
 Three models of 7B are more than a card holds: of `q7b` one contender is there at a time and takes
-all its turns. Each turn is written down when it is over (FILE with .turns.jsonl at its end), and
-who runs out of memory drops out, with the others' turns kept.
+all its turns. Each turn is written down when it is over (beside FILE, as .turns.jsonl). Who runs
+out of memory drops out, with the others' turns kept.
 
 A step is: sample, score, learn, update. `learn` is what is left of it after the sampling. Ratios
 are TRL's seconds over ours, of the same turn; the table has their median, lowest and highest.

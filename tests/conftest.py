@@ -15,7 +15,8 @@ from tests.support.running import QWEN, ROOT
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 ON_A_GPU = os.environ.get("RLM_DEVICE") == "cuda"
 if not ON_A_GPU:
-    os.environ["CUDA_VISIBLE_DEVICES"] = ""  # before torch looks; for what tests start, too
+    # Read when torch first looks, here and in what tests start.
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
 if "PYTEST_XDIST_WORKER" in os.environ:
     # Workers share the cores: one thread each, their subprocesses too. torch reads it once, when it
     # is imported.

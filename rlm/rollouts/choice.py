@@ -39,9 +39,9 @@ class VllmPlan:
     format_name: str
     tolerance: float
     folder: Path | None
+    checkpointing: str = "auto"
     seeds: str = "auto"
     seed: int = 0
-    checkpointing: str = "auto"
 
 
 def open_engine(policy, name: str, *, own: dict, url: str | None = None, vllm=None):
@@ -122,8 +122,8 @@ def _local(policy, plan: VllmPlan, sizes: dict):
         share = vllm_sizes.gpu_share(free, total, pending, weights, one)
         memory = {"gpu_memory_utilization": share}
     place = {"dtype": str(network.dtype).removeprefix("torch."), "device": device.type}
-    known: dict = {"known": len(policy.tokenizer), "seed": plan.seed}
-    return LocalVllm(policy.base, **place, **sizes, **known, rows=rows, memory=memory), tokens
+    more: dict = {"known": len(policy.tokenizer), "seed": plan.seed}
+    return LocalVllm(policy.base, **place, **sizes, **more, rows=rows, memory=memory), tokens
 
 
 def _after_learning(policy, plan: VllmPlan) -> tuple[int, int, int, int]:

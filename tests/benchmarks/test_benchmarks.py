@@ -69,7 +69,7 @@ def test_ratios_are_per_token_and_turn_by_turn():
 
 
 class Contender:
-    """Takes 100 bytes of a device, 50 more at a step; it measures the most there was."""
+    """Takes 100 bytes of a device, and 50 more at a step. most: that were taken at a time."""
 
     here, most = 0, 0
 

@@ -9,7 +9,7 @@ from rlm.learner.metrics import Metrics
 
 
 class OnMps(torch.Tensor):
-    """A tensor on a device without float64, as Apple's GPUs are: making one there fails."""
+    """A tensor on a device without float64, as Apple's GPUs are: to make one there fails."""
 
     @classmethod
     def __torch_function__(cls, function, types, args=(), kwargs=None):

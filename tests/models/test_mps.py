@@ -4,11 +4,11 @@ The operations of sampling, GRPO and SFT are recorded on a CPU and looked up in 
 kernels, which its wheel has (`torchgen`). Not proved: that those kernels are right, or fast.
 """
 
+import re
 from pathlib import Path
 
 import torch
 import torchgen
-import yaml
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -45,15 +45,17 @@ class Recorder(TorchDispatchMode):
 
 def missing(names: set[str]) -> set[str]:
     """Return the operations that have no kernel on MPS."""
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-    listed = loader(LIST.read_text(encoding="utf-8")).get_data()
-    by_name = {each["func"].partition("(")[0]: each for each in listed}
+    entries = LIST.read_text(encoding="utf-8").split("\n- func: ")[1:]
+    by_name = {entry.partition("(")[0]: entry for entry in entries}
 
     def there(name: str) -> bool:
-        found = by_name[name]
-        if "structured_delegate" in found:
-            return there(found["structured_delegate"])
-        kernels = found.get("dispatch", {"CompositeImplicitAutograd": ""})
+        entry = by_name[name]
+        if delegate := re.search(r"\n  structured_delegate: (\S+)", entry):
+            return there(delegate[1])
+        _, dispatch, kernels = entry.partition("\n  dispatch:")
+        if not dispatch:
+            return True  # made of other operations
+        kernels = re.findall(r"\n    ([\w, ]+):", re.split(r"\n  \w", kernels)[0])
         return bool(THERE & {key.strip() for keys in kernels for key in keys.split(",")})
 
     return {name for name in names if not there(name)}

@@ -206,7 +206,7 @@ def test_on_a_cpu_samples_have_seeds_unless_switched_off(tmp_path, monkeypatch, 
     settings = {"max_position_embeddings": 512}
     model, backend = tiny_lora(tiny_model(**settings)), Copy(tiny_model(**settings))
     monkeypatch.setattr(choice, "_local", lambda policy, plan, sizes: (backend, 0))
-    plan = choice.VllmPlan(PROMPTS, 12, 1.0, 8, 2, 0, "think", 0.0, tmp_path, seeds)
+    plan = choice.VllmPlan(PROMPTS, 12, 1.0, 8, 2, 0, "think", 0.0, tmp_path, seeds=seeds)
     policy = Policy(model, byte_tokenizer(), "tiny", {})
     assert choice.open_engine(policy, "vllm", own={}, vllm=lambda: plan).seeded == seeded
     monkeypatch.setattr(type(model.get_base_model()), "device", torch.device("cuda"))

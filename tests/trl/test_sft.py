@@ -27,8 +27,8 @@ def records() -> list[dict]:
     draw = torch.Generator().manual_seed(0)
     found = []
     for prompt, completion in LENGTHS:
-        drawn = torch.randint(0, 256, (prompt + completion - 1,), generator=draw)
-        ids = [*drawn.tolist(), EOS]
+        text = torch.randint(0, 256, (prompt + completion - 1,), generator=draw).tolist()
+        ids = [*text, EOS]
         found.append({"input_ids": ids, "labels": [-100] * prompt + ids[prompt:]})
     return found
 
@@ -104,6 +104,14 @@ def test_a_packed_row_has_no_mask_and_the_gradients_of_one(tmp_path, monkeypatch
     for name, gradient in true.items():
         torch.testing.assert_close(found[name], gradient, atol=1e-6, rtol=1e-4)
     assert packed.model.get_base_model().config._attn_implementation == "sdpa"
+
+
+@pytest.mark.cuda
+def test_a_packed_row_has_the_same_gradients_on_a_gpu(tmp_path):
+    expected = gradients(trainer(tmp_path, "--packing", model=tiny_lora(tiny_model())))
+    found = gradients(trainer(tmp_path, "--packing", model=tiny_lora(tiny_model()).cuda()))
+    for name, gradient in expected.items():
+        torch.testing.assert_close(found[name].cpu(), gradient, atol=1e-5, rtol=1e-3)
 
 
 def test_a_batch_that_is_not_packed_has_masks_of_its_longest_alone(tmp_path, monkeypatch):
