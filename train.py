@@ -36,13 +36,16 @@ def train(settings) -> list[dict]:
 
     Stopped and started again, it goes on where it was.
     """
-    from rlm import files
+    from rlm import files, parallel
+    from rlm.models.loading import pick_device
     from rlm.report import report
     from rlm.run.done import Done
     from rlm.run.folder import start
 
     began = time.monotonic()
     start(settings.model, **settings.process())
+    if settings.mode != "grpo":  # SFT would refuse it after the base has been measured
+        parallel.check_one_gpu(pick_device(settings.device).type, shared=False)
     if doubt := settings.doubt():
         logger.warning("%s", doubt)
     measured = settings.evaluate()

@@ -63,7 +63,6 @@ def train(settings) -> dict:
     from rlm.answers.reward_hacking import Watch
     from rlm.learner.logprobs import ReferencePolicy
     from rlm.learner.optimizer import Optimizer
-    from rlm.learner.token_budget import TokenBudget
     from rlm.rollouts.batch import records
     from rlm.run.best import BestAdapter
     from rlm.run.nonfinite import NonFiniteGuard
@@ -76,14 +75,14 @@ def train(settings) -> dict:
     optimizer = Optimizer(policy.model, max_grad_norm=settings.max_grad_norm)
     questions = data.Batches(examples, settings.questions_per_step, seed=settings.seed)
     best = BestAdapter(policy.model, lambda: stage.validate(validation))
-    budget = TokenBudget(policy.model, len(policy.tokenizer), stage.token_budget)
+    budget = stage.token_budget(stage.longest(examples))
     guard, watch = NonFiniteGuard(run.path), Watch(run.info)
 
     # 2. From the start, or from where a stopped run ended. Can these settings teach anything?
     parts = {"optimizer": optimizer, "questions": questions, "reference": reference}
     steps = stage.steps(best, **parts, budget=budget, guard=guard, watch=watch)
     if steps.fresh:
-        tryout.brief(stage, examples, validation, budget.tokens, sample)
+        tryout.brief(stage, examples, validation, budget, sample)
         run.log({"step": 0} | best.row(step=0))
     else:
         stage.engine.sync(steps.step)  # the adapter is the checkpoint's by now
@@ -200,7 +199,7 @@ def backward(policy, optimizer, batch, settings, make, *, token_budget):
     make: returns the micro-batches of a token budget.
     """
     from rlm.learner import sharding
-    from rlm.learner.logprobs import token_logprobs
+    from rlm.learner.logprobs import token_logprobs, use
     from rlm.learner.losses import importance_weights, kl_estimate, policy_loss
     from rlm.learner.metrics import Metrics
 
@@ -209,33 +208,36 @@ def backward(policy, optimizer, batch, settings, make, *, token_budget):
     loss_tokens = batch.loss_tokens(settings.truncated == "keep")
     parts = make(token_budget)
     missing = sharding.missing_turns(policy.model, len(parts))
-    for part in parts:
-        logprobs, entropy = token_logprobs(
-            policy.model, part.pieces, statistics=True, **logits_options(policy, settings)
-        )
-        now, token_advantages = logprobs.detach(), part.advantages
-        if cap := settings.importance_cap:  # another engine rounds otherwise than the learner
-            before = now if part.old_logprobs is None else part.old_logprobs
-            weights, ratios = importance_weights(before, part.sampler_logprobs, cap)
-            token_advantages = token_advantages * weights
-            ratios = ratios[part.mask > 0]
-            metrics.mean(importance_mean=ratios.clamp(max=cap))
-            metrics.mean(importance_capped_fraction=(ratios > cap).float())
-            metrics.max(importance_max=ratios.max() if len(ratios) else 0.0)
-        loss, loss_metrics = policy_loss(
-            logprobs, part.old_logprobs, token_advantages, part.pieces.sequence,
-            loss_type=settings.loss,
-            tokens=loss_tokens, sequences=batch.sequences(), max_tokens=settings.max_tokens,
-            clip_low=settings.clip_low, clip_high=settings.clip_high,
-            ref_logprobs=part.ref_logprobs, kl_weight=settings.kl_weight, mask=part.mask,
-        )  # fmt: skip
-        optimizer.backward(loss)
-        metrics.add(loss=loss.detach(), **loss_metrics)
-        metrics.mean(entropy=entropy)
-        metrics.max(sampler_gap=(now - part.sampler_logprobs).abs().max())
-        if part.ref_logprobs is not None:
-            metrics.mean(kl=kl_estimate(now, part.ref_logprobs))
-    sharding.run_along(policy.model, missing, optimizer.backward)
+    with use(policy.model):  # the backward may run layers again
+        for part in parts:
+            pieces = part.pack()
+            logprobs, entropy = token_logprobs(
+                policy.model, pieces, statistics=True, **logits_options(policy, settings)
+            )
+            now, token_advantages = logprobs.detach(), pieces.per_token(part.advantages)
+            mask = pieces.per_token(part.counts)
+            if cap := settings.importance_cap:  # another engine rounds otherwise than the learner
+                before = now if part.old_logprobs is None else part.old_logprobs
+                weights, ratios = importance_weights(before, part.sampler_logprobs, cap)
+                token_advantages = token_advantages * weights
+                ratios = ratios[mask > 0]
+                metrics.mean(importance_mean=ratios.clamp(max=cap))
+                metrics.mean(importance_capped_fraction=(ratios > cap).float())
+                metrics.max(importance_max=ratios.max() if len(ratios) else 0.0)
+            loss, loss_metrics = policy_loss(
+                logprobs, part.old_logprobs, token_advantages, pieces.sequence,
+                loss_type=settings.loss,
+                tokens=loss_tokens, sequences=batch.sequences(), max_tokens=settings.max_tokens,
+                clip_low=settings.clip_low, clip_high=settings.clip_high,
+                ref_logprobs=part.ref_logprobs, kl_weight=settings.kl_weight, mask=mask,
+            )  # fmt: skip
+            optimizer.backward(loss)
+            metrics.add(loss=loss.detach(), **loss_metrics)
+            metrics.mean(entropy=entropy)
+            metrics.max(sampler_gap=(now - part.sampler_logprobs).abs().max())
+            if part.ref_logprobs is not None:
+                metrics.mean(kl=kl_estimate(now, part.ref_logprobs))
+        sharding.run_along(policy.model, missing, optimizer.backward)
     return metrics
 
 

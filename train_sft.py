@@ -32,10 +32,12 @@ def main(argv: list[str] | None = None) -> int:
 
 def train(settings) -> dict:
     """Train, evaluate, save the adapter; return the summary of the evaluation."""
+    from rlm.models.loading import pick_device
     from rlm.run.folder import start
 
     began = time.monotonic()
     start(settings.model, **settings.process())
+    parallel.check_one_gpu(pick_device(settings.device).type, shared=True)
     # 1. Demonstrations, none of which is a question of the validation set.
     examples, validation = data.training_sets(settings)
     own = settings.demonstrations == "own"
@@ -164,7 +166,7 @@ def trainer_arguments(stage, count: int):
         # The records are tokenised, masked and short enough; only packing has work to do.
         dataset_kwargs={"skip_prepare_dataset": not settings.packing},
         # It saves memory and costs a third of the time: worth it where memory is scarce.
-        gradient_checkpointing=weight.device.type == "cuda",
+        gradient_checkpointing=stage.checkpoints_by_trl,
         bf16=weight.dtype == torch.bfloat16,
         fp16=weight.dtype == torch.float16,
         use_cpu=weight.device.type == "cpu",

@@ -10,6 +10,10 @@ the embedded base with its own. TRL stands in two rows: its defaults (micro-batc
 checkpointing, and in bfloat16 its autocast over float32 weights), and its fastest setting of the
 same precision (no checkpointing, larger micro-batches, bfloat16 weights).
 
+Three models of 7B are more than a card holds: of `q7b` one contender is there at a time and takes
+all its turns. Each turn is written down when it is over (FILE with .turns.jsonl at its end), and
+who runs out of memory drops out, with the others' turns kept.
+
 A step is: sample, score, learn, update. `learn` is what is left of it after the sampling. Ratios
 are TRL's seconds over ours, of the same turn; the table has their median, lowest and highest.
 """
@@ -18,6 +22,7 @@ import argparse
 import json
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -27,9 +32,11 @@ sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 import torch  # noqa: E402
 from contenders import Ours, Theirs, Work  # noqa: E402
 from shapes import WORKLOADS, clock, machine, median_and_range, rates  # noqa: E402
+from turns import Turns  # noqa: E402
 
 PHASES = ("rollout", "learn", "step")
 SIZES = ("tiny", "small", "q05", "q7b")
+ALONE = ("q7b",)  # whose contenders do not fit a card together
 
 
 def work_of(size: str, dtype: str, device: str, overrides: dict) -> Work:
@@ -70,22 +77,26 @@ def floor(work: Work, machine_rates: dict, tokens: dict) -> dict[str, float]:
     }
 
 
-def compare(work: Work, kl_weight: float, repeats: int) -> dict:
-    """Return the figures of one KL weight: seconds, memory, tokens, ratios."""
-    contenders: dict[str, Ours | Theirs] = {
-        "ours": Ours(work, kl_weight),
-        "default": Theirs(work, kl_weight, fastest=False),
-        "fastest": Theirs(work, kl_weight, fastest=True),
-    }
-    for contender in contenders.values():
-        contender.step(-1)  # warms up caches and buffers
-    turns: dict[str, list] = {name: [] for name in contenders}
-    for turn in range(repeats):
-        order = list(contenders)
-        for name in order[turn % 3 :] + order[: turn % 3]:
-            turns[name].append(contenders[name].step(turn))
-    names = ("default", "fastest")
-    return {
+def compare(work: Work, kl_weight: float, repeats: int, keep: Path | None = None) -> dict:
+    """Return the figures of one KL weight: seconds, memory, tokens, ratios.
+
+    keep: file that gets each turn when it is over. Who ran out of memory has no figures.
+    """
+    taking = Turns({
+        "ours": partial(Ours, work, kl_weight),
+        "default": partial(Theirs, work, kl_weight, fastest=False),
+        "fastest": partial(Theirs, work, kl_weight, fastest=True),
+    }, keep)  # fmt: skip
+    taking = (taking.alone if work.size in ALONE else taking.alternating)(repeats)
+    turns = {name: found for name, found in taking.found.items() if found}
+    names = [name for name in ("default", "fastest") if {name, "ours"} <= turns.keys()]
+    found: dict = {"out_of_memory": taking.failed} if taking.failed else {}
+    if "ours" in turns:
+        found |= {
+            "ours_tokens": turns["ours"][-1]["detail"],
+            "padded_over_true_tokens": padding(turns["ours"]),
+        }
+    return found | {
         "seconds": {
             name: {phase: median_and_range([t[phase] for t in found]) for phase in PHASES}
             for name, found in turns.items()
@@ -111,8 +122,6 @@ def compare(work: Work, kl_weight: float, repeats: int) -> dict:
             name: {phase: median_and_range(ratios(turns, name, phase)) for phase in PHASES}
             for name in names
         },
-        "ours_tokens": turns["ours"][-1]["detail"],
-        "padded_over_true_tokens": padding(turns["ours"]),
     }
 
 
@@ -133,21 +142,27 @@ def padding(turns: list[dict]) -> dict[str, float]:
 
 def ratios(turns: dict, name: str, phase: str) -> list[float]:
     """Return TRL's seconds per token over ours, turn by turn."""
-    pairs = zip(turns[name], turns["ours"], strict=True)
+    pairs = zip(turns[name], turns["ours"], strict=False)  # one may have dropped out
     return [(t[phase] / t["tokens"]) / (o[phase] / o["tokens"]) for t, o in pairs]
 
 
-def measure(work: Work, repeats: int, kl_weights: list[float]) -> dict:
-    """Return everything about one size, as it is kept in the JSON."""
+def measure(work: Work, repeats: int, kl_weights: list[float], keep: Path | None = None) -> dict:
+    """Return everything about one size, as it is kept in the JSON. keep: as of `compare`."""
     print(f"{work.size}, {work.dtype}, {work.device}", flush=True)
     found_rates = rates(work.dtype, work.device)
     parts = {}
     for weight in kl_weights:
-        parts[weight] = compare(work, weight, repeats)
+        parts[weight] = compare(work, weight, repeats, keep)
         print(table(parts[weight], f"KL weight {weight}"), flush=True)
     main = parts[kl_weights[0]]
-    needed = floor(work, found_rates, main["ours_tokens"])
-    seconds = main["seconds"]["ours"]
+    floors: dict = {}
+    if "ours_tokens" in main:
+        needed = floor(work, found_rates, main["ours_tokens"])
+        seconds = main["seconds"]["ours"]
+        floors = {
+            "floor_seconds": {name: round(value, 4) for name, value in needed.items()},
+            "times_the_floor": {k: round(seconds[k]["median"] / v, 2) for k, v in needed.items()},
+        }
     return {
         "size": work.size,
         "dtype": str(work.dtype).removeprefix("torch."),
@@ -156,8 +171,7 @@ def measure(work: Work, repeats: int, kl_weights: list[float]) -> dict:
         "machine": machine(work.device) | found_rates,
         "clock": "wall" if work.device == "cuda" else "processor time",
         **main,
-        "floor_seconds": {name: round(value, 4) for name, value in needed.items()},
-        "times_the_floor": {k: round(seconds[k]["median"] / v, 2) for k, v in needed.items()},
+        **floors,
         "with_kl": {str(weight): parts[weight] for weight in kl_weights[1:]},
     }
 
@@ -170,7 +184,7 @@ def table(part: dict, title: str) -> str:
         for phase in PHASES:
             speed = part["tokens_per_second"][name][phase]
             cell = f"{phase} {seconds[phase]['median']:.3f} s, {speed:.0f} tokens/s"
-            if name != "ours":
+            if name in part["ratios"]:
                 r = part["ratios"][name][phase]
                 cell += f" ({r['median']:.2f}, {r['low']:.2f} to {r['high']:.2f})"
             cells.append(cell)
@@ -213,17 +227,20 @@ def main() -> int:
     }
     for size, dtype in cases:
         began = clock(device)
-        found = measure(
-            work_of(size, dtype, device, overrides), options.repeats, options.kl_weights
-        )
-        place = options.json or f"grpo_vs_trl_{size}_{dtype}_{device}.json"
+        place = Path(options.json) if options.json else None
         if options.all:
             place = RESULTS / f"grpo_vs_trl_{size}_{dtype}_{device}.json"
-        if options.json or options.all:
+        keep = place and place.with_suffix(".turns.jsonl")
+        if keep:
+            keep.unlink(missing_ok=True)
+        work = work_of(size, dtype, device, overrides)
+        found = measure(work, options.repeats, options.kl_weights, keep)
+        if place:
             from rlm.files import write_json
 
-            write_json(Path(place), found)
-        print(f"  times the floor of operations and bytes: {json.dumps(found['times_the_floor'])}")
+            write_json(place, found)
+        floors = json.dumps(found.get("times_the_floor"))
+        print(f"  times the floor of operations and bytes: {floors}")
         print(f"  {clock(device) - began:.0f} s in all", flush=True)
     return 0
 

@@ -65,7 +65,9 @@ def learning_bytes(m: Qwen2Shape, load: Load, size: float) -> float:
     """Return what learning adds on a CPU: a micro-batch's activations and the logits' chunk."""
     each = scale.activation_bytes(m, size, on_cpu=True)
     most = max(CPU_LEAST, min(CPU_TOKENS, CPU_BYTES / each))
-    return min(most, load.prompt_tokens + load.completion_tokens) * each + scale.logits_bytes(m)
+    return min(most, load.prompt_tokens + load.completion_tokens) * each + scale.logits_bytes(
+        m, on_cpu=True
+    )
 
 
 def compared(found: dict, rates: Rates) -> dict:

@@ -12,10 +12,10 @@ from qwen2_shape import Qwen2Shape
 
 HALF, SINGLE = 2, 4  # bytes of a bfloat16 or float16 number, and of a float32 one
 FOUR_BIT = 0.5 + 4 / 64  # NF4, a float32 factor per 64 weights (arXiv:2305.14314 section 3)
-LOGITS = 2**23  # logits of a chunk, rlm.learner.lm_head.LOGITS
+LOGITS = {"cpu": 2**23, "cuda": 2**27}  # of a chunk, rlm.learner.lm_head.LOGITS
 MICRO_TOKENS = 32_768  # rlm.learner.token_budget.MOST["cuda"]
 SHARE = 0.5  # of the free memory that a micro-batch or the cache may take, rlm.models.memory.SHARE
-ROWS = 256  # sequences that the engine runs at once, rlm.engine.batching.ContinuousBatch
+ROWS = 256  # sequences that the engine runs at once, rlm.models.memory.ROWS
 RESERVED = 1.5e9  # bytes: the CUDA context and what an allocator cannot use
 
 
@@ -135,9 +135,10 @@ def activation_bytes(m: Qwen2Shape, size: float = HALF, *, on_cpu: bool = False)
     return m.layers * kept
 
 
-def logits_bytes(m: Qwen2Shape) -> float:
+def logits_bytes(m: Qwen2Shape, *, on_cpu: bool = False) -> float:
     """Return the head's chunk: logits and their shares in float32, and as they came."""
-    rows = max(16, min(512, LOGITS // m.vocabulary))
+    most, logits = (512, LOGITS["cpu"]) if on_cpu else (4096, LOGITS["cuda"])
+    rows = max(16, min(most, logits // m.vocabulary))
     return 3 * SINGLE * rows * m.vocabulary
 
 

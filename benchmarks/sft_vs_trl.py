@@ -48,6 +48,7 @@ import config  # noqa: E402
 import data  # noqa: E402
 import train_sft  # noqa: E402
 from rlm.learner.demonstrations import packed  # noqa: E402
+from rlm.learner.token_budget import TokenBudget  # noqa: E402
 from rlm.models.loading import add_lora, load_base  # noqa: E402
 from rlm.models.policy import Policy  # noqa: E402
 from training import sft  # noqa: E402
@@ -119,7 +120,7 @@ class Own:
         self.model = policy.model
         self.optimizer = sft.optimizer_of(self.model)
         self.optimizer.learning_rate = RATE
-        self.budget = sft.budget_of(policy)
+        self.budget = TokenBudget(policy.model, len(policy.tokenizer), cpu_bytes=2**31)
 
     def step(self, batch) -> float:
         """Take the step; return its loss."""

@@ -11,12 +11,13 @@ will not come. A meeting that does not come about is named by its stage, and end
 import atexit
 import logging
 import os
+import sys
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from datetime import timedelta
 from typing import Any
 
-from rlm.errors import RunError
+from rlm.errors import InputError, RunError, command
 
 TIMEOUT = 1800.0  # seconds that a process waits for the others
 GRACE = 15.0  # seconds more, before a process that does not notice is ended from outside
@@ -147,6 +148,26 @@ def join(timeout: float = TIMEOUT) -> World:
     if not _world.first:
         logger.setLevel(logging.ERROR)
     return _world
+
+
+def check_one_gpu(device: str, *, shared: bool) -> None:
+    """InputError if a process has several GPUs before it and no launcher has given it one.
+
+    TRL's trainers would spread each batch over all of them (torch's DataParallel): another batch
+    than was asked for, and gradients that nobody has checked. device: the type of a torch.device.
+    shared: whether what is trained can be trained by several processes, too.
+    """
+    import torch
+
+    count = torch.cuda.device_count() if device == "cuda" else 0
+    if count < 2 or "LOCAL_RANK" in os.environ:
+        return
+    told = f"{count} GPUs are visible and a process trains on one: set CUDA_VISIBLE_DEVICES=0"
+    if shared:
+        script = command(sys.argv).removeprefix("python ")
+        start = f"torchrun --standalone --nproc_per_node {count} -- {script}"
+        told += f", or start a process for each: {start}"
+    raise InputError(told)
 
 
 def sharding_asked() -> bool:

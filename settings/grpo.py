@@ -85,6 +85,11 @@ class GRPOSettings(Training):
         "by the model's generate, and the learner pads; vllm: see requirements-vllm.txt",
         shown="own; with --vllm-url vllm",
     )
+    vllm_seeds: Literal["auto", "on", "off"] = option(
+        "auto",
+        "whether each of vllm's samples has a seed, so that the same run again is the same but for "
+        "rounding; auto: on a CPU, since a GPU then draws row by row",
+    )
     importance_cap: float = option(
         lambda v: 2.0 if v.get("engine") == "vllm" else 0.0,
         "most that a token's weight between engine and learner may be; 0: no such weights",
@@ -221,6 +226,9 @@ class GRPOSettings(Training):
             if self.vllm_url:
                 raise InputError(f"{self.given('vllm_url')}: --engine {self.engine} does not use "
                                  "it; leave one of them out")  # fmt: skip
+            if self.vllm_seeds != "auto":
+                raise InputError(f"{self.given('vllm_seeds')}: --engine {self.engine} gives each "
+                                 "sample a seed; leave it out, or use --engine vllm")  # fmt: skip
             return
         if self.vllm_url:
             words = {"flag": "--vllm-url", "given": self.given("vllm_url"), "variable": VLLM_KEY}

@@ -27,9 +27,9 @@ FIXED = (*GENERATED, "openmath", "openmath2")  # tasks whose columns are what th
 # Settings that a stopped run may go on without: they change no step.
 PASSING = {
     "config", "named_models", "weights", "output", "overwrite", "run", "log_level", "device",
-    "threads", "max_rows", "cache_tokens", "cuda_graphs", "token_budget", "wandb_project", "wandb",
-    "save_every", "resume", "budget", "probe", "check_only", "tracker", "quiet",
-    "collective_timeout",
+    "threads", "max_rows", "cache_tokens", "cuda_graphs", "token_budget", "checkpointing",
+    "wandb_project", "wandb", "save_every", "resume", "budget", "probe", "check_only",
+    "tracker", "quiet", "collective_timeout",
     "vllm_url", "canary_tolerance",
 }  # fmt: skip
 
@@ -182,6 +182,11 @@ class Training(Orchestrator, Common):
         0.0, "share of a LoRA's input that is left out while it learns", ge=0, lt=1
     )
     rslora: bool = option(False, "scale a new LoRA's output by alpha / sqrt(r)")
+    checkpointing: Literal["auto", "on", "off"] = option(
+        "auto",
+        "run the layers again in the backward and keep their inputs alone: less memory, a third "
+        "more work; auto: where the longest completion needs it, with TRL on any GPU",
+    )
     overwrite: bool = option(False, "replace an adapter that is there", section="Output")
     eval_samples: int = option(
         200, "validation questions of an evaluation; 0: all", ge=0, env=["EVAL_SAMPLES"]

@@ -1,4 +1,8 @@
-"""For all tests: `pytest --hypothesis-profile=long` tries 20 times the cases of a normal run."""
+"""For all tests: `pytest --hypothesis-profile=long` tries 20 times the cases of a normal run.
+
+They run on the CPU, on a machine with a GPU too: what they expect are its sums, in float32.
+`RLM_DEVICE=cuda python -m pytest -m cuda` runs those that need a GPU.
+"""
 
 import os
 
@@ -9,6 +13,9 @@ from tests.support.running import QWEN, ROOT
 
 # Nothing is downloaded, so a plain `pytest` asks no hub; this is read when its client is imported.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+ON_A_GPU = os.environ.get("RLM_DEVICE") == "cuda"
+if not ON_A_GPU:
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""  # before torch looks; for what tests start, too
 if "PYTEST_XDIST_WORKER" in os.environ:
     # Workers share the cores: one thread each, their subprocesses too. torch reads it once, when it
     # is imported.
@@ -33,6 +40,19 @@ LONGEST = (
 def pytest_collection_modifyitems(items):
     places = {ROOT / "tests" / name: place for place, name in enumerate(LONGEST)}
     items.sort(key=lambda item: places.get(item.path, len(LONGEST)))
+    needy = [item for item in items if item.get_closest_marker("cuda")]
+    if why := no_gpu() if needy else "":
+        for item in needy:
+            item.add_marker(pytest.mark.skip(reason=why))
+
+
+def no_gpu() -> str:
+    """Return why a test that needs a GPU cannot run, "" if it can."""
+    if not ON_A_GPU:
+        return "needs a GPU, and is run with RLM_DEVICE=cuda alone"
+    import torch
+
+    return "" if torch.cuda.is_available() else "RLM_DEVICE=cuda, but torch sees no GPU here"
 
 
 @pytest.fixture(scope="module")

@@ -1,23 +1,31 @@
 """What train_grpo.py needs around the algorithm: micro-batches, rates, when to do what, the end."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """Some completions and what their loss needs, a value [N] for each of their N tokens.
+    """Some completions, and what their loss needs, a value for each of their N tokens.
 
-    pieces: `rlm.learner.logprobs.Packed`. mask: whether a token counts. old_logprobs: None where
-    the old policy is the one that learns. ref_logprobs: None without a KL term.
+    groups: their ids, packed when it is their turn, so that one layout at a time is there.
+    advantages, counts: a value per completion; counts: whether its tokens count. old_logprobs:
+    None where the old policy is the one that learns. ref_logprobs: None without a KL term.
     """
 
-    pieces: Any
+    groups: list
+    device: Any
     advantages: Any
+    counts: Any
     sampler_logprobs: Any
-    old_logprobs: Any
-    mask: Any
-    ref_logprobs: Any
+    old_logprobs: Any = None
+    ref_logprobs: Any = None
+
+    def pack(self):
+        """Return the completions as a `rlm.learner.logprobs.Packed`."""
+        from rlm.learner.logprobs import pack
+
+        return pack(self.groups, device=self.device)
 
 
 def micro_batches(
@@ -34,26 +42,30 @@ def micro_batches(
     parts = logprobs.micro_batches([batch.ids(b) for b in mine], token_budget, shared=shared)
     passes = bool(settings.kl_weight) + asks_learner(settings)
     missing = sharding.missing_turns(policy.model, passes * len(parts))
-    options = logits_options(policy, settings)
     for part in parts:
         chosen = [(mine[i], rows) for i, rows in part]
-        pieces = logprobs.pack([batch.ids(b, rows) for b, rows in chosen], device=device)
-        advantages = torch.cat([advantage[b, rows] for b, rows in chosen])  # [completions]
-        counts = batch.loss_mask(chosen, settings.truncated == "keep")  # [completions]
-        sampler_logprobs = batch.logprobs(chosen).to(device)
-        ref_logprobs = reference.logprobs(pieces, **options) if settings.kl_weight else None
-        made.append(
-            MicroBatch(
-                pieces,
-                pieces.per_token(advantages),
-                sampler_logprobs,
-                old_logprobs(policy, pieces, sampler_logprobs, settings),
-                pieces.per_token(counts),
-                ref_logprobs,
-            )
+        one = MicroBatch(
+            groups=[batch.ids(b, rows) for b, rows in chosen],
+            device=device,
+            advantages=torch.cat([advantage[b, rows] for b, rows in chosen]),
+            counts=batch.loss_mask(chosen, settings.truncated == "keep"),
+            sampler_logprobs=batch.logprobs(chosen).to(device),
         )
+        made.append(with_other_policies(one, policy, settings, reference))
     sharding.run_along(policy.model, missing)
     return made
+
+
+def with_other_policies(part: MicroBatch, policy, settings, reference) -> MicroBatch:
+    """Return the part with the log-probabilities of the reference and of the old policy."""
+    if not (settings.kl_weight or settings.updates_per_batch > 1):
+        return part
+    pieces, options = part.pack(), logits_options(policy, settings)
+    return replace(
+        part,
+        ref_logprobs=reference.logprobs(pieces, **options) if settings.kl_weight else None,
+        old_logprobs=old_logprobs(policy, pieces, part.sampler_logprobs, settings),
+    )
 
 
 def asks_learner(settings) -> bool:

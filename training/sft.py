@@ -33,7 +33,8 @@ def fit(stage, records: list[dict], questions: int):
     settings, policy, run = stage.settings, stage.policy, stage.run
     demonstrations = [split(record) for record in records]
     optimizer = optimizer_of(policy.model)
-    budget = budget_of(policy, stage.token_budget)
+    # The more prompts share a micro-batch, the less of them is computed: 2 GB on a CPU.
+    budget = stage.token_budget(max(len(p) + len(c) for p, c in demonstrations), cpu_bytes=2**31)
     guard, seen, began = NonFiniteGuard(run.path), Seen(), time.monotonic()
 
     # From the start, or from where a stopped run ended.
@@ -66,17 +67,6 @@ def optimizer_of(model):
     from rlm.learner.optimizer import Optimizer
 
     return Optimizer(model, max_grad_norm=1.0, betas=(0.9, 0.999))
-
-
-def budget_of(policy, tokens: int = 0):
-    """Return the token budget; tokens: one's own.
-
-    The more prompts share a micro-batch, the less of them is computed: on a CPU its activations
-    may take 2 GB, or half of the free memory.
-    """
-    from rlm.learner.token_budget import TokenBudget
-
-    return TokenBudget(policy.model, len(policy.tokenizer), tokens, cpu_bytes=2**31)
 
 
 def update(model, optimizer, demonstrations, budget) -> dict:

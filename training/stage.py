@@ -7,6 +7,7 @@ from typing import Any
 import data
 from rlm import parallel
 from rlm.errors import InputError
+from rlm.seeds import derive
 from training import rates, tasks
 
 
@@ -46,10 +47,29 @@ class Stage:
         """The learning rate that was set, or that of the model's width."""
         return rates.peak_rate(self.settings, self.policy.model)
 
+    def token_budget(self, longest: int, **options):
+        """Return the `rlm.learner.token_budget.TokenBudget` as set, or as the engine was sized for.
+
+        longest: tokens of the longest sequence that is learned from. options: as its own.
+        """
+        from rlm.learner.token_budget import TokenBudget
+
+        policy, again = self.policy, self.settings.checkpointing
+        tokens = self.settings.token_budget or getattr(self.engine, "learner_tokens", 0)
+        options |= {"longest": longest, "checkpointing": again}
+        return TokenBudget(policy.model, len(policy.tokenizer), tokens, **options)
+
+    def longest(self, examples) -> int:
+        """Return the tokens of the longest prompt with its completion, about: by characters."""
+        asked = sorted(examples, key=lambda example: len(example.question))[-16:]
+        prompts = [self.task.prompt(example.question, **example.asks) for example in asked]
+        return max(len(prompt.ids) for prompt in prompts) + self.settings.max_tokens
+
     @property
-    def token_budget(self) -> int:
-        """Tokens of a micro-batch: as set, or as the engine was sized for; 0: by what is free."""
-        return self.settings.token_budget or getattr(self.engine, "learner_tokens", 0)
+    def checkpoints_by_trl(self) -> bool:
+        """Whether TRL runs layers again in the backward: where memory is scarce, unless told."""
+        again, place = self.settings.checkpointing, next(self.policy.model.parameters()).device
+        return again == "on" or (again == "auto" and place.type == "cuda")
 
     def reserve(self, validation: float) -> float:
         """Return the seconds to keep for the end: a validation, the save and its proof."""
@@ -106,9 +126,9 @@ class Stage:
         evaluation, and "log": what was logged, a dictionary a step.
         """
         from rlm.export.save import save_policy
-        from rlm.rollouts.choice import close
 
-        close(self.engine)  # the proof of the adapter may need its memory
+        for engine in (self.engine, *self.task.engines):
+            engine.close()  # the proof of the adapter may need their memory
         facts |= {"learning_rate": self.peak_rate} | described(self.settings)
         facts |= {"data": data.fingerprint(examples)}
         if self.task.shots:
@@ -143,12 +163,7 @@ def begin(settings, began: float, *, logged: bool = True, questions=()) -> Stage
     found = world.broadcast(found, "the checkpoint")
     if found:
         checkpoint.check_same(found, {"settings": settings.lasting()})
-    loading, sharded = settings.loading(), parallel.sharding_asked()
-    if sharded and settings.script != "grpo":
-        raise InputError(
-            "the launcher asks for a sharded base, which only train_grpo.py can train; use "
-            "configs/accelerate/one_machine.yaml, with --quantize 4bit if the base is too large"
-        )
+    loading, sharded = settings.loading(), sharding_asked(settings)
     opening = time.monotonic()
     policy = open_policy(
         settings.model,
@@ -174,7 +189,9 @@ def begin(settings, began: float, *, logged: bool = True, questions=()) -> Stage
         getattr(settings, "engine", "own"),
         own=settings.engine_options(),
         url=getattr(settings, "vllm_url", None),
-        vllm=lambda: _vllm(settings, task, questions, run.path if run and world.first else None),
+        vllm=lambda: _vllm(
+            settings, task, questions, run.path if run and world.first else None, found
+        ),
     )
     tasks.check_shots(settings, task, settings.max_tokens, engine.context_tokens)
     stage = Stage(settings, policy, engine, run, task, found, opened, began)
@@ -186,8 +203,22 @@ def begin(settings, began: float, *, logged: bool = True, questions=()) -> Stage
     return stage
 
 
-def _vllm(settings, task, questions, folder):
-    """Return the `rlm.rollouts.choice.VllmPlan` of the settings."""
+def sharding_asked(settings) -> bool:
+    """Return whether the launcher wants the base cut; InputError where it cannot be."""
+    asked = parallel.sharding_asked()
+    if asked and settings.script != "grpo":
+        raise InputError(
+            "the launcher asks for a sharded base, which only train_grpo.py can train; use "
+            "configs/accelerate/one_machine.yaml, with --quantize 4bit if the base is too large"
+        )
+    return asked
+
+
+def _vllm(settings, task, questions, folder, found):
+    """Return the `rlm.rollouts.choice.VllmPlan` of the settings.
+
+    found: the checkpoint that is gone on from; the samples behind it are not those of the start.
+    """
     from rlm.rollouts.choice import VllmPlan
 
     longest = sorted(questions, key=len)[-64:]  # by characters: tokens go roughly with them
@@ -198,9 +229,12 @@ def _vllm(settings, task, questions, folder):
         completions=settings.questions_per_step * settings.group_size,
         group_size=settings.group_size,
         token_budget=settings.token_budget,
+        checkpointing=settings.checkpointing,
         format_name=settings.format,
         tolerance=settings.canary_tolerance,
         folder=folder,
+        seeds=settings.vllm_seeds,
+        seed=derive("vllm", settings.seed, found.step if found else 0),
     )
 
 

@@ -59,6 +59,7 @@ class Answering:
 
     def __init__(self, settings, tokenizer, generation_config=None, shots=()):
         self.settings, self.tokenizer = settings, tokenizer
+        self.engines: tuple = ()  # that run what is scored
         self.generation_config, self.shots = generation_config, tuple(shots)
         self.asking = {"shots": self.shots, "role": settings.role}
         self._rewards: dict = {}
@@ -117,6 +118,7 @@ class Orchestration:
             max_tokens=settings.agent_tokens,
             temperature=settings.agent_temperature,
         )
+        self.engines = (self.runner.engine,)
 
     def prompt(self, question: str, kind: str = "number") -> Prompt:
         """Return what the orchestrator is shown: how to write a graph, and the question.

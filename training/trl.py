@@ -14,6 +14,7 @@ from typing import Any
 
 import data
 from rlm.errors import Stopped
+from rlm.parallel import check_one_gpu
 from rlm.seeds import derive
 from training.micro_batches import due, keep_best
 from training.rates import learning_rate
@@ -23,11 +24,13 @@ from training.stage import begin
 def train(settings, began: float) -> dict:
     """Train by TRL; return what train_grpo.train does."""
     from rlm.answers.reward_hacking import Watch
+    from rlm.models.loading import pick_device
     from rlm.run.best import BestAdapter
     from rlm.run.nonfinite import NonFiniteGuard
     from rlm.trl import grpo
 
     settings.check_values()  # settings made in Python have not been
+    check_one_gpu(pick_device(settings.device).type, shared=False)
 
     # 1. Questions with known answers; the policy; the engine that validates it.
     examples, validation = data.training_sets(settings)
@@ -84,7 +87,9 @@ def fields(settings, prompts, peak_rate: float) -> dict[str, Any]:
 
     completions = settings.questions_per_step * settings.group_size
     longest = max(len(prompt.ids) for prompt in prompts) + settings.max_tokens
-    return config_fields(
+    auto = settings.checkpointing == "auto"  # then by the device
+    again = {} if auto else {"gradient_checkpointing": settings.checkpointing == "on"}
+    return again | config_fields(
         steps=settings.max_steps,
         questions=settings.questions_per_step,
         group_size=settings.group_size,

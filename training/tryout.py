@@ -25,7 +25,6 @@ def check(settings, sample) -> int:
     """Print the report; return 0 for GO, 3 for NO-GO. sample: that of train_grpo.py."""
     if not settings.probe:
         raise InputError(f"{settings.given('probe')}: --check has to try some; use 1 or more")
-    from rlm.learner.token_budget import TokenBudget
     from rlm.preflight import verdict
     from rlm.run.folder import start
 
@@ -33,8 +32,8 @@ def check(settings, sample) -> int:
     examples, validation = data.training_sets(settings)
     texts = [example.question for example in (*examples, *validation)]
     stage = begin(settings, time.monotonic(), logged=False, questions=texts)
-    model, tokenizer = stage.policy.model, stage.policy.tokenizer
-    budget = TokenBudget(model, len(tokenizer), stage.token_budget)
+    model = stage.policy.model
+    budget = stage.token_budget(stage.longest(examples))
     warm_up(stage, examples[0])
     probe, learning = measure(stage, examples, budget.tokens, sample, rounds=ROUNDS)
     asked = plan(settings, len(validation), model)
@@ -43,16 +42,22 @@ def check(settings, sample) -> int:
     return 0 if verdict.decide(probe, learning, asked).go else NO_GO
 
 
-def brief(stage, examples, validation, budget: int, sample) -> None:
-    """Say the report in short at the start of a training. It warns and never stops the run."""
+def brief(stage, examples, validation, budget, sample) -> None:
+    """Say the report in short at the start of a training. It warns and never stops the run.
+
+    budget: the run's `TokenBudget`, which from now on has the tokens that were found to fit.
+    """
     from rlm.preflight import verdict
 
     if stage.settings.probe:
         warm_up(stage, examples[0])
-        probe, learning = measure(stage, examples, budget, sample, rounds=1)
+        probe, learning = measure(stage, examples, budget.tokens, sample, rounds=1)
         asked = plan(stage.settings, len(validation), stage.policy.model)
         for line in verdict.brief(probe, learning, asked, datetime.now()):
             stage.run.info(line)
+        if learning.budget_tokens < budget.tokens:
+            budget.tokens = learning.budget_tokens
+            stage.run.info(f"going on with micro-batches of {budget.tokens} tokens")
 
 
 def measure(stage, examples, budget: int, sample, *, rounds: int) -> tuple:

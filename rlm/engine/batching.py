@@ -167,10 +167,17 @@ class ContinuousBatch:
         self._rows = []
         self._runner.clear()
 
-    def release(self) -> None:
-        """Give back all memory beside the model's, graphs included; what runs is dropped."""
+    def close(self) -> None:
+        """Drop all requests, the cache and what was made of the weights; nothing runs any more.
+
+        In bfloat16 and float16 the engine's layers hold the model's own tensors: as long as they
+        live, moving the model away from a GPU frees nothing there.
+        """
         self._rows = []
-        self._runner.release()
+        self._queue.clear()
+        self._kept = []
+        if runner := self.__dict__.pop("_runner", None):
+            runner.release()
 
     def _check(self, prompt: Prompt, sampling: Sampling) -> None:
         tokens, most = len(prompt.ids), len(prompt.ids) + sampling.max_tokens

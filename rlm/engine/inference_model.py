@@ -8,7 +8,7 @@ rounding would make the sampler another policy than the learner: the layer goes 
 in the learner, with A and B rounded once and not at every token. Adapters of other kinds than a
 plain LoRA run as peft runs them. On a CPU weights are packed
 where that is faster (rlm.models.matmul), which takes a copy of them: of those that are not merged
-only while memory is ample. On CUDA norms take fewer kernels (rlm.models.norms).
+only while memory is ample.
 """
 
 import copy
@@ -18,7 +18,7 @@ from functools import cached_property
 import torch
 from torch import nn
 
-from rlm.models import attention, norms, states
+from rlm.models import attention, rms_norm, states
 from rlm.models.lora_linear import LoraLinear, plain_lora
 from rlm.models.matmul import DenseLinear, PackedLinear, lacking, packable
 from rlm.models.memory import free_bytes
@@ -37,14 +37,12 @@ class InferenceModel:
         self._packed: dict[str, tuple[tuple, PackedLinear]] = {}
         linears = [m for m in self._source.modules() if isinstance(m, nn.Linear)]
         size = sum(m.weight.nbytes for m in linears if packable(m.weight))
-        self._norms: dict[tuple, bool] = {}  # by class and format: whether `norms.fused` serves
         self._ample = 0 < AMPLE * size < free_bytes("cpu")
         self.sync()
 
     def sync(self) -> None:
         """Take over adapters, devices and dtypes as they are now."""
         configs: dict = {}
-        self._on_cuda = self._source.get_input_embeddings().weight.device.type == "cuda"
         self._kept: list[nn.Module] = []
         self.network = self._twin(self._source, "", configs)
         self.network.set_attn_implementation(attention.NAME)
@@ -93,8 +91,6 @@ class InferenceModel:
             return self._merge(module, name) if merged else self._rounded(module, name)
         if type(module) is nn.Linear:
             return self._plain(module, name)
-        if (norm := self._norm(module)) is not None:
-            return norm
         if hasattr(module, "adapter_layer_names"):  # another kind of peft's layers: as it is
             self._kept.append(module)
             return module
@@ -111,6 +107,8 @@ class InferenceModel:
         }
         if states.cache_name(module):
             states.install(twin, self._holder)
+        elif rms_norm.serves(module):
+            rms_norm.install(twin)
         return twin
 
     @torch.no_grad()
@@ -138,16 +136,6 @@ class InferenceModel:
         if found is None or found[0] != key:
             found = self._packed[name] = key, PackedLinear(weight, bias)
         return found[1]
-
-    def _norm(self, module: nn.Module) -> nn.Module | None:
-        """Return a norm of the same weights with fewer kernels, None on a CPU and for others."""
-        norm = norms.fused(module) if self._on_cuda else None
-        if norm is None:
-            return None
-        key = type(module), norm.weight.dtype
-        if key not in self._norms:
-            self._norms[key] = norms.agrees(module, norm)
-        return norm if self._norms[key] else None
 
     @torch.no_grad()
     def _rounded(self, layer, name: str) -> nn.Module:

@@ -8,6 +8,7 @@ The proof loads the folder afresh and compares it with the live model (rlm.expor
 import filecmp
 import logging
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 from rlm.errors import InputError
@@ -15,7 +16,7 @@ from rlm.evaluation.measure import told as measured
 from rlm.export import proof
 from rlm.learner.sharding import sharded
 from rlm.models import adapters
-from rlm.models.memory import free_bytes
+from rlm.models.memory import free_bytes, out_of_memory
 from rlm.models.policy import Policy, check_learned, open_policy
 
 logger = logging.getLogger("rlm")
@@ -62,8 +63,9 @@ def prove(policy: Policy, folder: Path, format_name: str, info) -> dict:
 
     The base is loaded afresh in the same format, with the adapter of the folder: logits and
     greedy answers of fixed prompts have to be those of the live model (rlm.export.proof). A base in
-    4 bits, or one that does not fit into memory a second time, is spared that: then the tensors of
-    the folder have to be the live ones, {"skipped": why} is returned, and `info` is told.
+    4 bits, or one that does not fit into memory a second time (it is tried on a GPU), is spared
+    that: then the tensors of the folder have to be the live ones, {"skipped": why} is returned,
+    and `info` is told.
     """
     _check_tensors(policy.model, folder)
     network = policy.model.get_base_model()
@@ -75,18 +77,13 @@ def prove(policy: Policy, folder: Path, format_name: str, info) -> dict:
         skipped = "there is no memory for a second copy of the base"
     else:
         skipped = None
-    if skipped:
+    looks = None if skipped else _looks(policy, folder, format_name)
+    if looks is None:
+        skipped = skipped or "the memory was not enough for a second copy of the base"
         info(f"proof: {folder} holds the trained tensors; logits not compared: {skipped}")
         return {"skipped": skipped}
-    questions = proof.prompts(policy.tokenizer, format_name)
-    place = {"device": network.device, "dtype": str(network.dtype).removeprefix("torch.")}
-    live = proof.look(policy.model, policy.tokenizer, questions, max_tokens=proof.SHORT)
-    with _aside(network):
-        fresh = open_policy(policy.base, str(folder), **place)
-        again = proof.look(fresh.model, fresh.tokenizer, questions, max_tokens=proof.SHORT)
-        del fresh
     try:
-        metrics = proof.compare(live, again, tolerance=proof.EXACT)
+        metrics = proof.compare(*looks, tolerance=proof.EXACT)
     except proof.ProofError as error:
         raise proof.ProofError(
             f"{folder}: loaded afresh on {policy.base} it is not the model that was trained: "
@@ -94,6 +91,33 @@ def prove(policy: Policy, folder: Path, format_name: str, info) -> dict:
         ) from None
     info(f"proof: {folder} loaded afresh, {proof.told(metrics)}")
     return metrics
+
+
+def _looks(policy: Policy, folder: Path, format_name: str):
+    """Return what the live model and one loaded afresh say; None if the memory was not enough."""
+    questions = proof.prompts(policy.tokenizer, format_name)
+    live = _look(policy, questions)
+    if live is None:
+        return None
+    network = policy.model.get_base_model()
+    place = {"device": network.device, "dtype": str(network.dtype).removeprefix("torch.")}
+    with _aside(network):
+        again = _look(partial(open_policy, policy.base, str(folder), **place), questions)
+    return None if again is None else (live, again)
+
+
+def _look(policy, questions):
+    """Return what a policy, or the one that a function opens, says; None if out of memory.
+
+    What was opened is gone when it returns, so that there is room for the live model again.
+    """
+    try:
+        policy = policy() if callable(policy) else policy
+        return proof.look(policy.model, policy.tokenizer, questions, max_tokens=proof.SHORT)
+    except (RuntimeError, MemoryError) as error:
+        if not out_of_memory(error):
+            raise
+        return None
 
 
 def _check_tensors(model, folder: Path) -> None:

@@ -13,7 +13,7 @@ from itertools import takewhile
 
 import torch
 
-from rlm.learner.logprobs import Packed, pack, packs, token_statistics
+from rlm.learner.logprobs import Packed, pack, packs, token_statistics, use
 from rlm.learner.metrics import Metrics
 
 Demonstration = tuple[list[int], list[int]]  # a prompt's ids, a completion's ids
@@ -106,10 +106,11 @@ def backward(model, optimizer, demonstrations, *, tokens: int, token_budget: int
     """
     model.train()
     metrics, device = Metrics(), next(model.parameters()).device
-    for part in micro_batches(demonstrations, token_budget, shared=packs(model)):
-        logprobs, entropy, likeliest = token_statistics(model, packed(part, device=device))
-        loss = -logprobs.sum() / tokens
-        optimizer.backward(loss)
-        metrics.add(loss=loss.detach())
-        metrics.mean(entropy=entropy, token_accuracy=likeliest)
+    with use(model):
+        for part in micro_batches(demonstrations, token_budget, shared=packs(model)):
+            logprobs, entropy, likeliest = token_statistics(model, packed(part, device=device))
+            loss = -logprobs.sum() / tokens
+            optimizer.backward(loss)
+            metrics.add(loss=loss.detach())
+            metrics.mean(entropy=entropy, token_accuracy=likeliest)
     return metrics

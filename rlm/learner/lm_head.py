@@ -11,7 +11,21 @@ from torch.utils.checkpoint import checkpoint
 
 from rlm.models.matmul import linear, matmul
 
-LOGITS = 2**23  # logits held at once, 32 MB in float32
+# Logits held at once. A GPU is idle between the many small kernels of small chunks; in float32
+# 2**27 are 512 MB, and three times that stands there for a moment. A CPU's caches like them small.
+LOGITS = {"cpu": 2**23, "cuda": 2**27, "mps": 2**25}
+SHARE = 1 / 128  # no more logits than this times a GPU's bytes
+
+
+def logits_at_once(device: torch.device) -> int:
+    """Return how many logits may be held at once on a device: always as many, whatever is free.
+
+    Other chunks round otherwise, and a run that goes on must not.
+    """
+    most = LOGITS.get(device.type, LOGITS["cpu"])
+    if device.type != "cuda":
+        return most
+    return min(most, int(SHARE * torch.cuda.get_device_properties(device).total_memory))
 
 
 class LMHead:
@@ -34,7 +48,9 @@ class LMHead:
     @property
     def chunk(self) -> int:
         """Rows whose logits are held at once, unless the caller knows better."""
-        return max(16, min(512, LOGITS // self.size))
+        device = self.layer.weight.device
+        most = 512 if device.type == "cpu" else 4096
+        return max(16, min(most, logits_at_once(device) // self.size))
 
     def logprobs(self, hidden, targets, rows, statistics: list | None):
         """Return [n] log-probabilities of targets [n], each predicted by hidden[rows] [n].
@@ -75,6 +91,10 @@ class OwnLogits(LMHead):
     def __init__(self, temperature: float, size: int):
         self.layer, self.temperature, self.size = nn.Identity(), temperature, size
         self.cap, self.scale, self.frozen = None, 1.0, False
+
+    @property
+    def chunk(self) -> int:
+        return max(16, min(512, LOGITS["cpu"] // self.size))
 
 
 def _logit_scale(config) -> float:

@@ -1,12 +1,13 @@
 """Log-probabilities of sampled completions, with gradients, in bounded memory.
 
 Groups are packed: each prompt stands once in a flat row, its completions after it, no padding
-(`rlm.models.attention.PackedGroups`). Logits exist at completion positions only, a chunk at a time
+(`rlm.learner.packed_groups`). Logits exist at completion positions only, a chunk at a time
 (`rlm.learner.lm_head`), so memory does not grow with tokens * vocabulary.
 
 It does not know about rewards or losses. Any transformers causal LM, with or without PEFT.
 """
 
+from bisect import bisect_left
 from collections.abc import Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -18,7 +19,8 @@ from rlm.engine import support
 from rlm.engine.inference_model import obstacle
 from rlm.learner import padded
 from rlm.learner.lm_head import LMHead, OwnLogits
-from rlm.models import attention, states
+from rlm.learner.packed_groups import PackedGroups
+from rlm.models import attention, rms_norm, states
 from rlm.models.lora_linear import fused
 
 Group = tuple[list[int], list[list[int]]]  # a prompt's ids, its completions' ids
@@ -46,7 +48,7 @@ class Packed:
     rows: torch.Tensor
     by_row: torch.Tensor
     row_of: torch.Tensor
-    layout: attention.PackedGroups
+    layout: PackedGroups
     groups: list[Group]
 
     def per_token(self, values: torch.Tensor) -> torch.Tensor:
@@ -101,7 +103,7 @@ def pack(groups: list[Group], *, given: Sequence[int] | None = None, device="cpu
         rows=rows.to(device),
         by_row=by_row.to(device),
         row_of=row_of,
-        layout=attention.PackedGroups([len(p) for p in prompts], inputs, device),
+        layout=PackedGroups([len(p) for p in prompts], inputs, device),
         groups=groups,
     )
 
@@ -156,16 +158,35 @@ def _pieces(prompt: int, lengths: list[int], budget: int) -> list[slice]:
     return [*cuts, slice(start, len(lengths))]
 
 
+USED = "_rlm_used"  # set on a model inside `use`
+
+
 @contextmanager
 def use(model):
-    """Run `model` with the layout attention, where it serves, and fused LoRA layers inside."""
+    """Run `model` as the learner does: the layout's attention where it serves, fused layers.
+
+    A backward that runs layers again, by gradient checkpointing, has to be inside too.
+    """
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    with _prepared(base, way_of(base)):
+        before, base.__dict__[USED] = base.__dict__.get(USED, False), True
+        try:
+            yield model
+        finally:
+            base.__dict__[USED] = before
+
+
+@contextmanager
+def _prepared(base, way: str):
+    """The same for one of the ways of `way_of`; inside `use` nothing is left to do."""
     with ExitStack() as stack:
-        if way_of(base) == PACKED:
-            stack.enter_context(attention.use(model))
-            stack.enter_context(states.use(base))
-        stack.enter_context(fused(model))
-        yield model
+        if not base.__dict__.get(USED):
+            if way == PACKED:
+                stack.enter_context(attention.use(base))
+                stack.enter_context(states.use(base))
+            stack.enter_context(fused(base))
+            stack.enter_context(rms_norm.use(base))
+        yield
 
 
 def token_logprobs(
@@ -181,9 +202,9 @@ def token_logprobs(
 
     In float32, of softmax(logits / temperature) before any top-k or top-p; with gradient unless
     under torch.no_grad(). Entropies only with `statistics`.
-    chunk: rows of logits held at once, None for as many as 32 MB hold. vocab_size: tokens the
-    tokenizer knows; rows of the head from there on count as impossible, as in the engine, or
-    ratios would not be 1.
+    chunk: rows of logits held at once, None for as many as are good here
+    (`rlm.learner.lm_head`). vocab_size: tokens the tokenizer knows; rows of the head from there on
+    count as impossible, as in the engine, or ratios would not be 1.
     With gradient checkpointing in the model, forward and backward must both run inside
     `rlm.learner.logprobs.use(model)`: the backward runs the attention again. ValueError otherwise.
     """
@@ -229,21 +250,22 @@ def _by_way(
     way: str, base, packed, *, temperature=1.0, chunk=None, statistics=False, vocab_size=None
 ):
     """The same as `_logprobs`, in one of the ways of `way_of`."""
-    if way == PACKED:
-        _check(base)
-        with attention.use(base), states.use(base) as holder, fused(base):
-            holder.layout = packed.layout
+    _check(base)
+    with _prepared(base, way):
+        if way == PACKED:
+            states.holder_of(base).layout = packed.layout
             hidden = base.get_decoder()(
                 input_ids=packed.ids[None],
                 position_ids=packed.positions[None],
                 use_cache=False,
                 layout=packed.layout,
             ).last_hidden_state[0]
+        else:
+            hidden = padded.states(base, packed, logits=way == LOGITS)
+    if way == PACKED:
         hidden = hidden.index_select(0, packed.rows)  # [U, H]
         by_row, row_of = packed.by_row, packed.row_of
     else:
-        with fused(base):
-            hidden = padded.states(base, packed, logits=way == LOGITS)
         by_row = torch.arange(len(hidden), device=packed.ids.device)
         row_of = torch.arange(len(hidden))
     if way == LOGITS:
@@ -252,11 +274,14 @@ def _by_way(
         head = LMHead(base, temperature, vocab_size)
     chunk = chunk or head.chunk
     starts = list(range(0, len(hidden), chunk))
-    cuts = torch.searchsorted(row_of, torch.tensor([*starts, len(hidden)])).tolist()
+    places = row_of.tolist()
+    cuts = [bisect_left(places, start) for start in (*starts, len(hidden))]
     row_of, targets = row_of.to(hidden.device), packed.targets[by_row]
     logprobs, found = [], []
-    for start, (first, last) in zip(starts, pairwise(cuts), strict=True):
-        part = hidden[start : start + chunk], targets[first:last], row_of[first:last] - start
+    # A slice's backward would make zeros of the whole for each chunk: split has one for all.
+    pieces = hidden.split(chunk)
+    for own, start, (first, last) in zip(pieces, starts, pairwise(cuts), strict=True):
+        part = own, targets[first:last], row_of[first:last] - start
         keep: list[torch.Tensor] | None = [] if statistics else None
         logprobs.append(head.logprobs(*part, keep))
         found += keep or []
@@ -359,9 +384,9 @@ class ReferencePolicy:
 
 
 def _check(base) -> None:
-    """ValueError where the backward would run another attention than the forward."""
+    """ValueError where the backward would run other layers than the forward."""
     again = getattr(base, "is_gradient_checkpointing", False) and base.training
-    if again and torch.is_grad_enabled() and base.config._attn_implementation != attention.NAME:
+    if again and torch.is_grad_enabled() and not base.__dict__.get(USED):
         raise ValueError(
             "the model has gradient checkpointing on: run forward and backward inside "
             "`with rlm.learner.logprobs.use(model):`, or turn it off"

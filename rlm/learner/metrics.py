@@ -37,7 +37,8 @@ class Metrics:
         """Take the elements of each tensor into the mean of its name."""
         for name, tensor in tensors.items():
             total, count = self.totals.get(name, (0.0, 0))
-            self.totals[name] = total + float(tensor.double().sum()), count + tensor.numel()
+            summed = float(tensor.detach().cpu().double().sum())  # no float64 on Apple's GPUs
+            self.totals[name] = total + summed, count + tensor.numel()
 
     def plus(self, other: "Metrics") -> "Metrics":
         """Return the metrics of both."""

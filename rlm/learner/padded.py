@@ -6,7 +6,7 @@ to its right, so no mask is needed and no family can get the padding wrong.
 
 import torch
 
-from rlm.models.attention import like_lengths
+from rlm.learner.packed_groups import like_lengths
 
 
 def states(base, packed, *, logits: bool = False) -> torch.Tensor:

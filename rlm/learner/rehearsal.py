@@ -15,10 +15,10 @@ import numpy
 import torch
 
 from rlm.learner import padded
-from rlm.learner.logprobs import Group, pack, packs, token_logprobs
+from rlm.learner.logprobs import Group, pack, packs, token_logprobs, use
 from rlm.learner.losses import policy_loss
-from rlm.learner.token_budget import LEAST, activation_bytes, out_of_memory
-from rlm.models.memory import forget_peak, free_bytes, peak_bytes, used_bytes
+from rlm.learner.token_budget import LEAST, activations
+from rlm.models.memory import forget_peak, free_bytes, out_of_memory, peak_bytes, used_bytes, wait
 from rlm.preflight.forecast import Learning
 
 SAFE = 0.9  # of what is free: a CPU's system kills a process that takes more, without a word
@@ -102,11 +102,12 @@ def rehearse(
     total = used_bytes(device) + free_bytes(device)
     state = ADAM_BYTES * sum(p.numel() for p in model.parameters() if p.requires_grad)
     tried, seconds, shared = budget, None, packs(model)
+    found = activations(model, options["vocab_size"])
     bounds: dict = {"max_tokens": max_tokens, "most_groups": most_groups, "shared": shared}
     while True:
         shape = fullest(groups, budget=tried, **bounds)
         with untouched(model):
-            each = activation_bytes(model, options["vocab_size"])
+            each = found.each(max(len(p) + max(map(len, cs)) for p, cs in shape))
             need = used_bytes(device) + state + int(size(shape, shared=shared) * each)
             if device.type != "cpu" or need <= SAFE * total:
                 seconds = _attempt(model, shape, **options)
@@ -136,13 +137,13 @@ def _attempt(model, shape: list[Group], **options) -> float | None:
         forget_peak(device)
         taken: list[float] = []
         while len(taken) < MOST_PASSES and sum(taken) < ENOUGH_SECONDS:
-            _wait(device)
+            wait(device)
             started = time.perf_counter()
             learn(shape, model, **options)
-            _wait(device)
+            wait(device)
             taken.append(time.perf_counter() - started)
         return median(taken)
-    except RuntimeError as error:
+    except (RuntimeError, MemoryError) as error:
         if not out_of_memory(error):
             raise
     # Outside the handler: the error's frames hold the tensors that have to go.
@@ -151,20 +152,20 @@ def _attempt(model, shape: list[Group], **options) -> float | None:
     return None
 
 
-def learn(groups: list[Group], model, **options) -> None:
-    """Make the gradients of a micro-batch whose completions are, in turn, better and worse."""
+def learn(groups: list[Group], model, **options) -> torch.Tensor:
+    """Make the gradients of a micro-batch whose completions are, in turn, better and worse.
+
+    Return the log-probabilities, detached.
+    """
     packed = pack(groups, device=next(model.parameters()).device)
-    model.train()
-    logprobs, _ = token_logprobs(model, packed, statistics=True, **options)
     better = torch.ones(len(packed.lengths))
     better[1::2] = -1.0
-    loss, _ = policy_loss(
-        logprobs, None, packed.per_token(better), packed.sequence,
-        tokens=len(logprobs), sequences=len(packed.lengths), max_tokens=max(packed.lengths),
-    )  # fmt: skip
-    loss.backward()
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    model.train()
+    with use(model):
+        logprobs, _ = token_logprobs(model, packed, statistics=True, **options)
+        loss, _ = policy_loss(
+            logprobs, None, packed.per_token(better), packed.sequence,
+            tokens=len(logprobs), sequences=len(packed.lengths), max_tokens=max(packed.lengths),
+        )  # fmt: skip
+        loss.backward()
+    return logprobs.detach()

@@ -1,10 +1,10 @@
-"""One attention function for every model, and the layout of packed groups.
+"""One attention function for every model: a layout says which tokens see which.
 
 The transformers model's own forward runs; only its attention is replaced, through
 `transformers.AttentionInterface`. Inputs are flat, `input_ids` [1, N] with `position_ids`
 [1, N]: no padding goes through the linear layers. A `layout` object travels through the
-forward's keyword arguments and knows which of the N tokens see which keys: here that of the
-learner, in rlm.engine.kv_cache that of the engine.
+forward's keyword arguments and knows which of the N tokens see which keys: that of the engine is
+rlm.engine.kv_cache, that of the learner rlm.learner.packed_groups.
 
 It does not know about sampling, losses or adapters.
 """
@@ -17,8 +17,6 @@ import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface
-
-from rlm.models.states import State, joined
 
 NAME = "rlm"
 
@@ -154,134 +152,3 @@ def _capped(query, key, value, mask, scaling, cap: float):
     if not torch.is_grad_enabled():
         return products(query, key, value)
     return checkpoint(products, query, key, value, use_reentrant=False, preserve_rng_state=False)
-
-
-# --- packed groups: the learner's batch
-
-# Devices whose attention takes fewer key heads than query heads together with a mask. Elsewhere
-# it would fall back to holding all scores, so keys and values are repeated instead.
-GROUPED_HEADS_ON = ("cpu",)
-
-
-class PackedGroups:
-    """Attention where completions share one prompt: [prompt ; own tokens so far] for each.
-
-    The flat row holds the prompts, one after the other, then the completions' inputs. Prompt
-    tokens see their own prompt causally; a completion's see its prompt and themselves causally.
-    prompts: tokens of each prompt. completions: (index of its prompt, tokens) of each completion
-    in the order of the row, 1 token at least, the longest first.
-
-    Padding exists inside the attention only, and there in buckets of completions of like length.
-    """
-
-    def __init__(self, prompts: list[int], completions: list[tuple[int, int]], device="cpu"):
-        lengths = torch.tensor(prompts)
-        self.prompt_tokens, self.shape = sum(prompts), (len(prompts), max(prompts))
-        self._masks: dict[int, list] = {}  # by window: of the prompts, then of each bucket
-        self.windows: dict[int, int | None] = {}  # of each layer, as its attention was called
-        self.slots = _filled(lengths, max(prompts)).to(device)
-        self.buckets = []
-        for rows in like_lengths([tokens for _, tokens in completions]):
-            owners = torch.tensor([owner for owner, _ in completions[rows]])
-            inputs = torch.tensor([tokens for _, tokens in completions[rows]])
-            longest = int(inputs[0])
-            # [rows, 1, C, P + C]: keys right of the prompt's end are padding, own keys causal.
-            seen = torch.arange(max(prompts)) < lengths[owners][:, None]  # [rows, P]
-            causal = torch.ones(longest, longest, dtype=torch.bool).tril()
-            seen, causal = seen[:, None].expand(-1, longest, -1), causal.expand(len(owners), -1, -1)
-            mask = torch.cat([seen, causal], dim=2)[:, None]
-            place = [x.to(device) for x in (owners, _filled(inputs, longest), mask)]
-            self.buckets.append((int(inputs.sum()), longest, *place))
-        self._lengths, self._longest = lengths.to(device), max(prompts)
-
-    def attend(self, layer, query, key, value, scaling, rules: Rules = PLAIN):
-        """Return [1, N, H, D]. query [H, N, D], key and value [KV, N, D]."""
-        self.windows[layer] = rules.window
-        if query.device.type not in GROUPED_HEADS_ON:
-            key, value = (x.repeat_interleave(len(query) // len(x), 0) for x in (key, value))
-        # On a CPU the backward in bfloat16 takes up to three times as long as in float32.
-        kind = query.dtype
-        kind = torch.promote_types(kind, torch.float32) if query.device.type == "cpu" else kind
-        flat = [x.transpose(0, 1).to(kind) for x in (query, key, value)]  # [N, heads, D]
-        n = self.prompt_tokens
-        prompt = [_pad(x[:n], self.slots, *self.shape) for x in flat]
-        # Prompts are padded on the right: what is causal never sees the padding.
-        first, *masks = self._near(rules.window)
-        out = softmax_attention(prompt[0], prompt[1], prompt[2], first, scaling, rules)
-        outs = [_unpad(out, self.slots)]
-        for (tokens, longest, owners, slots, _), mask in zip(self.buckets, masks, strict=True):
-            q, k, v = (_pad(x[n : n + tokens], slots, len(owners), longest) for x in flat)
-            k = torch.cat([prompt[1].index_select(0, owners), k], dim=2)  # [rows, KV, P + C, D]
-            v = torch.cat([prompt[2].index_select(0, owners), v], dim=2)
-            out = softmax_attention(q, k, v, mask, scaling, rules)
-            outs.append(_unpad(out, slots))
-            n += tokens
-        return torch.cat(outs)[None].to(query.dtype)
-
-    def mix(self, layer, run, hidden):
-        """Return the output [N, H] of a layer with states; see rlm.models.states.
-
-        A prompt's state is made once; its completions begin from it, and the gradient of theirs
-        goes through it into the prompt.
-        """
-        outs, found, start = [], [], 0
-        for length in self._lengths.tolist():
-            found.append(State())
-            outs.append(run(hidden[None, start : start + length], found[-1])[0])
-            start += length
-        prompts = joined(found)
-        for tokens, longest, owners, slots, _ in self.buckets:
-            flat = hidden[start : start + tokens]
-            rows = flat.new_zeros(len(owners) * longest, flat.shape[1]).index_copy(0, slots, flat)
-            rows = rows.view(len(owners), longest, -1)
-            # A single token would be taken for a step of decoding, which writes in place.
-            rows = F.pad(rows, (0, 0, 0, 1)) if longest == 1 else rows
-            out = run(rows, prompts.select(owners))[:, :longest]
-            outs.append(out.flatten(0, 1).index_select(0, slots))
-            start += tokens
-        return torch.cat(outs)
-
-    def _near(self, window: int | None) -> list:
-        """Return the masks of the prompts (None: causal) and of each bucket under a window."""
-        whole = [None, *(bucket[-1] for bucket in self.buckets)]
-        most = self._longest + max((longest for _, longest, *_ in self.buckets), default=0)
-        if window is None or window >= most:
-            return whole
-        if window not in self._masks:
-            device, longest = self.slots.device, self._longest
-            masks = [causal_mask(longest, device, window) if window < longest else None]
-            for _, own, owners, _, mask in self.buckets:
-                begin = self._lengths[owners][:, None]  # [rows, 1]
-                steps = torch.arange(own, device=device)
-                prompt = torch.arange(longest, device=device).expand(len(owners), -1)
-                keys = torch.cat([prompt, begin + steps], dim=1)  # positions [rows, P + C]
-                far = (begin + steps)[:, :, None] - keys[:, None] >= window  # [rows, C, P + C]
-                masks.append(mask & ~far[:, None])
-            self._masks[window] = masks
-        return self._masks[window]
-
-
-def like_lengths(lengths: list[int]) -> list[slice]:
-    """Return slices of descending lengths: the longest of each at most twice its shortest."""
-    buckets, start = [], 0
-    for index, length in enumerate(lengths):
-        if 2 * length < lengths[start]:
-            buckets.append(slice(start, index))
-            start = index
-    return [*buckets, slice(start, len(lengths))] if lengths else []
-
-
-def _filled(lengths: torch.Tensor, longest: int) -> torch.Tensor:
-    """Return the indices of the filled places of a padded [len(lengths), longest], flattened."""
-    return (torch.arange(longest) < lengths[:, None]).reshape(-1).nonzero()[:, 0]
-
-
-def _pad(x: torch.Tensor, slots: torch.Tensor, rows: int, longest: int) -> torch.Tensor:
-    """Return [rows, heads, longest, D], zero where nothing stands; x [tokens, heads, D]."""
-    padded = x.new_zeros(rows * longest, *x.shape[1:]).index_copy(0, slots, x)
-    return padded.view(rows, longest, *x.shape[1:]).transpose(1, 2)
-
-
-def _unpad(x: torch.Tensor, slots: torch.Tensor) -> torch.Tensor:
-    """Return [tokens, heads, D]; x [rows, heads, longest, D]."""
-    return x.transpose(1, 2).flatten(0, 1).index_select(0, slots)

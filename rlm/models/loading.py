@@ -178,7 +178,8 @@ def add_lora(
         task_type=TaskType.CAUSAL_LM,
         **found(model, targets),
     )
-    with torch.random.fork_rng():
+    device = next(model.parameters()).device
+    with torch.random.fork_rng([device] if device.type in ("cuda", "mps") else []):
         torch.manual_seed(derive(seed, "lora"))
         return get_peft_model(model, config)
 

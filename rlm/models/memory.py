@@ -44,6 +44,15 @@ def used_bytes(device) -> int:
     return psutil.Process().memory_info().rss
 
 
+def wait(device) -> None:
+    """Return when what was queued on the device is done: a time that is taken then is a step's."""
+    device = torch.device(device)
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
+
+
 def forget_peak(device) -> None:
     """Let `peak_bytes` count from here on, where the system can (CUDA, and a CPU under Linux)."""
     device = torch.device(device)
@@ -63,8 +72,24 @@ def peak_bytes(device) -> int:
         with suppress(OSError):
             status = (PROCESS / "status").read_text(encoding="ascii", errors="replace")
             if found := re.search(r"VmHWM:\s*(\d+) kB", status):
-                return int(found[1]) * 1024
+                # The system counts the one in steps, the other exactly.
+                return max(int(found[1]) * 1024, used_bytes(device))
     return used_bytes(device)
+
+
+# What allocations say that fail as another RuntimeError than torch.OutOfMemoryError.
+TOLD = (
+    "CUDA error: out of memory", "HIP error: out of memory", "MPS backend out of memory",
+    "_STATUS_ALLOC_FAILED",  # cuBLAS, cuDNN, cuSPARSE and cuSOLVER, of their workspaces
+    "can't allocate memory", "not enough memory",  # torch's allocators on a CPU
+)  # fmt: skip
+
+
+def out_of_memory(error: BaseException | None) -> bool:
+    """Return whether the error is that of an allocation that failed, on a device or a CPU."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in TOLD)
 
 
 def token_bytes(network) -> int:

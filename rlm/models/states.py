@@ -2,8 +2,8 @@
 
 The transformers module of such a layer (a mixer) runs as it is, but never over the flat row, where
 a state would leak from one sequence into the next: the layout cuts the row into its sequences and
-gives each its own state (`rlm.models.attention`, rlm.engine.kv_cache). A mixer takes its state from
-a cache; `State` stands for transformers' cache of one layer.
+gives each its own state (rlm.learner.packed_groups, rlm.engine.kv_cache). A mixer takes its state
+from a cache; `State` stands for transformers' cache of one layer.
 
 It does not know kinds of layers: a mixer is a module with a convolution that takes a cache.
 """
@@ -133,18 +133,23 @@ def install(module: nn.Module, holder: Holder) -> None:
     module.__dict__["forward"] = under_layout
 
 
+def holder_of(model: nn.Module) -> Holder:
+    """Return the holder of a model, made when it is first asked for."""
+    return model.__dict__.setdefault(HOLDER, Holder())
+
+
 @contextmanager
 def use(model: nn.Module):
-    """Inside the block the model's mixers run under the layout of the holder that is given out.
+    """Inside the block the model's mixers run under the layout of the model's holder.
 
     There is one holder to a model, so that a backward that runs a forward again finds its layout.
     """
     found = [module for module in mixers(model) if "forward" not in module.__dict__]
-    holder = model.__dict__.setdefault(HOLDER, Holder())
+    holder = holder_of(model)
     try:
         for module in found:
             install(module, holder)
-        yield holder
+        yield
     finally:
         for module in found:
             module.__dict__.pop("forward", None)

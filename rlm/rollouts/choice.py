@@ -3,8 +3,8 @@
     engine = open_engine(policy, "own", own={...})
     engine = open_engine(policy, "vllm", url=None, vllm=VllmPlan(...))
 
-An engine has generate(), sync() and context_tokens, and is closed by `close`. It does not know
-settings; nothing of vLLM is imported unless it is asked for.
+An engine has generate(), sync(), context_tokens and close(). It does not know settings; nothing of
+vLLM is imported unless it is asked for.
 """
 
 import tempfile
@@ -23,8 +23,11 @@ class VllmPlan:
 
     prompts: the longest that are known. max_tokens, temperature: of the sampling. completions: of
     a step; group_size: of a question. token_budget: of a micro-batch, 0 by what is free.
+    checkpointing: of the learner, see `rlm.learner.token_budget.TokenBudget`.
     format_name: of the answers. tolerance: of the canary, 0 by the number format. folder: of the
-    run, inside which adapters are handed over; None for the system's temporary files.
+    run, inside which adapters are handed over; None for the system's temporary files. seeds: "on"
+    for one of each completion, "off", or "auto": where the learner is on a CPU. seed: of vLLM here,
+    for completions without one.
     """
 
     prompts: list[Prompt]
@@ -36,6 +39,9 @@ class VllmPlan:
     format_name: str
     tolerance: float
     folder: Path | None
+    seeds: str = "auto"
+    seed: int = 0
+    checkpointing: str = "auto"
 
 
 def open_engine(policy, name: str, *, own: dict, url: str | None = None, vllm=None):
@@ -48,12 +54,6 @@ def open_engine(policy, name: str, *, own: dict, url: str | None = None, vllm=No
         return Engine(policy.model, policy.tokenizer, **own)
     assert vllm is not None
     return open_vllm(policy, vllm(), url)
-
-
-def close(engine) -> None:
-    """Free what an engine holds outside the learner's process."""
-    if not isinstance(engine, Engine):
-        engine.close()
 
 
 def open_vllm(policy, plan: VllmPlan, url: str | None):
@@ -91,6 +91,7 @@ def open_vllm(policy, plan: VllmPlan, url: str | None):
             format_name=plan.format_name,
             temperature=plan.temperature,
             tolerance=plan.tolerance,
+            seeded=plan.seeds == "on" or (plan.seeds == "auto" and network.device.type == "cpu"),
         )
         engine.learner_tokens = tokens
         return engine
@@ -121,7 +122,8 @@ def _local(policy, plan: VllmPlan, sizes: dict):
         share = vllm_sizes.gpu_share(free, total, pending, weights, one)
         memory = {"gpu_memory_utilization": share}
     place = {"dtype": str(network.dtype).removeprefix("torch."), "device": device.type}
-    return LocalVllm(policy.base, **place, **sizes, rows=rows, memory=memory), tokens
+    known: dict = {"known": len(policy.tokenizer), "seed": plan.seed}
+    return LocalVllm(policy.base, **place, **sizes, **known, rows=rows, memory=memory), tokens
 
 
 def _after_learning(policy, plan: VllmPlan) -> tuple[int, int, int, int]:
@@ -138,10 +140,12 @@ def _after_learning(policy, plan: VllmPlan) -> tuple[int, int, int, int]:
     model, size = policy.model, len(policy.tokenizer)
     longest = max((prompt.ids for prompt in plan.prompts), key=len)
     group = (longest, [longest[-1:]] * plan.group_size)
+    most, again = len(longest) + plan.max_tokens, plan.checkpointing
+    budget = TokenBudget(model, size, plan.token_budget, longest=most, checkpointing=again)
     learning = rehearse(
         model,
         [group],
-        TokenBudget(model, size, plan.token_budget).tokens,
+        budget.tokens,
         max_tokens=plan.max_tokens,
         most_groups=max(1, plan.completions // plan.group_size),
         temperature=plan.temperature,

@@ -36,14 +36,14 @@ logger = logging.getLogger("rlm")
 class Request:
     """One completion that a backend is asked for. temperature 0 is greedy.
 
-    stops: ids that end it. banned: ids that are never sampled. scored: whether the
-    log-probabilities of the prompt are wanted, too.
+    seed: of its random numbers, None for the backend's own. stops: ids that end it. banned: ids
+    that are never sampled. scored: whether the log-probabilities of the prompt are wanted, too.
     """
 
     ids: list[int]
     max_tokens: int
     temperature: float
-    seed: int
+    seed: int | None
     stops: tuple[int, ...]
     banned: range
     scored: bool = False
@@ -68,6 +68,8 @@ class VllmEngine:
         version None is the base. folder: where adapters are written, of this engine alone.
     temperature: of the training; format_name: its format. tolerance: of the canary in nats, 0 for
         the one of the model's number format (`rlm.rollouts.canary.TOLERANCES`).
+    seeded: whether each completion has a seed of its own, and is the same in the same run again.
+        On a GPU vLLM then draws row by row, 256 kernels a step in place of one.
     version: of the weights, as in rlm/engine/engine.py. learner_tokens: of the micro-batches that
     the memory was divided for, 0 if it was not. InputError for a backend of another base model.
     """
@@ -84,6 +86,7 @@ class VllmEngine:
         format_name: str,
         temperature: float,
         tolerance: float = 0.0,
+        seeded: bool = True,
     ):
         self.tokenizer, self._model, self._backend, self._folder = tokenizer, model, backend, folder
         network = model.get_base_model()
@@ -91,7 +94,7 @@ class VllmEngine:
         self.stop_ids = stop_ids(network, tokenizer)
         rows = network.get_input_embeddings().num_embeddings
         self._banned = range(min(len(tokenizer), rows), rows)
-        self._temperature = temperature
+        self._temperature, self.seeded = temperature, seeded
         self.tolerance = tolerance or canary.TOLERANCES[str(network.dtype).removeprefix("torch.")]
         self._text = canary.canary_text(tokenizer, format_name)
         self._loaded, self._digest = 0, ""
@@ -141,8 +144,8 @@ class VllmEngine:
     ) -> list[list[Rollout]]:
         """Return (B, G) rollouts: `samples` for each prompt, in order.
 
-        Sample g of prompt b has the random numbers of derive(seed, number, g), its number b, or
-        the b-th of `numbers`: that of the prompt in a longer list.
+        Seeded, sample g of prompt b has the random numbers of derive(seed, number, g), its number
+        b, or the b-th of `numbers`: that of the prompt in a longer list.
         on_token: called with (b, g, token) for each token, when all of them are there.
         InputError if a prompt and max_tokens are more than the context, or for a way to sample
         whose log-probabilities vLLM would give otherwise: top-k, top-p, stop texts, a closing.
@@ -150,7 +153,7 @@ class VllmEngine:
         self._allow(prompts, sampling)
         numbers = range(len(prompts)) if numbers is None else numbers
         requests = [
-            self._request(prompt.ids, sampling, derive(seed, number, g))
+            self._request(prompt.ids, sampling, derive(seed, number, g) if self.seeded else None)
             for prompt, number in zip(prompts, numbers, strict=True)
             for g in range(samples)
         ]
@@ -170,7 +173,9 @@ class VllmEngine:
         self._backend.close()
         shutil.rmtree(self._folder, ignore_errors=True)
 
-    def _request(self, ids: list[int], sampling: Sampling, seed: int, *, scored=False) -> Request:
+    def _request(
+        self, ids: list[int], sampling: Sampling, seed: int | None, *, scored=False
+    ) -> Request:
         heat = 0.0 if sampling.temperature < COLDEST else sampling.temperature
         stops = tuple(sorted(self.stop_ids))
         return Request(ids, sampling.max_tokens, heat, seed, stops, self._banned, scored)

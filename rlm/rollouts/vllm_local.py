@@ -26,19 +26,32 @@ class LocalVllm:
     """The base model in vLLM. dtype: "float32", ...; sizes: of rlm/rollouts/vllm_sizes.py.
 
     model: a folder or a name on the hub. memory: {"kv_cache_memory_bytes": n} or
-    {"gpu_memory_utilization": share}. InputError if vLLM cannot be started with it.
+    {"gpu_memory_utilization": share}. known: ids from here on are never sampled. seed: of what is
+    sampled for requests without a seed. InputError if vLLM cannot be started with it.
     """
 
     name = "vLLM"
 
     def __init__(
-        self, model: str, *, dtype: str, device: str, rank: int, rows: int, context: int, memory
+        self,
+        model: str,
+        *,
+        dtype: str,
+        device: str,
+        rank: int,
+        rows: int,
+        context: int,
+        memory,
+        known: int,
+        seed: int,
     ):
         quiet()
         try:
             from vllm import LLM
             from vllm.lora.request import LoRARequest
             from vllm.platforms import current_platform
+
+            from rlm.rollouts import vllm_mask
         except ImportError as error:
             raise InputError(f"--engine vllm: vllm cannot be loaded ({error}); {INSTALL}") from None
         if current_platform.device_type != device:
@@ -63,6 +76,9 @@ class LocalVllm:
                 max_num_seqs=rows,
                 max_model_len=context,
                 use_tqdm_on_load=False,
+                logits_processors=[vllm_mask.NAME],
+                additional_config={vllm_mask.KNOWN: known},
+                seed=seed % 2**31,
                 **more,
                 **memory,
             )
@@ -125,8 +141,6 @@ def _parameters(request: Request):
         logprobs=0,  # of the sampled token alone
         prompt_logprobs=0 if request.scored else None,
         stop_token_ids=list(request.stops),
-        # Made directly it is not cut to -100, as it is in a request to a server.
-        logit_bias=dict.fromkeys(request.banned, -1e9) or None,
         detokenize=False,
     )
 

@@ -171,7 +171,7 @@ class ServedVllm:
 
 
 async def _post(client: httpx.AsyncClient, body: dict, name: str) -> httpx.Response:
-    """Return the answer to a completion; a lost connection is tried again, the seed is the same."""
+    """Return the answer to a completion; a lost connection is tried again."""
     for pause in (0.2, 1.0, None):
         try:
             return await client.post("/v1/completions", json=body)

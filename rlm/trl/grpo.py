@@ -21,9 +21,11 @@ from trl import GRPOConfig, GRPOTrainer
 
 from rlm.errors import InputError
 from rlm.models.text_stream import decode
+from rlm.parallel import check_one_gpu
 from rlm.records import Example, Prompt, Rollout, Score
 from rlm.rollouts.batch import Batch
 from rlm.run.stopping import StopSignal
+from rlm.trl.formats import kept_formats
 
 # TRL's name of a figure -> ours.
 NAMES = {
@@ -127,9 +129,7 @@ def _arguments(fields: dict, policy, stop_ids: frozenset[int], folder: str) -> G
         made = GRPOConfig(output_dir=folder, generation_kwargs=sampling, **(place | fields))
     except ValueError as error:
         raise InputError(f"--trl-options: TRL refuses them: {error}") from None
-    if made.n_gpu > 1:
-        raise InputError(f"--backend trl: it uses one GPU, and {made.n_gpu} are visible; set "
-                         "CUDA_VISIBLE_DEVICES=0")  # fmt: skip
+    check_one_gpu(weight.device.type, shared=False)
     return made
 
 
@@ -152,7 +152,8 @@ class Trainer(GRPOTrainer):
     """
 
     def __init__(self, *arguments, questions: Questions, score: Scorer, stop_ids, **options):
-        super().__init__(*arguments, **options)
+        with kept_formats(options["model"]):
+            super().__init__(*arguments, **options)
         self.questions, self.score = questions, score
         self.eos_token_ids = sorted(stop_ids)
         self.batch: Any = None

@@ -2,6 +2,10 @@
 
 The Trainer's own checkpoints are pickles and written in place. This one keeps the same state,
 adapter, AdamW, schedule, generators, position in the data, by `rlm.run.checkpoint`.
+
+Demonstrations that are packed into a row go through our own attention: each sees itself alone and
+no mask is made, where transformers' sdpa has one of the whole row, squared, and keeps it for the
+backward. Families whose attention cannot be replaced keep that.
 """
 
 import dataclasses
@@ -9,17 +13,23 @@ import json
 import math
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 from transformers import TrainerCallback
 from trl import SFTTrainer
 
+from rlm.learner.logprobs import packs
+from rlm.learner.packed_groups import PackedGroups
+from rlm.models import attention
+from rlm.models.memory import wait
 from rlm.parallel import world
 from rlm.run.checkpoint import open_checkpoint
 from rlm.run.nonfinite import NonFiniteGuard
 from rlm.run.steps import RandomState, RunState
 from rlm.run.stopping import StopSignal
 from rlm.run.time_budget import MARGIN, TimeBudget, fitting_steps
+from rlm.trl.formats import kept_formats
 
 STATE = "trainer_state.json"  # what the Trainer itself goes on from
 
@@ -28,7 +38,9 @@ class Trainer(SFTTrainer):
     """progress: where its checkpoints go. guard: of the batches. The rest is SFTTrainer's."""
 
     def __init__(self, *arguments, run_state: RunState, guard: NonFiniteGuard, **options):
-        super().__init__(*arguments, **options)
+        with kept_formats(options["model"]):
+            super().__init__(*arguments, **options)
+        self._unmasked = self.args.packing and packs(self.model)
         self.run_state, self.guard, self.stopper = run_state, guard, StopSignal()
         self.stopped = 0  # the exit code that a signal to any of the processes asks for
         self.budget: TimeBudget | None = None
@@ -41,7 +53,7 @@ class Trainer(SFTTrainer):
         if found and found.step >= self._last_step():
             self.run_state.restore()  # all steps are done: transformers would take one more
             return
-        with self.stopper:
+        with self.stopper, self._attention():
             self.train(resume_from_checkpoint=str(found.path) if found else None)
         if self.stopped:
             world().barrier("the checkpoint of a stopped run")
@@ -56,8 +68,9 @@ class Trainer(SFTTrainer):
 
         reserve: the seconds to keep for the end, from those of a step.
         """
-        self._measured_step()  # warms up
-        taken = self._measured_step()
+        with self._attention():
+            self._measured_step()  # warms up
+            taken = self._measured_step()
         self.budget, self.reserve = budget, MARGIN * reserve(taken)
         return fitting_steps(budget.left(), self.reserve, [taken])
 
@@ -97,9 +110,21 @@ class Trainer(SFTTrainer):
 
     def training_step(self, model, inputs, num_items_in_batch=None):
         self._inputs = inputs
-        loss = super().training_step(model, inputs, num_items_in_batch)
+        loss = super().training_step(model, self._laid_out(inputs), num_items_in_batch)
         self._loss = loss
         return loss
+
+    def _attention(self):
+        """Return the context in which the model's attention knows the rows' demonstrations."""
+        return attention.use(_base(self.model)) if self._unmasked else nullcontext()
+
+    def _laid_out(self, inputs: dict) -> dict:
+        """Return the inputs with the layout of a packed row, which `_attention` asks for."""
+        if not self._unmasked:
+            return inputs
+        lengths = inputs["cu_seq_lens_q"].diff().tolist()
+        layout = PackedGroups(lengths, [], device=inputs["input_ids"].device)
+        return inputs | {"layout": layout}
 
     def _clip_grad_norm(self, model):
         norm = super()._clip_grad_norm(model)
@@ -118,16 +143,24 @@ class Trainer(SFTTrainer):
     def _measured_step(self) -> float:
         """Return the seconds of a forward and backward of the first batch; nothing is changed."""
         kept, inputs = RandomState().state(), next(iter(self.get_train_dataloader()))
+        inputs = self._laid_out(inputs)
         self.model.train()
         self.current_gradient_accumulation_steps = 1
+        device = inputs["input_ids"].device
+        wait(device)
         began = time.monotonic()
         super().training_step(self.model, inputs)
+        wait(device)  # a GPU's kernels are only queued until then
         taken = time.monotonic() - began
         self.model.zero_grad()
         self._metrics["train"].clear()
         self._total_train_tokens = 0
         RandomState().restore(kept)
         return taken
+
+
+def _base(model):
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 class _State:

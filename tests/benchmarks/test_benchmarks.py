@@ -2,7 +2,9 @@
 
 import json
 import sys
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,8 +16,10 @@ import grpo_vs_trl  # noqa: E402
 import scaling  # noqa: E402
 import sft_vs_trl  # noqa: E402
 import tables  # noqa: E402
+import turns  # noqa: E402
 from shapes import END_RATE, EOS, Workload, median_and_range, random_model, word_prompts  # noqa: E402
 
+from rlm.errors import RunError  # noqa: E402
 from tests.support.running import succeed  # noqa: E402
 
 SMALL = Workload(32, 2, 4, 2, 64, 300, prompts=2, group=2, max_tokens=40, prompt_tokens=(3, 9))
@@ -56,12 +60,107 @@ def test_the_floor_by_hand():
 
 
 def test_ratios_are_per_token_and_turn_by_turn():
-    turns = {
+    taken = {
         "ours": [{"step": 1.0, "tokens": 10}, {"step": 2.0, "tokens": 10}],
         "default": [{"step": 8.0, "tokens": 20}, {"step": 8.0, "tokens": 10}],
     }
-    assert grpo_vs_trl.ratios(turns, "default", "step") == [4.0, 4.0]
+    assert grpo_vs_trl.ratios(taken, "default", "step") == [4.0, 4.0]
     assert median_and_range([3.0, 1.0, 2.0]) == {"median": 2.0, "low": 1.0, "high": 3.0}
+
+
+class Contender:
+    """Takes 100 bytes of a device, 50 more at a step; it measures the most there was."""
+
+    here, most = 0, 0
+
+    def __init__(self, room=10**9):
+        self.room = room
+        self.taken(100)
+
+    def __del__(self):
+        Contender.here -= 100
+
+    def step(self, turn):
+        self.taken(50)
+        Contender.here -= 50
+        return {"turn": turn}
+
+    def taken(self, count):
+        Contender.here += count
+        Contender.most = max(Contender.most, Contender.here)
+        if Contender.here > self.room:
+            Contender.here -= 50 if count == 50 else 0
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 50 bytes.")
+
+
+@pytest.fixture
+def uncollected(monkeypatch):
+    """Nothing here refers to itself, and the garbage of all tests takes long to look through."""
+    monkeypatch.setattr(turns, "gc", SimpleNamespace(collect=lambda: None))
+
+
+@pytest.mark.parametrize(
+    ("way", "room", "failed", "most"),
+    [
+        ("alternating", 10**9, [], 350),
+        ("alone", 10**9, [], 150),
+        ("alone", 150, [], 150),
+        ("alternating", 250, ["c"], 300),
+        ("alone", 120, ["a", "b", "c"], 150),
+    ],
+)
+def test_who_runs_out_of_memory_drops_out_and_each_turn_is_kept(
+    tmp_path, uncollected, way, room, failed, most
+):
+    Contender.here = Contender.most = 0
+    keep = tmp_path / "x.turns.jsonl"
+    taking = turns.Turns({name: partial(Contender, room) for name in "abc"}, keep)
+    getattr(taking, way)(3)
+    assert taking.failed == failed and Contender.most == most
+    done = [] if "a" in failed else [{"turn": 0}, {"turn": 1}, {"turn": 2}]
+    assert taking.found["a"] == done
+    assert all(taking.found[name] == ([] if name in failed else done) for name in "bc")
+    rows = [json.loads(line) for line in keep.read_text().splitlines()]
+    assert sorted(r["name"] for r in rows if "failed" in r) == failed
+    assert sum("turn" in r for r in rows) == 3 * (3 - len(failed))
+
+
+def test_a_learner_that_cannot_halve_any_more_has_run_out_of_memory_too(uncollected):
+    def learn():
+        try:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        except torch.OutOfMemoryError as error:
+            raise RunError("out of memory with micro-batches of 256 tokens") from error
+
+    def fail():
+        raise RuntimeError("shapes differ")
+
+    taking = turns.Turns({"ours": lambda: SimpleNamespace(step=lambda turn: learn())})
+    assert taking.alone(1).failed == ["ours"]
+    with pytest.raises(RuntimeError, match="shapes differ"):
+        turns.Turns({"ours": fail}).alone(1)
+
+
+def test_the_table_goes_without_who_dropped_out(monkeypatch, uncollected):
+    def full(*given, **options):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    step = {"rollout": 1.0, "learn": 1.0, "step": 2.0, "tokens": 10, "rows": 2, "learn_mb": 3.0,
+            "rollout_mb": 2.0}  # fmt: skip
+    ours = step | {"detail": {"prompt": 4, "completion": 10, "longest": 6, "longest_prompt": 2}}
+    taken = {"ours": lambda *_: SimpleNamespace(step=lambda turn: ours),
+             "theirs": lambda *_, fastest: full() if fastest else
+             SimpleNamespace(step=lambda turn: step)}  # fmt: skip
+    monkeypatch.setattr(grpo_vs_trl, "Ours", taken["ours"])
+    monkeypatch.setattr(grpo_vs_trl, "Theirs", taken["theirs"])
+    work = grpo_vs_trl.Work("q7b", SMALL, torch.float32, "cpu")
+    found = grpo_vs_trl.compare(work, 0.0, 2)
+    assert found["out_of_memory"] == ["fastest"] and list(found["ratios"]) == ["default"]
+    assert "fastest" not in grpo_vs_trl.table(found, "x") and "default" in found["seconds"]
+    monkeypatch.setattr(grpo_vs_trl, "Ours", full)
+    found = grpo_vs_trl.compare(work, 0.0, 2)
+    assert found["out_of_memory"] == ["ours", "fastest"] and found["ratios"] == {}
+    assert "default" in grpo_vs_trl.table(found, "x")
 
 
 def test_a_slope_is_the_exponent_between_the_largest_two():

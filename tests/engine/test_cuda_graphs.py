@@ -82,7 +82,7 @@ def test_a_cache_that_grows_takes_new_graphs_and_a_new_pool():
         assert graphs._graphs and not graphs.broken
     rows, width = engine._runner.cache.capacity
     assert (rows, width) == (32, 128)
-    engine.release()
+    engine._runner.release()
     assert not graphs._graphs and engine._runner.cache.capacity == (0, 0)
     assert ids(engine.generate(PROMPTS[:1], 30, Sampling(100), seed=1)) == ids(expected)
 

@@ -1,6 +1,8 @@
 """Whether two models are the same, and that what is saved is what was trained."""
 
 import json
+import weakref
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -167,6 +169,56 @@ def test_where_logits_cannot_be_compared_the_tensors_are(base_folder, tmp_path, 
     saved, run = save(live, tmp_path)
     skipped = loading.read_manifest(saved)["proof"]["skipped"]
     assert why in skipped and any("logits not compared" in line for line in run.said)
+
+
+def full():
+    """An error of its own each time: one that was raised keeps the frames that it came through."""
+    return torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+
+@pytest.mark.parametrize("where", ["the live model", "loading", "the second model"])
+def test_a_proof_without_memory_for_it_is_a_line_and_the_adapter_is_saved(
+    base_folder, tmp_path, monkeypatch, where
+):
+    live, opened, looked = trained(base_folder), [], []
+    true_open, true_look = policy.open_policy, proof.look
+
+    def open_policy(*given, **options):
+        if where == "loading":
+            raise full()
+        found = true_open(*given, **options)
+        opened.append(weakref.ref(found.model))
+        return found
+
+    def look(*given, **options):
+        looked.append(1)
+        if len(looked) == {"the live model": 1, "the second model": 2}.get(where):
+            raise full()
+        return true_look(*given, **options)
+
+    @contextmanager
+    def aside(network):
+        yield
+        assert all(model() is None for model in opened), "there is no room for the live one yet"
+
+    monkeypatch.setattr("rlm.export.save.open_policy", open_policy)
+    monkeypatch.setattr("rlm.export.save.proof.look", look)
+    monkeypatch.setattr("rlm.export.save._aside", aside)
+    saved, run = save(live, tmp_path)
+    told = "the memory was not enough for a second copy of the base"
+    assert loading.read_manifest(saved)["proof"] == {"skipped": told}
+    assert any(f"logits not compared: {told}" in line for line in run.said)
+    assert len(opened) == (where == "the second model")
+
+
+def test_another_failure_of_a_proof_is_not_taken_for_that(base_folder, tmp_path, monkeypatch):
+    def fail(*given, **options):
+        raise RuntimeError("shapes differ")
+
+    monkeypatch.setattr("rlm.export.save.open_policy", fail)
+    with pytest.raises(RuntimeError, match="shapes differ"):
+        save(trained(base_folder), tmp_path)
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_lora_that_learned_nothing_is_an_error(base_folder, tmp_path, caplog):

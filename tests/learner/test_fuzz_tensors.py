@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from rlm.engine.kv_cache import KVCache, Prefix
 from rlm.learner.logprobs import micro_batches, pack, token_logprobs
 from rlm.learner.losses import EPSILON, SCALES, advantages, live
-from rlm.models.attention import PackedGroups
+from rlm.learner.packed_groups import PackedGroups
 from tests.learner.test_logprobs import separately
 from tests.support.fuzzing import cases
 from tests.support.tiny_models import tiny_lora, tiny_model
@@ -106,7 +106,7 @@ def test_packed_attention_is_that_of_each_sequence_alone(shape, heads, seed, rep
     layout = PackedGroups(prompts, completions)
     with pytest.MonkeyPatch.context() as patch:
         if repeat:  # as on devices that cannot group heads
-            patch.setattr("rlm.models.attention.GROUPED_HEADS_ON", ())
+            patch.setattr("rlm.learner.packed_groups.GROUPED_HEADS_ON", ())
         ours = layout.attend(0, query, key, value, 0.7)[0]
     assert ours.shape == (total, keys * shared, depth)
 

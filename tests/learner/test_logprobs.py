@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from rlm.learner import logprobs as logprobs_module
+from rlm.learner import packed_groups
 from rlm.learner.lm_head import LMHead
 from rlm.learner.logprobs import ReferencePolicy, micro_batches, pack, token_logprobs, use
 from rlm.learner.losses import policy_loss
-from rlm.models import attention
 from rlm.models.lora_linear import fused, plain_lora
 from tests.support.tiny_models import SIZE, byte_tokenizer, tiny_lora, tiny_model
 
@@ -115,7 +115,7 @@ def test_repeated_key_heads_are_the_same(monkeypatch):
     model, packed = tiny_lora(tiny_model()), pack(random_groups(SHAPE))
     with torch.no_grad():
         grouped, _ = token_logprobs(model, packed)
-        monkeypatch.setattr(attention, "GROUPED_HEADS_ON", ())
+        monkeypatch.setattr(packed_groups, "GROUPED_HEADS_ON", ())
         repeated, _ = token_logprobs(model, packed)
     torch.testing.assert_close(grouped, repeated, atol=1e-5, rtol=0)
 
@@ -178,9 +178,9 @@ def test_groups_do_not_see_each_other():
 
 def test_completions_of_like_length_share_padding():
     # The longest of a bucket is at most twice its shortest: 20 and 10; 9 and 5; 4; 1.
-    buckets = attention.like_lengths([20, 10, 9, 5, 4, 1])
+    buckets = packed_groups.like_lengths([20, 10, 9, 5, 4, 1])
     assert buckets == [slice(0, 2), slice(2, 4), slice(4, 5), slice(5, 6)]
-    assert attention.like_lengths([]) == []
+    assert packed_groups.like_lengths([]) == []
 
 
 def test_micro_batches_hold_every_completion_once_within_the_budget():

@@ -10,6 +10,7 @@ import torch
 from rlm.learner import rehearsal
 from rlm.learner.optimizer import Optimizer
 from rlm.learner.rehearsal import fullest, learn, rehearse, size, untouched
+from rlm.learner.token_budget import Activations
 from tests.support.tiny_models import SIZE, tiny_lora, tiny_model
 
 GROUPS = [([5] * 9, [[1, 2, 3], [4], [5, 6]]), ([7] * 20, [[8, 9], [10, 11], [12]])]
@@ -156,7 +157,7 @@ def test_on_a_cpu_nothing_is_tried_that_cannot_fit(monkeypatch):
     tried = []
     monkeypatch.setattr(rehearsal, "used_bytes", lambda device: 1000)
     monkeypatch.setattr(rehearsal, "free_bytes", lambda device: 9000)
-    monkeypatch.setattr(rehearsal, "activation_bytes", lambda model, size: 100.0)
+    monkeypatch.setattr(rehearsal, "activations", lambda *of: Activations(100.0))
     monkeypatch.setattr(rehearsal, "ADAM_BYTES", 0)
     monkeypatch.setattr(rehearsal, "LEAST", 20)
     monkeypatch.setattr(rehearsal, "learn", lambda groups, *_, **__: tried.append(size(groups)))
@@ -164,7 +165,7 @@ def test_on_a_cpu_nothing_is_tried_that_cannot_fit(monkeypatch):
     found = rehearse(model, GROUPS, 94, **SHAPE, **OPTIONS)
     assert found.fits and found.budget_tokens == found.tokens == tried[-1] == 47
     assert max(tried) == 47
-    monkeypatch.setattr(rehearsal, "activation_bytes", lambda model, size: 300.0)
+    monkeypatch.setattr(rehearsal, "activations", lambda *of: Activations(300.0))
     tried.clear()
     found = rehearse(model, GROUPS, 94, **SHAPE, **OPTIONS)
     assert not found.fits and not tried and found.seconds == 0

@@ -86,6 +86,16 @@ def test_a_name_that_cannot_be_reached_is_told_at_once(monkeypatch, tmp_path):
         loading.load_base("nobody/nothing")
 
 
+def test_a_fresh_lora_asks_nothing_of_gpus_that_the_model_is_not_on(monkeypatch, recwarn):
+    # torch warns of several where it is not told which of them matter, and would open them all.
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    model = tiny_model()
+    before = torch.random.get_rng_state()
+    loading.add_lora(model, r=4, alpha=8, seed=0)
+    assert not [w for w in recwarn if "devices" in str(w.message)]
+    assert torch.random.get_rng_state().equal(before)
+
+
 def test_a_fresh_lora_depends_on_its_seed_alone(base_folder):
     one = lora_weights(loading.add_lora(load(base_folder), r=4, alpha=8, seed=1))
     torch.rand(5)

@@ -9,11 +9,12 @@ import torch
 
 import config
 import train_grpo
+from rlm.errors import RunError
 from rlm.learner import token_budget
 from rlm.learner.logprobs import ReferencePolicy
 from rlm.learner.losses import advantages
 from rlm.learner.optimizer import Optimizer
-from rlm.learner.token_budget import TokenBudget, activation_bytes
+from rlm.learner.token_budget import Activations, TokenBudget, activations
 from rlm.models import memory
 from rlm.models.memory import cache_tokens, free_bytes
 from rlm.models.policy import Policy
@@ -39,7 +40,7 @@ def test_the_cache_takes_half_of_what_is_free(monkeypatch):
 
 def test_activations_are_counted_by_what_autograd_keeps():
     three, six = (tiny_lora(tiny_model(num_hidden_layers=n)).train() for n in (3, 6))
-    found = [activation_bytes(model, SIZE) for model in (three, six)]
+    found = [activations(model, SIZE).token for model in (three, six)]
     # Per layer at least the inputs of 4 + 3 linear layers: 4 of 32 and 3 of 64 numbers.
     assert found[0] > 3 * (4 * 32 + 3 * 64)
     assert 1.6 < found[1] / found[0] < 2.0
@@ -52,14 +53,14 @@ def test_activations_are_counted_by_what_autograd_keeps():
 )
 def test_the_budget_is_what_half_of_the_free_memory_holds(monkeypatch, free, expected):
     monkeypatch.setattr(token_budget, "free_bytes", lambda device: free)
-    monkeypatch.setattr(token_budget, "activation_bytes", lambda model, size: 1000.0)
+    monkeypatch.setattr(token_budget, "activations", lambda *of: Activations(1000.0))
     assert TokenBudget(tiny_model(), SIZE).tokens == expected
     assert TokenBudget(tiny_model(), SIZE, 77).tokens == 77
 
 
 def test_a_budget_of_ones_own_is_bounded_by_the_memory_of_a_cpu(monkeypatch, caplog):
     monkeypatch.setattr(token_budget, "free_bytes", lambda device: 6_000_000)
-    monkeypatch.setattr(token_budget, "activation_bytes", lambda model, size: 1000.0)
+    monkeypatch.setattr(token_budget, "activations", lambda *of: Activations(1000.0))
     # Half of the memory holds 3,000 tokens; more than without a number, which is 1,024 at most.
     assert TokenBudget(tiny_model(), SIZE, 2048).tokens == 2048
     assert not caplog.text
@@ -71,15 +72,35 @@ def test_a_budget_of_ones_own_is_bounded_by_the_memory_of_a_cpu(monkeypatch, cap
 
 def test_on_a_cpu_a_micro_batch_has_a_bound_in_bytes(monkeypatch):
     model = tiny_model()
-    size = token_budget.activation_bytes(model, SIZE)
+    size = activations(model, SIZE).token
     monkeypatch.setattr(token_budget, "free_bytes", lambda device: 10**12)
     assert TokenBudget(model, SIZE, cpu_bytes=700.5 * size).tokens == 700
 
 
-@pytest.mark.parametrize(
-    "error",
-    [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("x: can't allocate memory: y")],
-)
+FAILED = [
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+    torch.AcceleratorError("CUDA error: out of memory\nCUDA kernel errors might be", 2),
+    RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
+    RuntimeError("MPS backend out of memory (MPS allocated: 9.01 GB, other allocations: 0)"),
+    RuntimeError("[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't "
+                 "allocate memory: you tried to allocate 80 bytes. Error code 12"),
+    RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 80 bytes."),
+    MemoryError(),
+]  # fmt: skip
+
+
+def test_an_allocation_that_a_cpu_refuses_is_known_by_its_words():
+    with pytest.raises(RuntimeError) as refused:
+        torch.empty(2**60, dtype=torch.uint8)
+    assert memory.out_of_memory(refused.value)
+    for other in ("shapes differ", "CUDA error: an illegal memory access was encountered",
+                  "CUBLAS_STATUS_EXECUTION_FAILED"):  # fmt: skip
+        assert not memory.out_of_memory(RuntimeError(other))
+    assert not memory.out_of_memory(OSError("can't allocate memory"))
+
+
+@pytest.mark.parametrize("error", FAILED, ids=range(len(FAILED)))
 def test_out_of_memory_halves_the_budget_says_so_and_goes_on(caplog, error):
     budget, seen, undone = TokenBudget(tiny_model(), SIZE, 1200), [], []
 
@@ -104,7 +125,7 @@ def test_out_of_memory_at_the_least_says_what_to_do():
     def work(token_budget):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    with pytest.raises(RuntimeError, match="of 256 tokens; use a smaller --max-tokens"):
+    with pytest.raises(RunError, match="of 256 tokens; use a smaller --max-tokens"):
         budget.attempt(work, undo=lambda: None)
 
 

@@ -85,7 +85,7 @@ def both(request, place):
     engine = choice.open_engine(opened, "vllm", own={}, url=address, vllm=lambda: plan)
     own = Engine(opened.model, opened.tokenizer)
     yield SimpleNamespace(engine=engine, own=own, policy=opened, prompts=asked, url=address)
-    choice.close(engine)
+    engine.close()
 
 
 def answers(engine, asked) -> list[tuple[list[int], str, str]]:
@@ -125,6 +125,21 @@ def test_logprobs_are_the_learners_at_the_temperature(both, temperature):
     assert float((learner - engine).abs().max()) < TOLERANCE
     again = both.engine.generate(both.prompts[2:], 4, sampling, seed=1, numbers=range(2, 8))
     assert [r.ids for g in again for r in g] == [r.ids for g in groups[2:] for r in g]
+
+
+def test_without_seeds_samples_are_new_ones_under_the_same_mask(both, monkeypatch):
+    monkeypatch.setattr(both.engine, "seeded", False)
+    found = [both.engine.generate(both.prompts, 4, Sampling(24), seed=1) for _ in range(2)]
+    ids = [[tuple(r.ids) for group in groups for r in group] for groups in found]
+    assert ids[0] != ids[1] and len(set(ids[0])) > 8, "a group's samples differ, too"
+    known = len(both.policy.tokenizer)
+    assert max(id for each in ids for row in each for id in row) < known
+    packed = pack([(p.ids, [r.ids for r in g])
+                   for p, g in zip(both.prompts, found[1], strict=True)])  # fmt: skip
+    with torch.no_grad():
+        learner, _ = token_logprobs(both.policy.model, packed, vocab_size=known)
+    engine = torch.tensor([x for group in found[1] for r in group for x in r.logprobs])
+    assert float((learner - engine).abs().max()) < TOLERANCE
 
 
 def test_more_prompts_than_a_step_holds_wait_whole(both):

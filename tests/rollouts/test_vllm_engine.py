@@ -1,6 +1,10 @@
 """The vLLM engine's own part, with a backend in its place that is a copy of the model."""
 
 import copy
+import importlib
+import sys
+from dataclasses import replace
+from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
@@ -13,6 +17,8 @@ from rlm.models.policy import Policy
 from rlm.records import Prompt
 from rlm.rollouts import choice
 from rlm.rollouts.vllm_engine import Completion, Request, VllmEngine
+from rlm.seeds import derive
+from tests.support.running import ROOT
 from tests.support.tiny_models import EOS, SIZE, byte_tokenizer, tiny_lora, tiny_model
 
 PROMPTS = [Prompt(list(b"1 + 1 =")), Prompt(list(b"Count: "), prefill="x")]
@@ -178,6 +184,93 @@ def test_what_vllm_would_do_otherwise_is_refused(tmp_path, more):
         engine.generate(PROMPTS, 1, Sampling(4, **more), seed=0)
 
 
+@pytest.mark.parametrize("seeded", [True, False])
+def test_samples_have_seeds_where_they_are_asked_for(tmp_path, seeded):
+    _, backend, engine = opened(tmp_path, seeded=seeded)
+    asked = []
+    complete = backend.complete
+
+    def own_draws(requests, version):
+        asked.extend(requests)
+        given = [replace(request, seed=request.seed or 7) for request in requests]
+        return complete(given, version)
+
+    backend.complete = own_draws
+    engine.generate(PROMPTS, 2, SAMPLING, seed=5)
+    expected = {derive(5, b, g) for b in range(2) for g in range(2)} if seeded else {None}
+    assert {request.seed for request in asked} == expected and len(asked) == 4
+
+
+@pytest.mark.parametrize(("seeds", "seeded"), [("auto", True), ("on", True), ("off", False)])
+def test_on_a_cpu_samples_have_seeds_unless_switched_off(tmp_path, monkeypatch, seeds, seeded):
+    settings = {"max_position_embeddings": 512}
+    model, backend = tiny_lora(tiny_model(**settings)), Copy(tiny_model(**settings))
+    monkeypatch.setattr(choice, "_local", lambda policy, plan, sizes: (backend, 0))
+    plan = choice.VllmPlan(PROMPTS, 12, 1.0, 8, 2, 0, "think", 0.0, tmp_path, seeds)
+    policy = Policy(model, byte_tokenizer(), "tiny", {})
+    assert choice.open_engine(policy, "vllm", own={}, vllm=lambda: plan).seeded == seeded
+    monkeypatch.setattr(type(model.get_base_model()), "device", torch.device("cuda"))
+    seen = []
+    monkeypatch.setattr("rlm.rollouts.vllm_engine.VllmEngine.__init__",
+                        lambda self, *given, **options: seen.append(options["seeded"]))  # fmt: skip
+    choice.open_engine(policy, "vllm", own={}, vllm=lambda: plan)
+    assert seen == [seeds == "on"], "a GPU would draw row by row"
+
+
+class FakeVllm:
+    """Stands for the parts of vllm that rlm/rollouts/vllm_local.py asks."""
+
+    def __init__(self, monkeypatch):
+        self.opened, self.asked = {}, []
+        parts = {
+            "vllm": {"LLM": self._open, "SamplingParams": lambda **options: options},
+            "vllm.lora.request": {"LoRARequest": None},
+            "vllm.platforms": {"current_platform": SimpleNamespace(device_type="cpu")},
+            "vllm.v1.sample.logits_processor": {"LogitsProcessor": object},
+        }
+        for name in ("vllm.lora", "vllm.v1", "vllm.v1.sample"):
+            monkeypatch.setitem(sys.modules, name, ModuleType(name))
+        for name, found in parts.items():
+            module = ModuleType(name)
+            vars(module).update(found)
+            monkeypatch.setitem(sys.modules, name, module)
+        monkeypatch.delitem(sys.modules, "rlm.rollouts.vllm_mask", raising=False)
+
+    def _open(self, model, **options):
+        self.opened = options
+        return self
+
+    def generate(self, prompts, parameters, **options):
+        self.asked += parameters
+        token = {3: SimpleNamespace(logprob=-0.5)}
+        output = SimpleNamespace(token_ids=[3], logprobs=[token])
+        return [SimpleNamespace(outputs=[output], prompt_logprobs=None, prompt_token_ids=[1])
+                for _ in prompts]  # fmt: skip
+
+
+def test_here_vllm_masks_what_is_no_token_at_once_and_not_by_request(monkeypatch):
+    fake = FakeVllm(monkeypatch)
+    from rlm.rollouts.vllm_local import LocalVllm
+
+    local = LocalVllm(
+        str(ROOT / "weights/tiny_base"), dtype="float32", device="cpu", rank=8, rows=16,
+        context=64, memory={}, known=5, seed=2**40 + 3,
+    )  # fmt: skip
+    request = Request([1, 2], 4, 1.0, None, (EOS,), range(5, 8))
+    assert local.complete([request], None) == [Completion([3], [-0.5], [])]
+    (asked,) = fake.asked
+    assert asked["seed"] is None and "logit_bias" not in asked
+    assert fake.opened["seed"] == 3
+    (name,) = fake.opened["logits_processors"]
+    module, _, kind = name.partition(":")
+    options = SimpleNamespace(additional_config=fake.opened["additional_config"])
+    processor = getattr(importlib.import_module(module), kind)(options, "cpu", False)
+    processor.update_state(None)
+    logits = processor.apply(torch.zeros(2, 8))
+    assert logits.softmax(1).tolist() == [[pytest.approx(0.2)] * 5 + [0.0] * 3] * 2
+    assert not processor.is_argmax_invariant()
+
+
 def test_too_long_a_prompt_is_refused_with_the_numbers(tmp_path):
     _, backend, engine = opened(tmp_path)
     backend.context_tokens = 16
@@ -189,9 +282,8 @@ def test_close_frees_the_backend_and_its_folder(tmp_path):
     folder = tmp_path / "adapters"
     folder.mkdir()
     _, backend, engine = opened(folder)
-    choice.close(engine)
+    engine.close()
     assert backend.closed and not folder.exists()
-    choice.close(Engine(tiny_model(), byte_tokenizer()))  # our own holds nothing
 
 
 def test_a_failed_start_closes_the_backend(tmp_path, monkeypatch):

@@ -1,11 +1,14 @@
 """`train_grpo.py --check` as a user runs it, its short form in a training, how many are tried."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
+import torch
 from safetensors.torch import load_file
 
 import config
+from rlm.learner import rehearsal
 from rlm.models.policy import Policy
 from rlm.records import Example, Prompt, Rollout, Score
 from rlm.rollouts.batch import Batch
@@ -134,6 +137,31 @@ def test_more_questions_are_tried_until_a_group_teaches():
     assert (probe.p50_tokens, probe.p95_tokens, probe.room_tokens) == (3, 5, 91)
     # One completion of 160 tokens is all that 300 hold: 159 behind a prompt of 9.
     assert learning.tokens == 9 + 159 and learning.asked_tokens == 300
+
+
+@pytest.mark.parametrize(("room", "found"), [(500, 500), (1500, 1000), (8000, 4000), (0, 256)])
+def test_what_the_trial_found_to_fit_is_what_the_run_uses(monkeypatch, room, found):
+    tried = []
+
+    def learn(groups, model, **options):
+        tokens = rehearsal.size(groups)
+        tried.append(tokens)
+        if tokens > room and len(groups[0][1][0]) > 2:  # the warm-up is short
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(rehearsal, "learn", learn)
+    # Large enough for 4,000 tokens of completions of 40.
+    begun = stage("--probe", "1", "--max-tokens", "40", "--questions-per-step", "100")
+    engine = SimpleNamespace(context_tokens=100, generate=lambda *words, **more: None)
+    task = SimpleNamespace(prompt=lambda question, **asks: question)
+    said = []
+    run = SimpleNamespace(info=said.append)
+    begun = replace(begun, engine=engine, task=task, run=run)
+    budget = SimpleNamespace(tokens=4000)
+    tryout.brief(begun, EXAMPLES, [], budget, sampler((1, 0), seen=[]))
+    assert budget.tokens == found
+    told = f"going on with micro-batches of {found} tokens"
+    assert (said[-1] == told) == (found < 4000) and said.count(told) == (found < 4000)
 
 
 def test_a_busy_machine_is_told(monkeypatch):
