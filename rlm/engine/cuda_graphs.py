@@ -154,9 +154,9 @@ class DecodeGraphs:
 
     def _make(self, key: tuple, work: Callable[[], torch.Tensor]) -> bool:
         """Capture a graph; return False, and say so, if that cannot be."""
-        if self._pool is None:
-            self._pool = self._pools()
         try:
+            if self._pool is None:
+                self._pool = self._pools()
             self._graphs[key] = self._capture(work, self._pool)
         except RuntimeError as error:
             lines = str(error).strip().splitlines() or [type(error).__name__]
