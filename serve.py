@@ -84,7 +84,7 @@ def own_engine(settings) -> tuple:
 
     policy = open_policy(settings.model, settings.adapter, **settings.loading())
     check_finite(policy.model)
-    limits = {"max_rows": settings.max_rows, "admissions": 2} | settings.engine_options()
+    limits = {"admissions": 2} | settings.engine_options()
     engine = Engine(policy.model, policy.tokenizer, **limits)
     name = Path(settings.adapter or settings.model).name
     return Worker(engine, max_queue=settings.max_queue), policy.tokenizer, name

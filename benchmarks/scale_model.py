@@ -15,7 +15,7 @@ FOUR_BIT = 0.5 + 4 / 64  # NF4, a float32 factor per 64 weights (arXiv:2305.1431
 LOGITS = {"cpu": 2**23, "cuda": 2**27}  # of a chunk, rlm.learner.lm_head.LOGITS
 MICRO_TOKENS = 32_768  # rlm.learner.token_budget.MOST["cuda"]
 SHARE = 0.5  # of the free memory that a micro-batch or the cache may take, rlm.models.memory.SHARE
-ROWS = 256  # sequences that the engine runs at once, rlm.engine.batching.ContinuousBatch
+ROWS = 256  # sequences that the engine runs at once, rlm.models.memory.ROWS
 RESERVED = 1.5e9  # bytes: the CUDA context and what an allocator cannot use
 
 

@@ -41,6 +41,7 @@ class ServeSettings(Shared):
     max_rows: int = option(
         32,
         "samples that run at once; with --upstream on each server",
+        flags=["--rows"],
         ge=1,
         le=4096,
         section="Limits",

@@ -83,7 +83,18 @@ class Shared(Settings):
     cache_tokens: int = option(
         0, "bound on the tokens in the cache while sampling; 0: half of the free memory", ge=0
     )
-    cuda_graphs: bool = option(False, "on CUDA: sample by CUDA graphs, faster for small models")
+    max_rows: int = option(
+        0,
+        "sequences that are sampled at once; 0: by memory, up to 1024 on CUDA, else 256",
+        flags=["--rows"],
+        ge=0,
+        le=4096,
+    )
+    cuda_graphs: bool | None = option(
+        None,
+        "sample by CUDA graphs, several times as fast for small models",
+        shown="where the model is on CUDA",
+    )
     log_level: Literal["debug", "info", "warning", "error"] = option("info", "what is printed")
     quiet: bool = option(False, "print warnings, errors and the result, no lines and no bar")
     format: Literal["think", "xml", "solution"] = option(
@@ -141,8 +152,9 @@ class Shared(Settings):
     def engine_options(self) -> dict:
         """How completions are sampled, for `rlm.engine.engine.Engine`."""
         return {
+            "max_rows": self.max_rows or None,
             "cache_tokens": self.cache_tokens or None,
-            "cuda_graphs": self.cuda_graphs,
+            "cuda_graphs": self.cuda_graphs is not False,
             "transformers": self.engine == "transformers",
         }
 

@@ -27,7 +27,7 @@ FIXED = (*GENERATED, "openmath", "openmath2")  # tasks whose columns are what th
 # Settings that a stopped run may go on without: they change no step.
 PASSING = {
     "config", "named_models", "weights", "output", "overwrite", "run", "log_level", "device",
-    "threads", "cache_tokens", "cuda_graphs", "token_budget", "checkpointing",
+    "threads", "max_rows", "cache_tokens", "cuda_graphs", "token_budget", "checkpointing",
     "wandb_project", "wandb", "save_every", "resume", "budget", "probe", "check_only",
     "tracker", "quiet", "collective_timeout",
     "vllm_url", "canary_tolerance",

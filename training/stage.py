@@ -163,12 +163,7 @@ def begin(settings, began: float, *, logged: bool = True, questions=()) -> Stage
     found = world.broadcast(found, "the checkpoint")
     if found:
         checkpoint.check_same(found, {"settings": settings.lasting()})
-    loading, sharded = settings.loading(), parallel.sharding_asked()
-    if sharded and settings.script != "grpo":
-        raise InputError(
-            "the launcher asks for a sharded base, which only train_grpo.py can train; use "
-            "configs/accelerate/one_machine.yaml, with --quantize 4bit if the base is too large"
-        )
+    loading, sharded = settings.loading(), sharding_asked(settings)
     opening = time.monotonic()
     policy = open_policy(
         settings.model,
@@ -204,6 +199,17 @@ def begin(settings, began: float, *, logged: bool = True, questions=()) -> Stage
     if run:
         run.info(rates.told(settings, policy.model))
     return stage
+
+
+def sharding_asked(settings) -> bool:
+    """Return whether the launcher wants the base cut; InputError where it cannot be."""
+    asked = parallel.sharding_asked()
+    if asked and settings.script != "grpo":
+        raise InputError(
+            "the launcher asks for a sharded base, which only train_grpo.py can train; use "
+            "configs/accelerate/one_machine.yaml, with --quantize 4bit if the base is too large"
+        )
+    return asked
 
 
 def _vllm(settings, task, questions, run, found):

@@ -5,16 +5,18 @@ prefilled once for all its samples. Each request has its own random numbers, so 
 same tokens whatever runs beside it (but for the rounding of matrix products).
 """
 
+import math
 from collections import deque
 
 import torch
 
 from rlm.engine.inference_model import context_tokens, stop_ids
 from rlm.engine.requests import Event, Group, Row, uniforms
-from rlm.engine.sampling import Sampling, sample
+from rlm.engine.sampling import Draws, Sampling
 from rlm.engine.support import open_runner
-from rlm.errors import InputError
+from rlm.errors import InputError, RunError
 from rlm.models.memory import cache_tokens as fitting_tokens
+from rlm.models.memory import most_rows
 from rlm.models.text_stream import TextStream
 from rlm.records import Prompt
 
@@ -24,6 +26,7 @@ class ContinuousBatch:
 
     prefill_tokens: prompt tokens of one step; a longer prompt goes alone, in one piece.
     admissions: requests that may join in one step, None for all that fit.
+    max_rows: None for as many as the device serves (rlm.models.memory.most_rows).
     cuda_graphs: decode by rlm.engine.cuda_graphs where the model is on CUDA.
     transformers: sample by the model's own generate, as where nothing else serves the model
         (rlm.engine.support); the learner then pads, too.
@@ -34,19 +37,21 @@ class ContinuousBatch:
         model,
         tokenizer,
         *,
-        max_rows: int = 256,
+        max_rows: int | None = None,
         cache_tokens: int | None = None,
         prefill_tokens: int = 4096,
         admissions: int | None = None,
-        cuda_graphs: bool = False,
+        cuda_graphs: bool = True,
         transformers: bool = False,
     ):
-        if max_rows < 1:
+        if max_rows is not None and max_rows < 1:
             raise InputError(f"max_rows {max_rows}: at least 1 row is needed")
+        network = model.get_base_model() if hasattr(model, "get_base_model") else model
+        max_rows = max_rows or most_rows(network)
         self.tokenizer = tokenizer
         self.max_rows = max_rows
         self.prefill_tokens, self.admissions = prefill_tokens, admissions or max_rows
-        network = model.get_base_model() if hasattr(model, "get_base_model") else model
+        self._dtype = str(network.dtype).removeprefix("torch.")
         self.cache_tokens = cache_tokens or fitting_tokens(network)
         self.context_tokens = context_tokens(network)
         self.stop_ids = stop_ids(network, tokenizer)
@@ -106,6 +111,7 @@ class ContinuousBatch:
             group.waiting.append(Row(self._last_id, group, sampling, uniforms(seed), watched, text))
         if group.waiting:
             self._queue.append(group)
+            self._runner.expect(group.waiting[0].most)
         return [row.id for row in group.waiting]
 
     @torch.inference_mode()
@@ -113,24 +119,24 @@ class ContinuousBatch:
         """Admit what fits, sample a token for each row, retire what has ended.
 
         Return the events of watched requests and of those that ended, none if all is idle.
-        After an exception its rows are gone (as by `reset`); waiting requests stay.
+        After an exception its rows are gone (as by `reset`); waiting requests stay. RunError for
+        logits that are not finite.
         """
         try:
             old = list(self._rows)
             admitted = self._admit()
             if not self._rows:
                 return []
-            logits = self._forward(old, admitted)  # [n, V]
-            numbers = [next(row.uniforms) for row in self._rows]
-            tokens, logprobs = sample(
-                logits,
-                torch.tensor(numbers, device=logits.device),
+            draws = Draws(
+                [next(row.uniforms) for row in self._rows],
                 [row.sampling for row in self._rows],
                 self._vocabulary,
                 {index: row.forced[0] for index, row in enumerate(self._rows) if row.forced},
             )
-            # One transfer from the device: an id below 2**24 is exact in float32.
-            tokens, logprobs = torch.stack([tokens.float(), logprobs]).tolist()
+            new = self._rows[len(old) :]
+            drawn = self._runner.sample(old, admitted, new, len(self.waiting), draws)
+            tokens, logprobs = drawn.tolist()  # the one time that the host waits for the device
+            self._check_finite(logprobs, draws.due)
             return self._record([int(token) for token in tokens], logprobs)
         except BaseException:
             self.reset()
@@ -155,7 +161,8 @@ class ContinuousBatch:
     def reset(self) -> None:
         """Drop all running rows and the cache's memory; waiting requests stay.
 
-        With CUDA graphs the cache stays: they would have to be captured again for another one.
+        With CUDA graphs the cache stays unless it takes much of the card: they would have to be
+        captured again for another one. See `release`.
         """
         self._rows = []
         self._runner.clear()
@@ -169,7 +176,8 @@ class ContinuousBatch:
         self._rows = []
         self._queue.clear()
         self._kept = []
-        self.__dict__.pop("_runner", None)
+        if runner := self.__dict__.pop("_runner", None):
+            runner.release()
 
     def _check(self, prompt: Prompt, sampling: Sampling) -> None:
         tokens, most = len(prompt.ids), len(prompt.ids) + sampling.max_tokens
@@ -203,7 +211,7 @@ class ContinuousBatch:
             most = max(most, group.waiting[0].most)
             room = self.max_rows
             if self.cache_tokens:
-                room = min(room, self.cache_tokens // most)
+                room = min(room, max(1, self.cache_tokens // self._runner.room(most)))
             free = room - len(self._rows)
             count = min(free, len(group.waiting), budget)
             if count <= 0 or not self._runner.joins(group, self._rows, free, len(self.waiting)):
@@ -218,9 +226,26 @@ class ContinuousBatch:
                 self._queue.popleft()
         return admitted
 
-    def _forward(self, old: list[Row], admitted: list[tuple[Group, int]]) -> torch.Tensor:
-        """Run the model once; return the logits [n, V] of all rows, the admitted ones last."""
-        return self._runner.logits(old, admitted, self._rows[len(old) :], len(self.waiting))
+    def _check_finite(self, logprobs: list[float], due: dict[int, int]) -> None:
+        """RunError if a row's logits were NaN or infinite: its log-probability is not finite then.
+
+        due: rows whose token was put in; one that a model rules out has minus infinity.
+        """
+        wrong = [
+            index
+            for index, logprob in enumerate(logprobs)
+            if not math.isfinite(logprob) and (index not in due or math.isnan(logprob))
+        ]
+        if not wrong:
+            return
+        row = self._rows[wrong[0]]
+        others = "bfloat16 or float32" if self._dtype == "float16" else "float32"
+        dtype = "" if self._dtype == "float32" else f"use --dtype {others}; "
+        raise RunError(
+            f"request {row.id}: the logits of its token {len(row.ids) + 1} are not finite in "
+            f"{self._dtype} ({len(wrong)} of {len(self._rows)} rows of this step), so no token can "
+            f"be drawn; {dtype}if an adapter was trained, train it with a lower --learning-rate"
+        )
 
     def _record(self, tokens: list[int], logprobs: list[float]) -> list[Event]:
         """Give each row its token; return the events and retire the rows that have ended."""

@@ -18,7 +18,7 @@ from functools import cached_property
 import torch
 from torch import nn
 
-from rlm.models import attention, states
+from rlm.models import attention, rms_norm, states
 from rlm.models.lora_linear import LoraLinear, plain_lora
 from rlm.models.matmul import DenseLinear, PackedLinear, lacking, packable
 from rlm.models.memory import free_bytes
@@ -107,6 +107,8 @@ class InferenceModel:
         }
         if states.cache_name(module):
             states.install(twin, self._holder)
+        elif rms_norm.serves(module):
+            rms_norm.install(twin)
         return twin
 
     @torch.no_grad()

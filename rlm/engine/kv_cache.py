@@ -11,23 +11,25 @@ import torch
 from rlm.models.attention import PLAIN, Rules, causal_mask, softmax_attention
 from rlm.models.states import State
 
+Place = tuple[int, int]  # a layer's keys (layer, 0) or values (layer, 1)
+
 
 class Prefix:
-    """What is cached of one prompt, by layer: layers: keys and values ([KV, P, D], [KV, P, D]).
+    """What is cached of one prompt.
 
-    A layer that takes another's has none. states: of layers that carry one, of a single row.
+    blocks: keys and values, [E, KV, P, D] for what the cache has in one tensor. places: which they
+    are. A layer that takes another's has none. states: by layer, of a single row.
     """
 
-    def __init__(self, layers: dict, length: int, states: dict | None = None):
-        self.layers: dict[int, tuple[torch.Tensor, torch.Tensor]] = layers
-        self.length = length
-        self.states: dict[int, State] = states or {}
+    def __init__(self, places: list[list[Place]], blocks: list, length: int, states: dict):
+        self.places, self.blocks, self.length = places, blocks, length
+        self.states: dict[int, State] = states
 
     @property
     def kind(self) -> torch.Tensor:
         """A tensor of the format and the place that the bias of the attention has to have."""
-        for keys, _ in self.layers.values():
-            return keys
+        if self.blocks:
+            return self.blocks[0]
         return next(tensor for state in self.states.values() for _, _, tensor in state.tensors())
 
 
@@ -35,19 +37,23 @@ class KVCache:
     """Layout of the engine: a cache with one row per running sequence, each of its own length.
 
     The N flat tokens of a forward are the next token of rows 0..n-1, then whole prompts one
-    after the other, then filler that nobody reads. Keys and values of a layer are [rows, KV, T, D]
-    tensors; rows and T grow.
+    after the other, then filler that nobody reads. Rows and T, the tokens of a row, grow.
+    joined: keys and values of all layers of one shape lie in one tensor [E, rows, KV, T, D], so
+    that a row moves by two kernels on a GPU. Else each layer has its own, so that no more than one
+    of them stands there twice while the cache grows.
     """
 
-    def __init__(self):
+    def __init__(self, *, joined: bool = False):
+        self.joined = joined
         self.clear()
 
     def clear(self) -> None:
         """Drop the cache and give its memory back."""
-        self.keys: dict[int, torch.Tensor] = {}
-        self.values: dict[int, torch.Tensor] = {}
+        self._blocks: list[torch.Tensor] = []  # [E, rows, KV, T, D]
+        self._where: dict[Place, tuple[int, int]] = {}  # block, and index in it
         self.bias = torch.zeros(0, 1, 1, 0)  # [rows, 1, 1, T]: 0 where cached, -inf elsewhere
-        self._prompts: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+        self._prompts: dict[Place, torch.Tensor] = {}  # [prompts, KV, P, D]
+        self._pairs: dict[int, torch.Tensor] = {}  # [2, prompts, KV, P, D], where both are alike
         self.states: dict[int, State] = {}  # of all rows, by layer
         self._prompt_states: dict[int, list[State]] = {}
         self.windows: dict[int, int | None] = {}  # of each layer, as its attention was called
@@ -59,11 +65,11 @@ class KVCache:
         prompts: the lengths of the prompts that follow.
         """
         self._rows = len(positions)
-        self._prompts, self._prompt_states = {}, {}
+        self._prompts, self._pairs, self._prompt_states = {}, {}, {}
         if self._rows:
             self._width = width
             self._positions = positions
-            self._places: dict[int, torch.Tensor] = {}
+            self._places: dict[tuple[int, int], torch.Tensor] = {}
             self._near: dict[int, torch.Tensor] = {}
             rows = torch.arange(self._rows, device=positions.device)
             self.bias.view(-1).index_fill_(0, rows * self.bias.shape[-1] + positions, 0.0)
@@ -113,27 +119,48 @@ class KVCache:
     def _decode(self, layer, query, key, value, scaling, rules):
         n, width = self._rows, self._width
         stored = layer if rules.source is None else rules.source
-        keys, values = self.keys[stored], self.values[stored]
-        new = () if stored != layer else ((keys, key), (values, value))
-        for cached, own in new:
-            flat = own.transpose(0, 1).reshape(-1, own.shape[2])  # [n * KV, D]
-            cached.view(-1, own.shape[2]).index_copy_(0, self._places_of(key.shape[0]), flat)
+        if stored == layer:
+            self._write(layer, key, value)
         heads, kv = query.shape[0], key.shape[0]
         # The query heads that share a key head stand as if they were positions: no repeated keys.
         grouped = query.transpose(0, 1).reshape(n, kv, heads // kv, -1)
         if rules.sinks is not None:
             rules = replace(rules, sinks=rules.sinks.view(kv, -1))
-        cached = keys[:n, :, :width], values[:n, :, :width]
-        out = softmax_attention(grouped, *cached, self._bias(rules.window), scaling, rules)
+        keys, values = (self._of(stored, part)[:n, :, :width] for part in (0, 1))
+        out = softmax_attention(grouped, keys, values, self._bias(rules.window), scaling, rules)
         return out.reshape(n, heads, -1)  # [n, H, D]
 
-    def _places_of(self, heads: int) -> torch.Tensor:
-        """Return where new keys go in the flattened [rows * KV * T], [n * KV]."""
-        if heads not in self._places:
-            device, capacity = self._positions.device, self.bias.shape[-1]
+    def _of(self, layer: int, part: int) -> torch.Tensor:
+        """Return the keys (0) or values (1) of a layer, [rows, KV, T, D]."""
+        block, index = self._where[layer, part]
+        return self._blocks[block][index]
+
+    def _write(self, layer: int, key: torch.Tensor, value: torch.Tensor) -> None:
+        """Put the rows' new keys and values where they belong; key, value [KV, n, D]."""
+        block, index = self._where[layer, 0]
+        key, value = key.transpose(0, 1), value.transpose(0, 1)  # [n, KV, D]
+        if self._where[layer, 1] == (block, index + 1):  # side by side: both at once
+            new = [(self._blocks[block][index : index + 2], torch.stack([key, value]))]
+        else:
+            new = [(self._of(layer, 0), key), (self._of(layer, 1), value)]
+        for cached, own in new:
+            flat = own.reshape(-1, own.shape[-1])
+            places = self._places_of(key.shape[1], flat.shape[0])
+            cached.view(-1, own.shape[-1]).index_copy_(0, places, flat)
+
+    def _places_of(self, heads: int, count: int) -> torch.Tensor:
+        """Return where `count` new keys go in the flattened [.., rows * KV * T], [count].
+
+        count: n * heads, or twice as many for keys and values in one tensor.
+        """
+        if (heads, count) not in self._places:
+            device, (rows, tokens) = self._positions.device, self.capacity
             row_heads = torch.arange(self._rows * heads, device=device).view(-1, heads)
-            self._places[heads] = (row_heads * capacity + self._positions[:, None]).view(-1)
-        return self._places[heads]
+            places = (row_heads * tokens + self._positions[:, None]).view(-1)
+            if count > len(places):
+                places = torch.cat([places, places + rows * heads * tokens])
+            self._places[heads, count] = places
+        return self._places[heads, count]
 
     def _bias(self, window: int | None) -> torch.Tensor:
         """Return what is added to the scores [n, 1, 1, W]: -inf for what a row does not see."""
@@ -156,34 +183,56 @@ class KVCache:
             return padded.view(prompts, longest, heads, depth).transpose(1, 2)
 
         if rules.source is None:
-            self._prompts[layer] = pad(key), pad(value)
-        keys, values = self._prompts[layer if rules.source is None else rules.source]
+            self._keep(layer, key, value, pad)
+        source = layer if rules.source is None else rules.source
+        keys, values = self._prompts[source, 0], self._prompts[source, 1]
         near = rules.window is not None and rules.window < longest
         mask = causal_mask(longest, query.device, rules.window) if near else None
         out = softmax_attention(pad(query), keys, values, mask, scaling, rules)
         flat = out.transpose(1, 2).reshape(prompts * longest, query.shape[0], -1)
         return flat.index_select(0, self._padded)  # [N, H, D]
 
+    def _keep(self, layer: int, key, value, pad) -> None:
+        """Keep the prompts' keys and values, padded, for the attention and for `prefixes`."""
+        if key.shape != value.shape:
+            self._prompts |= {(layer, 0): pad(key), (layer, 1): pad(value)}
+            return
+        both = pad(torch.cat([key, value])).unflatten(1, (2, -1)).transpose(0, 1)
+        self._pairs[layer] = both
+        self._prompts |= {(layer, 0): both[0], (layer, 1): both[1]}
+
     def prefixes(self) -> list[Prefix]:
         """Return the prompts of the last forward. ValueError if no layer came by here."""
         if not self._prompts and not self._prompt_states:
             raise ValueError("none of its layers uses an attention that can be replaced")
+        places = self._together()
+        blocks = []  # [E, prompts, KV, P, D]
+        for group in places:
+            layer = group[0][0]
+            pair = group == [(layer, 0), (layer, 1)]
+            blocks.append(
+                self._pairs[layer] if pair else torch.stack([self._prompts[x] for x in group])
+            )
         found = []
         for i, length in enumerate(self._lengths):
-            kept = {
-                layer: (keys[i, :, :length], values[i, :, :length])
-                for layer, (keys, values) in self._prompts.items()
-            }
+            kept = [block[:, i, :, :length] for block in blocks]
             states = {layer: made[i] for layer, made in self._prompt_states.items()}
-            found.append(Prefix(kept, length, states))
+            found.append(Prefix(places, kept, length, states))
         return found
+
+    def _together(self) -> list[list[Place]]:
+        """Return which keys and values lie in one tensor: those of one shape, or of one layer."""
+        groups: dict[tuple, list[Place]] = {}
+        for place, tensor in self._prompts.items():
+            key = (tensor.shape[1], tensor.shape[3], None if self.joined else place[0])
+            groups.setdefault(key, []).append(place)
+        return list(groups.values())
 
     def store(self, start: int, count: int, prefix: Prefix) -> None:
         """Put the prompt's cache into rows start..start+count-1."""
         rows = slice(start, start + count)
-        for layer, (keys, values) in prefix.layers.items():
-            self.keys[layer][rows, :, : prefix.length] = keys
-            self.values[layer][rows, :, : prefix.length] = values
+        for block, own in zip(self._blocks, prefix.blocks, strict=True):
+            block[:, rows, :, : prefix.length] = own[:, None]
         for layer, state in prefix.states.items():
             every = self.states[layer].tensors()
             for (_, _, tensor), (_, _, own) in zip(every, state.tensors(), strict=True):
@@ -194,8 +243,12 @@ class KVCache:
     def addresses(self) -> tuple[int, ...]:
         """Return where the cache lies."""
         states = [tensor for state in self.states.values() for _, _, tensor in state.tensors()]
-        kept = (self.bias, *self.keys.values(), *self.values.values(), *states)
-        return tuple(x.data_ptr() for x in kept)
+        return tuple(x.data_ptr() for x in (self.bias, *self._blocks, *states))
+
+    @property
+    def nbytes(self) -> int:
+        """The memory that keys and values take."""
+        return sum(block.nbytes for block in self._blocks)
 
     @property
     def capacity(self) -> tuple[int, int]:
@@ -209,22 +262,23 @@ class KVCache:
         """
         has_rows, has_tokens = self.capacity
         old_rows, old_tokens = min(rows, has_rows), min(tokens, has_tokens)
-        if not self.keys and not self.states:
+        if not self._blocks and not self.states:
             assert like is not None, "an empty cache cannot know its shape"
             for layer, state in like.states.items():
                 self.states[layer] = state.select(
                     torch.tensor([], dtype=torch.long, device=like.kind.device)
                 )
-            for layer, (key, value) in like.layers.items():
-                self.keys[layer] = key.new_empty(0, key.shape[0], 0, key.shape[2])
-                self.values[layer] = value.new_empty(0, value.shape[0], 0, value.shape[2])
+            for number, (places, block) in enumerate(zip(like.places, like.blocks, strict=True)):
+                entries, heads, _, depth = block.shape
+                self._blocks.append(block.new_empty(entries, 0, heads, 0, depth))
+                self._where |= {place: (number, index) for index, place in enumerate(places)}
             self.bias = self.bias.to(like.kind)
         # Zeros, since what no row has written yet is multiplied by 0, and 0 * NaN is NaN.
-        for store in (self.keys, self.values):
-            for layer, old in store.items():
-                new = old.new_zeros(rows, old.shape[1], tokens, old.shape[3])
-                new[:old_rows, :, :old_tokens] = old[:old_rows, :, :old_tokens]
-                store[layer] = new
+        for number, old in enumerate(self._blocks):
+            entries, _, heads, _, depth = old.shape
+            new = old.new_zeros(entries, rows, heads, tokens, depth)
+            new[:, :old_rows, :, :old_tokens] = old[:, :old_rows, :, :old_tokens]
+            self._blocks[number] = new
         for state in self.states.values():
             for store, number, old in list(state.tensors()):
                 store[number] = old.new_zeros(rows, *old.shape[1:])
@@ -236,10 +290,10 @@ class KVCache:
     def move(self, sources: list[int], targets: list[int], width: int) -> None:
         """Copy the first `width` cached tokens of each source row over its target row."""
         device = self.bias.device
-        source, target = (torch.tensor(rows, device=device) for rows in (sources, targets))
-        for store in (self.keys, self.values):
-            for cached in store.values():
-                cached[target, :, :width] = cached[source, :, :width]
+        places = torch.tensor([sources, targets])
+        source, target = places.to(device, non_blocking=device.type == "cuda")
+        for block in self._blocks:
+            block[:, target, :, :width] = block[:, source, :, :width]
         for state in self.states.values():
             for _, _, tensor in state.tensors():
                 tensor[target] = tensor[source]

@@ -39,6 +39,17 @@ class PaddedRunner:
         """End all calls and give their caches back."""
         self._calls = []
 
+    def release(self) -> None:
+        """The same: nothing else is held."""
+        self.clear()
+
+    def expect(self, tokens: int) -> None:
+        """Nothing: a call's cache grows with its rows."""
+
+    def room(self, tokens: int) -> int:
+        """Return the tokens that a row takes in the cache which may have so many."""
+        return tokens
+
     def joins(self, group: Group, rows: list[Row], free: int, waiting: int) -> bool:
         """Return whether a group may join now.
 
@@ -50,6 +61,10 @@ class PaddedRunner:
             length = len(group.prompt.ids)
             return fresh and all(len(row.group.prompt.ids) == length for row in rows)
         return fresh or free >= min(waiting, self.max_rows // 2)
+
+    def sample(self, old, admitted, new, waiting: int, draws) -> torch.Tensor:
+        """Return [2, n] float32, as `rlm.engine.sampling.Draws.take`, of all rows."""
+        return draws.take(self.logits(old, admitted, new, waiting))
 
     def logits(
         self, old: list[Row], admitted: list[tuple[Group, int]], new: list[Row], waiting: int

@@ -1,11 +1,12 @@
 """Draw the next token of each row: exact, vectorised, one uniform number a row.
 
 A row's token depends on its own logits, settings and number alone, whatever rows stand beside
-it: greedy rows, plain rows and rows with top-k or top-p each go their own way. Pure functions.
+it: greedy rows, plain rows and rows with top-k or top-p each go their own way. Logits that are not
+finite give a log-probability of NaN and whatever token, never one past the end. Pure functions.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch.nn import functional
@@ -70,6 +71,43 @@ class Sampling:
         return "cut" if self.top_k or self.top_p < 1.0 else "plain"
 
 
+@dataclass(frozen=True)
+class Draws:
+    """What one step draws with, a place for each row.
+
+    numbers: in [0, 1). due, size: as `sample` has them.
+    """
+
+    numbers: list[float]
+    settings: list[Sampling]
+    size: int
+    due: dict[int, int] = field(default_factory=dict)
+
+    @property
+    def plain(self) -> bool:
+        """Whether all rows are greedy or plain, which `draw_plainly` serves."""
+        kinds = {id(setting): setting for setting in self.settings}.values()
+        return not self.due and all(setting.way != "cut" for setting in kinds)
+
+    @property
+    def temperatures(self) -> list[float]:
+        """The temperature of each row, 0 for greedy ones."""
+        kinds = {id(setting): setting for setting in self.settings}
+        told = {i: 0.0 if s.way == "greedy" else s.temperature for i, s in kinds.items()}
+        return [told[id(setting)] for setting in self.settings]
+
+    def take(self, logits, uniforms=None) -> torch.Tensor:
+        """Return [2, n] float32: a token and its log-probability for each row of logits [n, V].
+
+        uniforms: the numbers, where they are on the device already. An id below 2**24 is exact in
+        float32, so that one transfer brings both.
+        """
+        if uniforms is None:
+            uniforms = torch.tensor(self.numbers, device=logits.device)
+        tokens, logprobs = sample(logits, uniforms, self.settings, self.size, self.due)
+        return torch.stack([tokens.float(), logprobs])
+
+
 def sample(logits, uniforms, settings: list[Sampling], size: int, due=None):
     """Return (tokens [n], log-probabilities [n] float32) for logits [n, V].
 
@@ -120,10 +158,32 @@ def draw_plain(logits, uniforms, settings):
     scaled = _scale(logits, settings)
     highest = scaled.amax(1, keepdim=True)
     weights = (scaled - highest).exp_()  # [n, size]
-    small = weights.shape[1] <= 8 * BLOCK
-    tokens = invert(weights, uniforms) if small else invert_blocks(weights, uniforms)
+    tokens = _inverted(weights, uniforms)
     chosen = scaled.gather(1, tokens[:, None])[:, 0]
     return tokens, chosen - highest[:, 0] - weights.sum(1).log()
+
+
+def draw_plainly(logits, uniforms, temperatures, size: int) -> torch.Tensor:
+    """Return [2, n] float32, tokens and log-probabilities as `sample` has them, from logits [n, V].
+
+    For greedy and plain rows, by tensors alone, so that it can be a part of a CUDA graph.
+    temperatures: [n], 0 for greedy rows.
+    """
+    logits = logits[:, :size]
+    greedy = temperatures == 0
+    divisor = temperatures.masked_fill(greedy, 1.0)
+    # One float32 copy of the logits, in place from here on: it is what takes the memory.
+    weights = logits.to(torch.float32, copy=True).div_(divisor[:, None])
+    highest = weights.amax(1, keepdim=True)
+    weights.sub_(highest).exp_()
+    tokens = torch.where(greedy, logits.argmax(1), _inverted(weights, uniforms))
+    chosen = logits.gather(1, tokens[:, None])[:, 0].float() / divisor
+    return torch.stack([tokens.float(), chosen - highest[:, 0] - weights.sum(1).log()])
+
+
+def _inverted(weights, uniforms):
+    small = weights.shape[1] <= 8 * BLOCK
+    return invert(weights, uniforms) if small else invert_blocks(weights, uniforms)
 
 
 def invert(weights, uniforms):
@@ -146,7 +206,7 @@ def invert_blocks(weights, uniforms):
     entries = block * BLOCK + torch.arange(BLOCK, device=weights.device)  # [n, BLOCK]
     inside = weights.gather(1, entries.clamp(max=size - 1)) * (entries < size)
     place = _first_above(inside.cumsum(1), target - before)
-    return (block * BLOCK + place)[:, 0]
+    return (block * BLOCK + place)[:, 0].clamp(max=size - 1)
 
 
 def draw_cut(logits, uniforms, settings):
@@ -190,7 +250,9 @@ def _scale(logits, settings):
 def _first_above(cumulative, target):
     """Return the first index where cumulative [n, m] exceeds target [n, 1]; none of weight 0.
 
-    Rounding can lift the target to the last sum itself; it stays below.
+    Rounding can lift the target to the last sum itself; it stays below. Sums that are NaN are
+    never above: the last index then.
     """
     below = torch.nextafter(cumulative[:, -1:], torch.zeros_like(target))
-    return torch.searchsorted(cumulative, torch.minimum(target, below), right=True)
+    found = torch.searchsorted(cumulative, torch.minimum(target, below), right=True)
+    return found.clamp_(max=cumulative.shape[1] - 1)

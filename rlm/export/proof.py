@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 
 from rlm.data import problems
+from rlm.engine.cuda_graphs import rounded_width
 from rlm.engine.engine import Engine, Sampling
 from rlm.errors import InputError
 from rlm.models.prompts import make_prompt
@@ -46,10 +47,18 @@ class Seen:
 class Watched(Engine):
     """An engine that keeps the logits behind each prompt, in the order the prompts came in."""
 
-    def _forward(self, old, admitted):
-        logits = super()._forward(old, admitted)
-        self.seen = [*getattr(self, "seen", []), logits[len(old) :].float().cpu()]
-        return logits
+    def __init__(self, *arguments, **options):
+        super().__init__(*arguments, **options)
+        self.seen: list[torch.Tensor] = []
+        runner = self._runner
+        logits = runner.logits
+
+        def kept(old, admitted, new, waiting):
+            found = logits(old, admitted, new, waiting)
+            self.seen.append(found[len(old) :].float().cpu())
+            return found
+
+        runner.logits = kept  # type: ignore[method-assign]
 
 
 def prompts(tokenizer, format_name: str) -> list[Prompt]:
@@ -61,8 +70,9 @@ def prompts(tokenizer, format_name: str) -> list[Prompt]:
 def look(model, tokenizer, prompts: list[Prompt], *, max_tokens: int) -> Seen:
     """Return what the model makes of the prompts; its own state stays as it is."""
     # Not by what memory is free: other shapes of a step would round the same model otherwise.
-    room = len(prompts) * (max(len(prompt.ids) for prompt in prompts) + max_tokens)
-    engine = Watched(model, tokenizer, max_rows=len(prompts), cache_tokens=room)
+    room = len(prompts) * rounded_width(max(len(p.ids) for p in prompts) + max_tokens)
+    options = {"max_rows": len(prompts), "cache_tokens": room, "cuda_graphs": False}
+    engine = Watched(model, tokenizer, **options)
     groups = engine.generate(prompts, 1, Sampling(max_tokens, temperature=0.0), seed=0)
     return Seen(torch.cat(engine.seen), [rollout.ids for (rollout,) in groups], max_tokens)
 

@@ -20,7 +20,7 @@ from rlm.engine.inference_model import obstacle
 from rlm.learner import padded
 from rlm.learner.lm_head import LMHead, OwnLogits
 from rlm.learner.packed_groups import PackedGroups
-from rlm.models import attention, states
+from rlm.models import attention, rms_norm, states
 from rlm.models.lora_linear import fused
 
 Group = tuple[list[int], list[list[int]]]  # a prompt's ids, its completions' ids
@@ -163,16 +163,30 @@ USED = "_rlm_used"  # set on a model inside `use`
 
 @contextmanager
 def use(model):
-    """Run `model` with the layout attention, where it serves, and fused LoRA layers inside."""
+    """Run `model` as the learner does: the layout's attention where it serves, fused layers.
+
+    A backward that runs layers again, by gradient checkpointing, has to be inside too.
+    """
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    with _prepared(base, way_of(base)):
+        before, base.__dict__[USED] = base.__dict__.get(USED, False), True
+        try:
+            yield model
+        finally:
+            base.__dict__[USED] = before
+
+
+@contextmanager
+def _prepared(base, way: str):
+    """The same for one of the ways of `way_of`; inside `use` nothing is left to do."""
     with ExitStack() as stack:
-        if way_of(base) == PACKED:
-            stack.enter_context(attention.use(model))
-            stack.enter_context(states.use(base))
-        stack.enter_context(fused(model))
-        stack.callback(base.__dict__.__setitem__, USED, base.__dict__.get(USED, False))
-        base.__dict__[USED] = True
-        yield model
+        if not base.__dict__.get(USED):
+            if way == PACKED:
+                stack.enter_context(attention.use(base))
+                stack.enter_context(states.use(base))
+            stack.enter_context(fused(base))
+            stack.enter_context(rms_norm.use(base))
+        yield
 
 
 def token_logprobs(
@@ -237,20 +251,21 @@ def _by_way(
 ):
     """The same as `_logprobs`, in one of the ways of `way_of`."""
     _check(base)
-    if way == PACKED:
-        with attention.use(base), states.use(base) as holder, fused(base):
-            holder.layout = packed.layout
+    with _prepared(base, way):
+        if way == PACKED:
+            states.holder_of(base).layout = packed.layout
             hidden = base.get_decoder()(
                 input_ids=packed.ids[None],
                 position_ids=packed.positions[None],
                 use_cache=False,
                 layout=packed.layout,
             ).last_hidden_state[0]
+        else:
+            hidden = padded.states(base, packed, logits=way == LOGITS)
+    if way == PACKED:
         hidden = hidden.index_select(0, packed.rows)  # [U, H]
         by_row, row_of = packed.by_row, packed.row_of
     else:
-        with fused(base):
-            hidden = padded.states(base, packed, logits=way == LOGITS)
         by_row = torch.arange(len(hidden), device=packed.ids.device)
         row_of = torch.arange(len(hidden))
     if way == LOGITS:

@@ -20,6 +20,11 @@ from transformers.masking_utils import AttentionMaskInterface
 
 NAME = "rlm"
 
+# cuDNN's attention, torch's first choice on Hopper and Blackwell, makes a plan for every new shape
+# (46 ms on an H100), and each step of sampling and each bucket of the learner is a new one. Under a
+# mask its gradients can be NaN (320 keys, scores of -120). The other kernels do neither.
+torch.backends.cuda.enable_cudnn_sdp(False)
+
 
 @dataclass(frozen=True)
 class Rules:

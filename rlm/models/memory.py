@@ -8,6 +8,7 @@ import torch
 
 STATES = ("linear_attention", "conv", "mamba", "mlp", "moe")  # kinds of layers without keys
 SHARE = 0.5  # of what is free: a cache that grows stands there twice, a backward has temporaries
+ROWS, ROWS_ON_CUDA = 256, 1024  # that are sampled at once
 PROCESS = Path("/proc/self")
 CGROUP = Path("/sys/fs/cgroup")  # what a container may have
 
@@ -120,3 +121,16 @@ def cache_tokens(network) -> int:
     """Return how many tokens of keys and values fit into half of what is free, 1 at least."""
     device = network.get_input_embeddings().weight.device
     return max(1, int(SHARE * free_bytes(device) / token_bytes(network)))
+
+
+def most_rows(network) -> int:
+    """Return how many rows are sampled at once: the cache's bound counts beside it.
+
+    On a GPU decoding is bound by reading the weights, so many rows cost little more than few; their
+    logits and a float32 copy of them get an eighth of what is free.
+    """
+    weight = network.get_input_embeddings().weight
+    if weight.device.type != "cuda":
+        return ROWS
+    row = weight.shape[0] * (weight.element_size() + 4)
+    return max(1, min(ROWS_ON_CUDA, int(free_bytes(weight.device) / 8 / row)))

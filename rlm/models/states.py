@@ -133,18 +133,23 @@ def install(module: nn.Module, holder: Holder) -> None:
     module.__dict__["forward"] = under_layout
 
 
+def holder_of(model: nn.Module) -> Holder:
+    """Return the holder of a model, made when it is first asked for."""
+    return model.__dict__.setdefault(HOLDER, Holder())
+
+
 @contextmanager
 def use(model: nn.Module):
-    """Inside the block the model's mixers run under the layout of the holder that is given out.
+    """Inside the block the model's mixers run under the layout of the model's holder.
 
     There is one holder to a model, so that a backward that runs a forward again finds its layout.
     """
     found = [module for module in mixers(model) if "forward" not in module.__dict__]
-    holder = model.__dict__.setdefault(HOLDER, Holder())
+    holder = holder_of(model)
     try:
         for module in found:
             install(module, holder)
-        yield holder
+        yield
     finally:
         for module in found:
             module.__dict__.pop("forward", None)

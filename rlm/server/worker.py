@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 
 from rlm.engine.sampling import Sampling
-from rlm.errors import InputError
+from rlm.errors import InputError, RunError
 from rlm.records import Prompt, Rollout
 from rlm.server.admission import CANCELLED, TIMEOUT, Admission
 from rlm.server.errors import ApiError, failed, late
@@ -158,19 +158,23 @@ class Worker(Admission):
             self._tell(job.fail, failure, cause)
 
     def _step(self) -> bool:
-        """Do one step and pass on what it did; return False if it failed."""
+        """Do one step and pass on what it did; return False if the engine failed."""
         begun = time.monotonic()
         try:
             events = self.engine.step()
-        except Exception:
-            logger.exception("a step has failed; its requests fail with it")
+        except Exception as error:
+            told = isinstance(error, RunError)  # what the weights make: the engine itself is sound
+            if told:
+                logger.error("%s", error)
+            else:
+                logger.exception("a step has failed; its requests fail with it")
             left = {*self.engine.running, *self.engine.waiting}
             for id in self._rows.keys() - left:
                 job, index = self._rows.pop(id)
                 self._tell(setattr, job, "failure", failed())
                 self._tell(job.end, index, Rollout([], [], "", "error"), "error")
             self._flush()
-            return False
+            return told
         self.last_step = time.monotonic()
         for id in (*self.engine.running, *(event.id for event in events)):
             job, _ = self._rows[id]

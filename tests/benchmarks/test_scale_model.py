@@ -19,7 +19,6 @@ from scale_model import FOUR_BIT, HALF, SINGLE, Load, Machine, Rates  # noqa: E4
 from tables import fill  # noqa: E402
 
 import rlm.learner.lm_head  # noqa: E402
-from rlm.engine import batching  # noqa: E402
 from rlm.learner import token_budget  # noqa: E402
 from rlm.models import memory  # noqa: E402
 from rlm.models.loading import add_lora  # noqa: E402
@@ -133,7 +132,7 @@ def test_its_numbers_of_our_code_are_ours():
     assert token_budget.MOST["cpu"] == scale_check.CPU_TOKENS
     assert scale_check.CPU_LEAST == token_budget.LEAST
     assert scale_check.CPU_BYTES == token_budget.CPU_BYTES
-    assert batching.ContinuousBatch.__init__.__kwdefaults__["max_rows"] == scale.ROWS
+    assert memory.ROWS == scale.ROWS
 
 
 def test_the_points_of_the_scaling_benchmark_are_found_again():

@@ -6,9 +6,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rlm.learner import flash
+from rlm.learner.logprobs import pack, token_logprobs, use
 from rlm.learner.packed_groups import PackedGroups
+from rlm.learner.token_budget import checkpoint
 from rlm.models.attention import PLAIN, Rules
 from tests.support import emulated_flash
+from tests.support.tiny_models import SIZE, tiny_lora, tiny_model
+
+GROUPS = [([1, 2, 3, 4, 5] * 6, [[7, 8, 9] * 5, [10, 11], [12]]), ([20, 21], [[30, 31, 32], [3]])]
 
 layouts = st.integers(1, 4).flatmap(
     lambda groups: st.tuples(
@@ -117,3 +122,37 @@ def test_where_it_serves(monkeypatch):
     assert not asked(264) and not asked(60) and not asked(values=32)
     assert not asked(rules=Rules(cap=50.0)) and not asked(rules=Rules(sinks=torch.zeros(8)))
     assert not flash.serves(*(torch.zeros(2, 5, 64) for _ in range(3)), PLAIN)
+
+
+# On a GPU
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(("heads", "shared", "width"), [(14, 2, 64), (16, 8, 128), (4, 1, 256)])
+@pytest.mark.parametrize("window", [None, 5])
+def test_the_cards_own_kernels_agree(dtype, heads, shared, width, window):
+    if torch.cuda.get_device_capability() < (8, 0):
+        pytest.skip("flash kernels need Ampere or later")
+    gap = flash.difference(torch.device("cuda"), dtype, heads, shared, width, window)
+    assert gap < (0.02 if dtype == torch.bfloat16 else 0.004)
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("checkpointed", [False, True])
+def test_a_model_on_a_gpu_learns_what_it_learns_under_masks(monkeypatch, checkpointed):
+    model = tiny_lora(tiny_model(hidden_size=128, num_attention_heads=4, head_dim=32))
+    model = model.to("cuda", torch.bfloat16).train()
+    found, calls, own = [], [], flash.kernel
+    monkeypatch.setattr(flash, "kernel", lambda *a, **k: (calls.append(1), own(*a, **k))[1])
+    checkpoint(model, on=checkpointed)
+    for serves in (flash.serves, lambda *layer: False):
+        monkeypatch.setattr(flash, "serves", serves)
+        model.zero_grad()
+        with use(model):
+            packed = pack(GROUPS, device="cuda")
+            token_logprobs(model, packed, vocab_size=SIZE)[0].sum().backward()
+        grads = [p.grad.flatten().float() for p in model.parameters() if p.grad is not None]
+        found.append(torch.cat(grads))
+    assert calls
+    assert float((found[0] - found[1]).norm() / found[1].norm()) < 0.05

@@ -201,3 +201,19 @@ def test_a_system_that_counts_no_peak_tells_what_is_taken_now(monkeypatch, tmp_p
     memory.forget_peak("cpu")
     (tmp_path / "status").write_text("Name: x\n")
     assert memory.peak_bytes("cpu") == 77
+
+
+@pytest.mark.cuda
+def test_a_gpu_that_runs_out_of_memory_goes_on_with_half_the_tokens(caplog):
+    model = tiny_lora(tiny_model()).to("cuda")
+    budget, seen = TokenBudget(model, SIZE, 1024), []
+    free, _ = torch.cuda.mem_get_info()
+
+    def work(token_budget):
+        seen.append(token_budget)
+        taken = torch.empty(int(free * (2 if token_budget > 300 else 0.1)), dtype=torch.uint8,
+                            device="cuda")  # fmt: skip
+        return len(taken)
+
+    assert budget.attempt(work, undo=lambda: None) > 0
+    assert seen == [1024, 512, 256] and "going on with --token-budget 256" in caplog.text

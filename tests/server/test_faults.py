@@ -90,6 +90,19 @@ def test_of_several_samples_the_failed_ones_do_not_count():
         assert reply["samples"][0]["answer"] is None and reply["answer"] is not None
 
 
+def test_logits_that_are_not_finite_fail_their_requests_and_end_no_server(place, caplog):
+    runner = place.engine._runner
+    sample = runner.sample
+    runner.sample = lambda *parts: sample(*parts) * float("nan")
+    for _ in range(4):  # more than the failures that end a server
+        refused = ask(place)
+        assert (refused.status_code, refused.json()["error"]["code"]) == (500, "internal_error")
+    told = [record for record in caplog.records if "are not finite in float32" in record.message]
+    assert len(told) == 4 and not any(record.exc_info for record in told)
+    runner.sample = sample
+    assert ask(place, temperature=0).json()["answer"] == "46"
+
+
 def test_three_failures_in_a_row_end_the_server(place, monkeypatch):
     monkeypatch.setattr(run_module, "DEAD_SECONDS", 0.5)
     calls = []
