@@ -12,7 +12,7 @@ import logging
 from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -44,12 +44,18 @@ def new_pool() -> Any:
     return torch.cuda.graph_pool_handle()
 
 
+@cache
+def side_stream(device: int):
+    """Return the stream that captures: one for all, since each keeps a workspace for products."""
+    return torch.cuda.Stream(device)
+
+
 def capture_cuda(work: Callable[[], torch.Tensor], pool) -> Captured:
     """Return (replay, output) of work(), which must use the same memory each time it runs.
 
     RuntimeError where that cannot be; the process can then go on without graphs.
     """
-    stream = torch.cuda.Stream()
+    stream = side_stream(torch.cuda.current_device())
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):  # lazy set-up must not be captured
         work()
@@ -63,18 +69,25 @@ def capture_cuda(work: Callable[[], torch.Tensor], pool) -> Captured:
             output = work()
             graph.capture_end()
         except BaseException:
-            _end_capture(graph)
+            _end_capture(graph, pool)
             raise
     torch.cuda.current_stream().wait_stream(stream)
     return graph.replay, output
 
 
-def _end_capture(graph) -> None:
-    """Leave a capture that failed: the stream's, and the generator's that draws random numbers."""
+def _end_capture(graph, pool) -> None:
+    """Leave a capture that failed, of which torch may have left parts begun.
+
+    The stream's; the allocator's, which would ask the graph that is gone about every tensor; and
+    that of the generator of random numbers, whose draws would fail.
+    """
+    device = torch.cuda.current_device()
     with suppress(RuntimeError):
         graph.capture_end()
-    with suppress(RuntimeError):  # its state counts as captured, and every draw would fail
-        generator = torch.cuda.default_generators[torch.cuda.current_device()]
+    with suppress(RuntimeError, AttributeError, TypeError):  # no public name
+        torch._C._cuda_endAllocateToPool(device, pool)
+    with suppress(RuntimeError):
+        generator = torch.cuda.default_generators[device]
         generator.graphsafe_set_state(generator.clone_state())
 
 

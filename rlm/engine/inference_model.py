@@ -19,11 +19,13 @@ import torch
 from torch import nn
 
 from rlm.models import attention, rms_norm, states
-from rlm.models.lora_linear import LoraLinear, plain_lora
+from rlm.models.lora_linear import LoraLinear, SharedDown, plain_lora
 from rlm.models.matmul import DenseLinear, PackedLinear, lacking, packable
 from rlm.models.memory import free_bytes
 from rlm.models.states import Holder
 
+# Layers of one module that are given the same input one after the other.
+SIBLINGS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 AMPLE = 4  # times what packed weights take that has to be free
 
 
@@ -105,6 +107,8 @@ class InferenceModel:
             key: None if child is None else self._twin(child, f"{name}.{key}", configs)
             for key, child in module._modules.items()
         }
+        for names in SIBLINGS:
+            self._share([twin._modules.get(key) for key in names], f"{name}.{names[0]}")
         if states.cache_name(module):
             states.install(twin, self._holder)
         elif rms_norm.serves(module):
@@ -147,6 +151,13 @@ class InferenceModel:
         up = torch.cat([layer.lora_B[key].weight * layer.scaling[key] for key in adapters], 1)
         down, up = (self._copy(f"{name}.{x}", y, base.weight) for x, y in (("A", down), ("B", up)))
         return LoraLinear(self._plain(base, name), down, up)
+
+    def _share(self, layers: list[nn.Module | None], name: str) -> None:
+        """Let layers that are given the same input make what their LoRAs share once, on CUDA."""
+        alike = [layer for layer in layers if isinstance(layer, LoraLinear) and layer.down.is_cuda]
+        if len(alike) > 1 and len({layer.down.shape[1] for layer in alike}) == 1:
+            down = torch.cat([layer.down for layer in alike])
+            SharedDown(alike, self._copy(f"{name}.shared", down, down))
 
     def _copy(self, name: str, source: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
         """Return a copy of `source` in the format of `like`, at the same address every time."""

@@ -55,11 +55,40 @@ class LoraLinear(nn.Module):
     def __init__(self, base, down: torch.Tensor, up: torch.Tensor):
         super().__init__()
         self.base, self.down, self.up = base, down, up
+        self.shared: SharedDown | None = None
+        self.place = slice(None)  # of this layer's part in what is shared
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         flat = x.flatten(0, -2)
-        inner = linear(flat, self.down)
+        shared = self.shared
+        inner = linear(flat, self.down) if shared is None else shared.inner(x, self.place)
         return self.base(flat).addmm_(inner, self.up.t()).view(*x.shape[:-1], -1)
+
+
+class SharedDown:
+    """One product x A^T for layers that are given the same x one after the other, as q, k and v.
+
+    layers: in the order in which they run. down: their A, one below the other.
+    """
+
+    def __init__(self, layers: list[LoraLinear], down: torch.Tensor):
+        self.down = down
+        self._x: torch.Tensor | None = None
+        self._inner: torch.Tensor | None = None
+        start = 0
+        for layer in layers:
+            layer.place = slice(start, start + len(layer.down))
+            layer.down, layer.shared = down[layer.place], self
+            start = layer.place.stop
+
+    def inner(self, x: torch.Tensor, place: slice) -> torch.Tensor:
+        """Return x A^T of the layer at a place, [T, r]."""
+        if self._inner is None or self._x is not x:
+            self._x, self._inner = x, linear(x.flatten(0, -2), self.down)
+        found = self._inner[:, place]
+        if place.stop == len(self.down):  # the last of them
+            self._x = self._inner = None
+        return found
 
 
 def plain_lora(module: nn.Module) -> bool:

@@ -1,10 +1,12 @@
 """Decoding by CUDA graphs, with a capture that needs no CUDA: same tokens, few captures."""
 
 import random
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+from rlm.engine import cuda_graphs
 from rlm.engine.cuda_graphs import DecodeGraphs, rounded_rows, rounded_width
 from rlm.engine.engine import Engine, Sampling
 from rlm.engine.kv_cache import KVCache
@@ -109,6 +111,27 @@ def test_a_graph_that_cannot_be_captured_is_done_without(caplog):
     groups = engine.generate(PROMPTS, 2, sampling, seed=0)
     assert ids(groups) == ids(plain.generate(PROMPTS, 2, sampling, seed=0))
     assert caplog.text.count("no CUDA graphs: operation not permitted; going on without") == 1
+
+
+def test_all_of_a_failed_capture_is_left_whatever_else_fails(monkeypatch):
+    done = []
+
+    def fails(*arguments):
+        done.append(arguments)
+        raise RuntimeError("no capture here")
+
+    class Generator:
+        def clone_state(self):
+            return "fresh"
+
+        def graphsafe_set_state(self, state):
+            done.append(state)
+
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch._C, "_cuda_endAllocateToPool", fails, raising=False)
+    monkeypatch.setattr(torch.cuda, "default_generators", [Generator()])
+    cuda_graphs._end_capture(SimpleNamespace(capture_end=fails), "pool")
+    assert done == [(), (0, "pool"), "fresh"]
 
 
 def test_a_run_captures_in_its_first_steps_alone():

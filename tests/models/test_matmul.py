@@ -9,7 +9,7 @@ from torch.nn import functional
 from rlm.engine.engine import Engine, Sampling
 from rlm.engine.inference_model import InferenceModel
 from rlm.models import matmul as matmul_module
-from rlm.models.lora_linear import LoraLinear
+from rlm.models.lora_linear import LoraLinear, SharedDown
 from rlm.models.matmul import DenseLinear, PackedLinear, linear, matmul, packable
 from rlm.records import Prompt
 from tests.support.tiny_models import SIZE, byte_tokenizer, tiny_lora, tiny_model
@@ -151,3 +151,29 @@ def test_a_low_rank_layer_by_hand():
     )
     with torch.no_grad():
         assert layer(torch.tensor([[1.0]])).tolist() == [[7.0, 15.0]]
+
+
+def test_layers_with_one_input_share_the_product_with_their_a():
+    torch.manual_seed(0)
+    shapes = [(12, 4), (8, 4), (8, 2)]
+    layers, alone = (
+        [
+            LoraLinear(torch.nn.Linear(16, out), torch.zeros(r, 16), torch.randn(out, r))
+            for out, r in shapes
+        ]
+        for _ in range(2)
+    )
+    for one, other in zip(layers, alone, strict=True):
+        one.down = torch.randn(len(one.down), 16)
+        other.down, other.up, other.base = one.down, one.up, one.base
+    shared = SharedDown(layers, torch.cat([layer.down for layer in layers]))
+    with torch.inference_mode():
+        for x in (torch.randn(1, 5, 16), torch.randn(1, 3, 16)):
+            for one, other in zip(layers, alone, strict=True):
+                torch.testing.assert_close(one(x), other(x))
+            assert shared._inner is None  # nothing is kept behind the last
+        # Another input in between, and the same layers again.
+        one, two = torch.randn(2, 1, 5, 16)
+        torch.testing.assert_close(layers[0](one), alone[0](one))
+        torch.testing.assert_close(layers[1](two), alone[1](two))
+        torch.testing.assert_close(layers[0](one), alone[0](one))

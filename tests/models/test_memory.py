@@ -3,6 +3,7 @@
 import itertools
 import logging
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,11 +17,28 @@ from rlm.learner.losses import advantages
 from rlm.learner.optimizer import Optimizer
 from rlm.learner.token_budget import Activations, TokenBudget, activations
 from rlm.models import memory
-from rlm.models.memory import cache_tokens, free_bytes
+from rlm.models.memory import cache_tokens, free_bytes, most_rows
 from rlm.models.policy import Policy
 from rlm.records import Example, Prompt, Rollout, Score
 from rlm.rollouts.batch import Batch
 from tests.support.tiny_models import SIZE, byte_tokenizer, tiny_lora, tiny_model
+
+
+def test_rows_are_as_many_as_logits_have_room_for(monkeypatch):
+    class Network:
+        weight = SimpleNamespace(
+            shape=(1000, 8), device=torch.device("cuda"), element_size=lambda: 2
+        )
+
+        def get_input_embeddings(self):
+            return self
+
+    assert most_rows(tiny_model()) == 256
+    network = Network()
+    monkeypatch.setattr(memory, "free_bytes", lambda device: 8 * 6000 * 300)  # 2 + 4 bytes a logit
+    assert most_rows(network) == 300
+    monkeypatch.setattr(memory, "free_bytes", lambda device: 80e9)
+    assert most_rows(network) == 1024
 
 
 def test_what_is_free_is_some_of_what_there_is():

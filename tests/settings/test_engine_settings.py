@@ -32,6 +32,20 @@ def test_a_url_means_vllm(monkeypatch):
     assert config.load(GRPOSettings, TINY).vllm_url == "http://gpu:8000"
 
 
+def test_rows_and_graphs_are_by_the_device_unless_told(monkeypatch):
+    found = [
+        config.load(GRPOSettings, [*TINY, *argv]).engine_options()
+        for argv in ([], ["--rows", "64", "--no-cuda-graphs"], ["--max-rows", "7", "--cuda-graphs"])
+    ]
+    assert [each["max_rows"] for each in found] == [None, 64, 7]
+    assert [each["cuda_graphs"] for each in found] == [True, False, True]
+    monkeypatch.setenv("RLM_MAX_ROWS", "5")
+    assert config.load(GRPOSettings, TINY).engine_options()["max_rows"] == 5
+    assert config.load(config.ServeSettings, TINY).engine_options()["max_rows"] == 5
+    monkeypatch.delenv("RLM_MAX_ROWS")
+    assert config.load(config.ServeSettings, TINY).engine_options()["max_rows"] == 32
+
+
 @pytest.mark.parametrize(
     ("argv", "says"),
     [
