@@ -189,9 +189,7 @@ def begin(settings, began: float, *, logged: bool = True, questions=()) -> Stage
         getattr(settings, "engine", "own"),
         own=settings.engine_options(),
         url=getattr(settings, "vllm_url", None),
-        vllm=lambda: _vllm(
-            settings, task, questions, run.path if run and world.first else None, found
-        ),
+        vllm=lambda: _vllm(settings, task, questions, run, found),
     )
     tasks.check_shots(settings, task, settings.max_tokens, engine.context_tokens)
     stage = Stage(settings, policy, engine, run, task, found, opened, began)
@@ -214,7 +212,7 @@ def sharding_asked(settings) -> bool:
     return asked
 
 
-def _vllm(settings, task, questions, folder, found):
+def _vllm(settings, task, questions, run, found):
     """Return the `rlm.rollouts.choice.VllmPlan` of the settings.
 
     found: the checkpoint that is gone on from; the samples behind it are not those of the start.
@@ -232,7 +230,7 @@ def _vllm(settings, task, questions, folder, found):
         checkpointing=settings.checkpointing,
         format_name=settings.format,
         tolerance=settings.canary_tolerance,
-        folder=folder,
+        folder=run.path if run and parallel.world().first else None,
         seeds=settings.vllm_seeds,
         seed=derive("vllm", settings.seed, found.step if found else 0),
     )
