@@ -97,6 +97,13 @@ def costs() -> None:
         print("a row that ends", counts.launches, dict(counts.kernels))
         assert counts.launches <= 4 and counts.copies.total() == 1 and not counts.syncs
         group_of_one(engine, prompts[1])
+        # Other weights at the same places: the graphs stay.
+        engine.reset()
+        captured, addresses = fake.captured, runner.model.addresses
+        engine.sync()
+        assert runner.model.addresses == addresses
+        engine.generate(prompts[:1], 5, Sampling(20), seed=0)
+        assert fake.captured == captured and len(runner.graphs._graphs) == captured
 
 
 def group_of_one(engine, prompt) -> None:
