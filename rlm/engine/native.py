@@ -18,6 +18,7 @@ from rlm.engine.inference_model import InferenceModel
 from rlm.engine.kv_cache import KVCache, Prefix
 from rlm.engine.requests import Group, Row
 from rlm.engine.sampling import Draws, draw_plainly
+from rlm.models.states import mixers
 
 ROUND = 64  # a cache that grows in steps grows by at least so many tokens
 FEWEST = 8  # rows of a cache that is made once
@@ -28,7 +29,8 @@ class NativeRunner:
     """Makes the logits of running rows, which lie in the cache in the order they are given.
 
     max_rows, cache_tokens: bounds of the cache, as of `rlm.engine.batching.ContinuousBatch`.
-    cuda_graphs: decode by graphs; without effect where the model is not on CUDA.
+    cuda_graphs: decode by graphs; without effect where the model is not on CUDA, or has layers
+    with states.
     """
 
     def __init__(self, model, *, max_rows: int, cache_tokens: int | None, cuda_graphs: bool):
@@ -36,7 +38,8 @@ class NativeRunner:
         self.model = InferenceModel(model)
         self.on_cuda = self.model.device.type == "cuda"
         self.cache = KVCache(joined=self.on_cuda)
-        self.graphs = DecodeGraphs(self.cache) if cuda_graphs and self.on_cuda else None
+        graphs = cuda_graphs and self.on_cuda and self.repeatable
+        self.graphs = DecodeGraphs(self.cache) if graphs else None
         self._longest = 0  # tokens that a request may have, of all that were queued
 
     def sync(self) -> None:
@@ -50,6 +53,11 @@ class NativeRunner:
     def room(self, tokens: int) -> int:
         """Return the tokens that a row takes in the cache which may have so many."""
         return rounded_width(tokens) if self._fixed else tokens
+
+    @property
+    def repeatable(self) -> bool:
+        """Whether a step may run twice, as before a capture: a state would be carried on twice."""
+        return not mixers(self.model.network)
 
     @property
     def _fixed(self) -> bool:
