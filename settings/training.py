@@ -174,8 +174,8 @@ class Training(Orchestrator, Common):
     lora_alpha: float = option(32, "scale of a new LoRA: alpha / r times its output", gt=0)
     lora_targets: list[str] = option(
         ["all-linear"],
-        "layers of a new LoRA: all-linear, attention, experts, or last parts of names, as in "
-        "q_proj,v_proj; a router only by its name",
+        "layers of a new LoRA: all-linear, attention, experts, router, or last parts of names, as "
+        "in q_proj,v_proj",
         shown="all-linear",
     )
     lora_dropout: float = option(
@@ -214,7 +214,9 @@ class Training(Orchestrator, Common):
     def _targets(cls, value):
         targets = list(dict.fromkeys(words_of(value)))
         if not targets:
-            raise InputError("no layers; use all-linear, attention, experts, or names of layers")
+            raise InputError(
+                "no layers; use all-linear, attention, experts, router, or names of layers"
+            )
         return targets
 
     def lora(self) -> dict:

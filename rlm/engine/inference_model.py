@@ -3,7 +3,8 @@
 The tree has its own configuration (the layout attention) and is in evaluation mode, so that
 nothing has to be put back on the model itself, not even after an interruption. In float32 each
 linear layer with a LoRA is replaced by a plain one with the merged weights: a copy of that
-layer alone, every other tensor is shared. In bfloat16 and float16 nothing is merged, since the
+layer alone, every other tensor is shared. Experts with a LoRA are merged in every format, since
+the learner's forward merges them, too: where memory has room for that copy, else at each step. In bfloat16 and float16 nothing is merged, since the
 rounding would make the sampler another policy than the learner: the layer goes in one piece, as
 in the learner, with A and B rounded once and not at every token. Adapters of other kinds than a
 plain LoRA run as peft runs them. On a CPU weights are packed
@@ -19,7 +20,7 @@ import torch
 from torch import nn
 
 from rlm.models import attention, rms_norm, states
-from rlm.models.lora_linear import LoraLinear, SharedDown, plain_lora
+from rlm.models.lora_linear import LoraLinear, SharedDown, plain_lora, whole_lora
 from rlm.models.matmul import DenseLinear, PackedLinear, lacking, packable
 from rlm.models.memory import free_bytes
 from rlm.models.states import Holder
@@ -93,6 +94,8 @@ class InferenceModel:
             return self._merge(module, name) if merged else self._rounded(module, name)
         if type(module) is nn.Linear:
             return self._plain(module, name)
+        if whole_lora(module) and self._has_room(module, name):
+            return self._whole(module, name, configs)
         if hasattr(module, "adapter_layer_names"):  # another kind of peft's layers: as it is
             self._kept.append(module)
             return module
@@ -127,6 +130,33 @@ class InferenceModel:
             up, down = layer.lora_B[key].weight, layer.lora_A[key].weight
             weight.addmm_(up, down, alpha=layer.scaling[key])
         return (PackedLinear if packs else DenseLinear)(weight, base.bias)
+
+    def _has_room(self, layer, name: str) -> bool:
+        """Return whether the merged weights of experts are there, or take half of what is free."""
+        if any(key.startswith(f"{name}.") for key in self._merged):
+            return True
+        size = sum(weight.nbytes for weight in layer.get_base_layer().parameters())
+        return 2 * size < free_bytes(layer.get_param().device)
+
+    @torch.no_grad()
+    def _whole(self, layer, name: str, configs: dict) -> nn.Module:
+        """Return a twin of experts or a router whose weights are merged as peft's forward does."""
+        base = layer.get_base_layer()
+        twin = self._twin(base, name, configs)
+        weights = dict(base._parameters)
+        while layer is not base:  # a wrapper for each weight, one around the other
+            key, adapters = layer.parameter_name, _active(layer)
+            if len(adapters) == 1 and layer.num_experts > 1:
+                left, right, scaling = layer.get_delta_factors(adapters[0])
+                merged = torch.baddbmm(weights[key], left, right, alpha=scaling)
+            else:
+                merged = weights[key] + sum(layer.get_delta_weight(one) for one in adapters)
+            if adapters:
+                copied = self._copy(f"{name}.{key}", merged, merged)
+                weights[key] = nn.Parameter(copied, requires_grad=False)
+            layer = layer.base_layer
+        twin.__dict__["_parameters"] = weights
+        return twin
 
     def _plain(self, layer: nn.Linear, name: str) -> nn.Module:
         """Return a layer of the same weights, packed where that is faster: once, as they stay."""

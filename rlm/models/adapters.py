@@ -6,6 +6,7 @@ versions. It belongs to one base and is refused on every other one. How it was t
 here; others use it by rlm.models.loading.
 """
 
+import copy
 import hashlib
 import json
 import logging
@@ -181,15 +182,33 @@ def fingerprint(model) -> str:
     shape = {key: _fact(network.config, key) for key in SHAPE}
     architecture = hashlib.sha256(json.dumps(shape, sort_keys=True).encode()).hexdigest()[:16]
     digest = hashlib.sha256()
-    for name, weight in network.named_parameters():
-        if "lora_" in name or "modules_to_save" in name:
-            continue
+    for weight in _weights(network):
         if not weight.is_floating_point():
             return f"{architecture}-"
         flat = weight.detach().reshape(-1)
         signs = torch.signbit(flat[:: max(1, flat.numel() // 64)][:64])
         digest.update(signs.to("cpu", torch.uint8).numpy().tobytes())
     return f"{architecture}-{digest.hexdigest()[:16]}"
+
+
+def _weights(network) -> list:
+    """Return the base's weights in the order of its class.
+
+    A forward with a LoRA on experts puts them behind the others of their module.
+    """
+    import torch
+
+    weights = {
+        name.replace("base_layer.", ""): weight
+        for name, weight in network.named_parameters()
+        if "lora_" not in name and "modules_to_save" not in name
+    }
+    if not any(hasattr(module, "parameter_name") for module in network.modules()):
+        return list(weights.values())
+    with torch.device("meta"):
+        fresh = type(network)(copy.deepcopy(network.config))
+    order = {name: place for place, (name, _) in enumerate(fresh.named_parameters())}
+    return [weights[name] for name in sorted(weights, key=lambda n: order.get(n, len(order)))]
 
 
 def _fact(config, key: str):

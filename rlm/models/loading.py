@@ -170,13 +170,20 @@ def add_lora(
 
     from rlm.models.lora_targets import found
 
+    places = found(model, targets)
+    if dropout and "target_parameters" in places:
+        raise ModelError(
+            f"--lora-dropout {dropout:g}: with the target "
+            f"{' and '.join(t for t in targets if t in ('experts', 'router'))} there can be none, "
+            "since those weights are learned as a whole; leave --lora-dropout out"
+        )
     config = LoraConfig(
         r=r,
         lora_alpha=alpha,
         lora_dropout=dropout,
         use_rslora=rank_stabilized,
         task_type=TaskType.CAUSAL_LM,
-        **found(model, targets),
+        **places,
     )
     device = next(model.parameters()).device
     with torch.random.fork_rng([device] if device.type in ("cuda", "mps") else []):

@@ -103,6 +103,15 @@ def plain_lora(module: nn.Module) -> bool:
     return plain and not any(module.lora_bias.values())
 
 
+def whole_lora(module: nn.Module) -> bool:
+    """Return True for LoRAs on weights that are no linear layer's, as those of experts."""
+    if not hasattr(module, "parameter_name"):
+        return False
+    from peft.tuners.lora import ParamWrapper
+
+    return type(module) is ParamWrapper and type(module.get_base_layer()) is not nn.Linear
+
+
 @contextmanager
 def fused(model: nn.Module):
     """Inside the block the model's plain LoRA layers go in one piece; others stay as they are."""

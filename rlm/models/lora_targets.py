@@ -1,11 +1,10 @@
 """Which layers of a model a LoRA goes on, by what a user calls them.
 
-    found(model, ("all-linear",))       every linear layer but the output head
-    found(model, ("attention",))        the linear layers inside attention
-    found(model, ("q_proj", "v_proj"))  by the last parts of their names
-    found(model, ("experts",))          beside others: weights of three dimensions, [expert, .., ..]
-
-A router (the layer that chooses experts) is learned only if it is named.
+found(model, ("all-linear",))       every linear layer but the output head
+found(model, ("attention",))        the linear layers inside attention
+found(model, ("q_proj", "v_proj"))  by the last parts of their names
+found(model, ("experts",))          weights of three dimensions, [expert, .., ..]
+found(model, ("router",))           what chooses experts: learned only if it is asked for
 """
 
 import re
@@ -13,21 +12,28 @@ import re
 from rlm.models.adapters import ModelError
 
 ATTENTION = re.compile(r"(^|[._])(attn|attention)([._]|$)")  # as a part of a module's name
-ROUTER = re.compile(r"(^|\.)(router|gate|router\.layer)$")
-WORDS = ("all-linear", "attention", "experts")
+ROUTER = re.compile(r"(^|\.)(router|gate|router\.(layer|proj|classifier))$")
+WORDS = ("all-linear", "attention", "experts", "router")
 
 
 def found(model, targets: tuple[str, ...]) -> dict:
     """Return target_modules and the like of a LoraConfig; ModelError for one that is not there."""
     linear = linear_names(model)
     routers = sorted(name for name in linear if ROUTER.search(name))
-    if targets == ("all-linear",):
-        return {"target_modules": "all-linear"} | ({"exclude_modules": routers} if routers else {})
+    # Of a model with experts peft's own "all-linear" means experts and routers, too.
+    if targets == ("all-linear",) and not (routers or expert_names(model)):
+        return {"target_modules": "all-linear"}
     modules: set[str] = set()
     parameters: list[str] = []
     for target in targets:
         if target == "experts":
-            parameters = matching = expert_names(model)
+            matching = expert_names(model)
+            parameters += matching
+        elif target == "router":
+            weights = router_weights(model)
+            modules.update(routers)
+            parameters += weights
+            matching = routers + weights
         elif target == "all-linear":
             matching = [name for name in linear if name not in routers]
             modules.update(matching)
@@ -55,6 +61,17 @@ def linear_names(model) -> list[str]:
 
     head, kinds = model.get_output_embeddings(), (nn.Linear, Conv1D)
     return [n for n, m in model.named_modules() if isinstance(m, kinds) and m is not head]
+
+
+def router_weights(model) -> list[str]:
+    """Return the ends of the names of routers' weights that are no linear layer's."""
+    linear = set(linear_names(model))
+    names = [
+        f"{n}.weight"
+        for n, m in model.named_modules()
+        if ROUTER.search(n) and n not in linear and "weight" in m._parameters
+    ]
+    return sorted({".".join(name.split(".")[-3:]) for name in names})
 
 
 def expert_names(model) -> list[str]:

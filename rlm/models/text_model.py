@@ -33,6 +33,8 @@ class How:
         model, report = found
         if self.wrapped and (missing := sorted(report["missing_keys"])):
             raise ValueError(f"the text model's {missing[0]} is not in it")
+        if self.wrapped:  # it is saved under its own names: the wrapper's cannot be made again
+            model._weight_conversions = None
         choose_attention(model)
         return model
 

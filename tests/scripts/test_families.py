@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests.support.running import start, succeed
-from tests.support.tiny_families import save, tiny_family
+from tests.support.tiny_families import EXPERTS, save, tiny_family
 
 pytestmark = pytest.mark.slow
 SIZES = {"max_position_embeddings": 1024, "num_hidden_layers": 2}
@@ -16,7 +16,7 @@ STATES = {"layer_types": ["linear_attention", "full_attention"]}
 # Families, settings of their own, and what the checkpoint wraps its text model in.
 FAMILIES: dict[str, tuple[str, dict, str]] = {
     "gemma3": ("gemma3_text", TWO, "gemma3"),
-    "gemma4": ("gemma4_text", {"num_hidden_layers": 4}, ""),
+    "gemma4": ("gemma4_text", {"num_hidden_layers": 4} | EXPERTS["gemma4_text"], ""),
     "qwen3_5": ("qwen3_5_text", STATES, "qwen3_5"),
     "gpt_oss": ("gpt_oss", TWO, ""),
     "lfm2": ("lfm2", {"layer_types": ["conv", "full_attention"]}, ""),
@@ -24,6 +24,8 @@ FAMILIES: dict[str, tuple[str, dict, str]] = {
     "mistral": ("mistral", {}, ""),
     "qwen3_moe": ("qwen3_moe", {}, ""),
 }
+# Families whose experts learn, too.
+LEARNED = {"gemma4": "attention,experts", "gpt_oss": "experts", "qwen3_moe": "attention,experts"}
 QUESTION = "Calculate 2 + 3"
 
 
@@ -56,6 +58,7 @@ def test_both_stages_an_evaluation_a_question_and_a_merged_export(name, tmp_path
         "grpo: {rewards: 'repetition=1,length=1', probe: 0, temperature: 2.0}\n"
     )
     base = ["--model", "base", "--config", "recipe.yaml", "--eval-samples", 2, "--max-tokens", 16]
+    base += ["--lora-targets", LEARNED.get(name, "all-linear")]
     steps = ["--sft-max-steps", 2, "--grpo-max-steps", 2, "--grpo-group-size", 4, "--grpo-lr", 0.01]
     succeed("train.py", *base, "--num-samples", 16, "--sft-lr", 0.01, *steps, cwd=tmp_path)
     own = answered(tmp_path)

@@ -53,6 +53,13 @@ SPECIAL: dict[str, dict] = {
     "xlstm": dict(hidden_size=64, num_heads=1, qk_dim_factor=1.0),
 }  # fmt: skip
 
+# Families whose experts may have a LoRA, and the settings that give them experts.
+EXPERTS: dict[str, dict] = {
+    "qwen3_moe": {},
+    "gemma4_text": dict(enable_moe_block=True, top_k_experts=2),
+    "gpt_oss": {},
+}
+
 
 def tiny_family(name: str, *, spread: float = 0.25, **settings):
     """Return a random float32 model of a family, in evaluation mode.
