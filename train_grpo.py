@@ -114,16 +114,19 @@ def take_step(stage, questions, optimizer, step: int, *, reference, budget):
     """Take one step of GRPO; return its batch, the advantages [B, G] and its metrics."""
     from rlm.learner.losses import advantages
     from rlm.rollouts.batch import describe
+    from rlm.rollouts.router_gap import router_gap
 
     settings, policy, engine = stage.settings, stage.policy, stage.engine
     started = time.perf_counter()
     batch = sample_live(engine, stage.task, questions, settings, step)
     advantage = advantages(batch.rewards(), settings.advantage_scale, batch.judged())
     sampled = time.perf_counter()
+    gap = router_gap(engine, policy.model, batch.prompts, batch.groups)
     learned = update(policy, optimizer, batch, advantage, settings, reference, budget)
     engine.sync(step)
     ended = time.perf_counter()
     row = {"step": step} | describe(batch, settings.format) | learned
+    row |= {} if gap is None else {"router_gap": gap}
     row |= {"learning_rate": optimizer.learning_rate}
     row |= {"generate_seconds": sampled - started, "learn_seconds": ended - sampled}
     row["tokens_per_second"] = batch.tokens() / (ended - started)

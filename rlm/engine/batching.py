@@ -66,6 +66,11 @@ class ContinuousBatch:
         self._last_id = 0
 
     @property
+    def network(self):
+        """The network whose modules run."""
+        return self._runner.network
+
+    @property
     def idle(self) -> bool:
         return not self._rows and not self._queue
 

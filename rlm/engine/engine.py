@@ -73,6 +73,23 @@ class Engine(ContinuousBatch):
         finally:
             self._abandon(places)
 
+    def replay(self, prompt: Prompt, completions: list[list[int]]) -> None:
+        """Run completions of a prompt again, token by token as they were sampled.
+
+        For who watches the modules of `network`: CUDA graphs, which run none, are left out.
+        """
+        most = max(map(len, completions))
+        graphs, self._runner.graphs = self._runner.graphs, None
+        ids = self.submit(prompt, Sampling(most), [0] * len(completions))
+        try:
+            for row, completion in zip(self._queue[-1].waiting, completions, strict=True):
+                row.forced.extend(completion)
+            for _ in self._follow(ids):
+                pass
+        finally:
+            self._runner.graphs = graphs
+            self._abandon(ids)
+
     def stream(
         self, prompt: Prompt, sampling: Sampling, *, seed: int
     ) -> Generator[str, None, Rollout | None]:

@@ -4,12 +4,12 @@ The tree has its own configuration (the layout attention) and is in evaluation m
 nothing has to be put back on the model itself, not even after an interruption. In float32 each
 linear layer with a LoRA is replaced by a plain one with the merged weights: a copy of that
 layer alone, every other tensor is shared. Experts with a LoRA are merged in every format, since
-the learner's forward merges them, too: where memory has room for that copy, else at each step. In bfloat16 and float16 nothing is merged, since the
-rounding would make the sampler another policy than the learner: the layer goes in one piece, as
-in the learner, with A and B rounded once and not at every token. Adapters of other kinds than a
-plain LoRA run as peft runs them. On a CPU weights are packed
-where that is faster (rlm.models.matmul), which takes a copy of them: of those that are not merged
-only while memory is ample.
+the learner's forward merges them, too: where memory has room for that copy, else at each step.
+Of other layers nothing is merged in bfloat16 and float16, since the rounding would make the sampler
+another policy than the learner: the layer goes in one piece, as in the learner, with A and B
+rounded once and not at every token. Adapters of other kinds than a plain LoRA run as peft runs
+them. On a CPU weights are packed where that is faster (rlm.models.matmul), which takes a copy of
+them: of those that are not merged only while memory is ample.
 """
 
 import copy

@@ -46,6 +46,10 @@ class NativeRunner:
         """Take over the model's weights as they are now."""
         self.model.sync()
 
+    @property
+    def network(self):
+        return self.model.network
+
     def expect(self, tokens: int) -> None:
         """Be told that a request of so many tokens at most waits."""
         self._longest = max(self._longest, tokens)

@@ -27,6 +27,8 @@ class PaddedRunner:
     support: `rlm.engine.support.Support` of the model. max_rows: bound of the rows.
     """
 
+    graphs = None  # there are none
+
     def __init__(self, model, support, *, max_rows: int):
         self.network = model.get_base_model() if hasattr(model, "get_base_model") else model
         self.support, self.max_rows = support, max_rows

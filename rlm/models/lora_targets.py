@@ -74,6 +74,15 @@ def router_weights(model) -> list[str]:
     return sorted({".".join(name.split(".")[-3:]) for name in names})
 
 
+def expert_modules(model) -> list:
+    """Return the modules that hold weights [expert, in, out], a layer's after the other's."""
+    return [
+        module
+        for name, module in model.named_modules()
+        if "experts" in name and any(p.dim() == 3 for p in module.parameters(recurse=False))
+    ]
+
+
 def expert_names(model) -> list[str]:
     """Return the ends of the names of weights [expert, in, out], as peft matches them."""
     names = [n for n, p in model.named_parameters() if p.dim() == 3 and "experts" in n]

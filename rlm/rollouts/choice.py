@@ -67,6 +67,9 @@ def open_vllm(policy, plan: VllmPlan, url: str | None):
     if getattr(network.config, "quantization_config", None):
         raise InputError("--engine vllm: the learner's base is quantised, vLLM's would not be the "
                          "same; leave --quantize out, or use --engine own")  # fmt: skip
+    if any(getattr(c, "target_parameters", None) for c in policy.model.peft_config.values()):
+        raise InputError("--engine vllm: the adapter has a LoRA on experts or a router, which vLLM "
+                         "does not take in this form; use --engine own")  # fmt: skip
     ranks = [config.r for config in policy.model.peft_config.values()]
     text = len(canary_text(policy.tokenizer, plan.format_name)) + SAMPLED
     lengths = [len(prompt.ids) for prompt in plan.prompts]

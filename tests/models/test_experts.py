@@ -5,10 +5,13 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from rlm.engine.engine import Engine, Sampling
+from rlm.errors import InputError
 from rlm.export import export
 from rlm.learner.logprobs import pack, token_logprobs
 from rlm.models import adapters, loading
 from rlm.models.loading import ModelError, add_lora
+from rlm.models.policy import Policy
+from rlm.rollouts.choice import open_engine
 from tests.models.test_adapter_kinds import PROMPT, TOKENIZER, layers_with_lora, moved
 from tests.support.tiny_families import EXPERTS, save, tiny_family
 
@@ -84,7 +87,13 @@ def test_without_room_for_a_copy_experts_run_as_peft_runs_them(monkeypatch):
     assert rollout.ids == says[len(PROMPT.ids) - 1 : -1].argmax(1).tolist()
 
 
-EXPORTS = [*((name, "float32") for name in NAMES), ("gpt_oss", "bfloat16")]
+SLOW = pytest.mark.slow
+EXPORTS = [
+    ("qwen3_moe", "float32"),
+    pytest.param("gemma4_text", "float32", marks=SLOW),
+    pytest.param("gpt_oss", "float32", marks=SLOW),
+    pytest.param("gpt_oss", "bfloat16", marks=SLOW),
+]
 
 
 @pytest.mark.parametrize(("name", "dtype"), EXPORTS)
@@ -117,6 +126,12 @@ def test_a_router_learns_only_where_it_is_asked_for():
             assert learned and not any(router in n for n in learned), (name, targets)
             assert any(NAMES[name] in n for n in learned) == ("experts" in targets)
         assert layers_with_lora(add_lora(base(name), **options, targets=("router",))) == {router}
+
+
+def test_vllm_is_refused_an_adapter_of_experts():
+    policy = Policy(adapted("gpt_oss"), TOKENIZER, "gpt", {})
+    with pytest.raises(InputError, match=r"--engine vllm: .* experts or a router, .* --engine own"):
+        open_engine(policy, "vllm", own={}, vllm=lambda: None)
 
 
 def test_dropout_on_experts_is_refused():
