@@ -39,7 +39,8 @@ def save_policy(policy: Policy, path: str | Path, evaluation, run, *, overwrite:
     except InputError as error:
         if facts.get("step") != 0:
             raise
-        logger.warning("the start was the best, so the base is what is kept: %s", error)
+        kept = "it" if policy.full else "the base"
+        logger.warning("the start was the best, so %s is what is kept: %s", kept, error)
     manifest = policy.origin() | facts | {"scores": {}}
     if evaluation:
         manifest["scores"] = {"validation": evaluation.summary}
