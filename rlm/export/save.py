@@ -141,11 +141,12 @@ def _check_tensors(policy: Policy, folder: Path) -> None:
     from safetensors.torch import load_file
 
     if policy.full:
-        live, saved = dict(policy.model.named_parameters()), _whole_tensors(policy, folder)
+        live = dict(policy.model.named_parameters())
+        other = _other_weights(policy, folder, live)
     else:
         live = get_peft_model_state_dict(policy.model, save_embedding_layers=False)
         saved = load_file(folder / adapters.WEIGHTS)
-    other = [n for n in live.keys() | saved.keys() if not _equal(live.get(n), saved.get(n))]
+        other = [n for n in live.keys() | saved.keys() if not _equal(live.get(n), saved.get(n))]
     if other:
         raise proof.ProofError(
             f"{folder}: {len(other)} of {len(live)} tensors are not those that were trained "
@@ -153,11 +154,21 @@ def _check_tensors(policy: Policy, folder: Path) -> None:
         )
 
 
-def _whole_tensors(policy: Policy, folder: Path) -> dict:
-    """Return the weights of a whole model's folder, by the names that they have in the model."""
+def _other_weights(policy: Policy, folder: Path, live: dict) -> list[str]:
+    """Return the names of weights that a whole model's folder has otherwise.
+
+    One is read at a time; of families that write weights under other names all are loaded.
+    """
+    from safetensors import safe_open
+
+    opened = [safe_open(file, "pt") for file in sorted(folder.glob("*.safetensors"))]
+    places = {name: file for file in opened for name in file.keys()}  # noqa: SIM118
+    if places.keys() == live.keys():
+        return [n for n, file in places.items() if not _equal(live[n], file.get_tensor(n))]
     dtype = str(policy.model.dtype).removeprefix("torch.")
     network, _ = load_base(str(folder), device="cpu", dtype=dtype)
-    return dict(network.named_parameters())
+    saved = dict(network.named_parameters())
+    return [n for n in live.keys() | saved.keys() if not _equal(live.get(n), saved.get(n))]
 
 
 def _equal(one, other) -> bool:

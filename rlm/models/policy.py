@@ -68,7 +68,7 @@ def open_policy(
     manifest = adapters.read_manifest(adapter) if adapter else {}
     whole = bool(adapter) and is_whole(str(adapter))
     if whole:
-        model, adapter = adapter, None
+        model, adapter = str(adapter), None
     if adapter:
         adapters.check_kind(adapter)
     base = model or manifest.get("base")
