@@ -36,13 +36,13 @@ def write_model(policy, path: Path, manifest: dict) -> Path:
 
 
 def put_model(kept: Path, path: Path, manifest: dict) -> Path:
-    """Put a folder that `write_model` wrote at `path`, too, with this manifest; return it.
+    """Put a folder that `write_model` wrote at `path`, too; return it.
 
-    Weights are linked where the disk can, so that they lie there once.
+    manifest: what is known since then is added to the folder's own. Weights are linked where the
+    disk can, so that they lie there once.
     """
-    manifest = files.read_object(kept / adapters.MANIFEST) | manifest
-    dtype = files.read_object(kept / "config.json")
-    path.parent.mkdir(parents=True, exist_ok=True)
+    manifest = manifest | files.read_object(kept / adapters.MANIFEST)
+    config = files.read_object(kept / "config.json")
     with _new(path) as new:
         new.mkdir()
         for file in kept.iterdir():
@@ -52,7 +52,7 @@ def put_model(kept: Path, path: Path, manifest: dict) -> Path:
                 os.link(file, new / file.name)
             except OSError:  # another disk, or one without links
                 shutil.copyfile(file, new / file.name)
-        _describe(new, path.name, manifest, dtype.get("dtype") or dtype["torch_dtype"])
+        _describe(new, path.name, manifest, config.get("dtype") or config["torch_dtype"])
     return path
 
 
