@@ -39,8 +39,8 @@ def save_policy(policy: Policy, path: str | Path, evaluation, run, *, overwrite:
     except InputError as error:
         if facts.get("step") != 0:
             raise
-        kept = "it" if policy.full else "the base"
-        logger.warning("the start was the best, so %s is what is kept: %s", kept, error)
+        what = "it" if policy.full else "the base"
+        logger.warning("the start was the best, so %s is what is kept: %s", what, error)
     manifest = policy.origin() | facts | {"scores": {}}
     if evaluation:
         manifest["scores"] = {"validation": evaluation.summary}

@@ -31,7 +31,7 @@ SFT = (
 OWN = (*SFT, "--backend", "own")
 FULL = (
     "train_grpo.py", "--train", "full", "--dtype", "bfloat16", "--kl-weight", 0.01, *GRPO[3:],
-    "--rewards", "length=1", "--overlong-tokens", 150, "--adapter", "none",
+    "--rewards", "length=1", "--overlong-tokens", 44, "--max-tokens", 48, "--adapter", "none",
 )  # fmt: skip
 SAME = ("log.csv", "rollouts.jsonl", "validation.csv", "validation.json", "adapter", "model")
 

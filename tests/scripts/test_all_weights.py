@@ -14,13 +14,13 @@ pytestmark = [pytest.mark.slow]
 
 TINY = ROOT / "weights" / "tiny_base"
 SMALL = [
-    "--train", "full", "--num-samples", 16, "--eval-samples", 4, "--max-tokens", 96,
+    "--train", "full", "--num-samples", 16, "--eval-samples", 4, "--max-tokens", 64,
     "--model", TINY,
 ]  # fmt: skip
 # Rewarded for being short: so early few answers are right, and equal rewards would teach nothing.
 GRPO = [
     "--max-steps", 2, "--questions-per-step", 4, "--group-size", 4, "--probe", 0,
-    "--rewards", "length=1", "--overlong-tokens", 90, "--learning-rate", 0.0005,
+    "--rewards", "length=1", "--overlong-tokens", 60, "--learning-rate", 0.0005,
 ]  # fmt: skip
 
 
@@ -33,7 +33,7 @@ def rows(path):
 def folder(tmp_path_factory):
     """Where SFT has trained all weights, and GRPO has gone on from there."""
     path = tmp_path_factory.mktemp("scripts")
-    sft = ["--max-steps", 20, "--learning-rate", 0.001]
+    sft = ["--max-steps", 12, "--learning-rate", 0.001]
     said = succeed("train_sft.py", *SMALL, *sft, cwd=path).stderr
     said += succeed("train_grpo.py", *SMALL, *GRPO, "--kl-weight", 0.01, cwd=path).stderr
     (path / "said").write_text(said)
@@ -114,7 +114,7 @@ def test_both_stages_in_one_go(tmp_path):
     file.write_text(json.dumps({
         "sft": {"max_steps": 20, "learning_rate": 0.001},
         "grpo": {"max_steps": 1, "questions_per_step": 2, "group_size": 4, "probe": 0,
-                 "rewards": "length=1", "overlong_tokens": 90},
+                 "rewards": "length=1", "overlong_tokens": 60},
     }))  # fmt: skip
     done = succeed("train.py", "--config", file, *SMALL, cwd=tmp_path)
     assert "| grpo" in done.stdout
