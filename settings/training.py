@@ -16,9 +16,9 @@ from rlm.cli.parsing import parse_range, words_of
 from rlm.data.hub_sets import HELD_OUT, kind_of_task
 from rlm.data.layouts import Reading
 from rlm.errors import InputError
-from rlm.models.lookup import is_adapter
 from rlm.run.log import TRACKERS, check_trackers
 from rlm.run.time_budget import seconds_of
+from settings import all_weights
 from settings.orchestrator import Orchestrator
 from settings.shared import Shared, by_model, peak_rate
 
@@ -33,9 +33,6 @@ PASSING = {
     "tracker", "quiet", "collective_timeout",
     "vllm_url", "canary_tolerance",
 }  # fmt: skip
-
-
-LORA = ("lora_r", "lora_alpha", "lora_targets", "lora_dropout", "rslora")
 
 
 class Common(Shared):
@@ -312,33 +309,11 @@ class Training(Orchestrator, Common):
 
     def _check_train(self) -> None:
         """InputError for what does not go with the weights that learn."""
-        if self.train == "lora":
-            if self.optimizer != "adamw":
-                raise InputError(f"{self.given('optimizer')}: a LoRA's state is small; leave it "
-                                 "out, or use --train full")  # fmt: skip
-            return
-        if self.quantize != "none":
-            raise InputError(f"{self.given('quantize')}: weights in 4 bits cannot learn; leave it "
-                             "out, or use --train lora")  # fmt: skip
-        for name in LORA:  # in a file they are meant for trainings of a LoRA
-            if self._origins.get(name, "").startswith("--"):
-                raise InputError(f"{self.given(name)}: --train full has no LoRA; leave it out, or "
-                                 "use --train lora")  # fmt: skip
-        if getattr(self, "backend", "own") == "trl":
-            raise InputError(f"{self.given('backend')}: its optimiser keeps no float32 copy of "
-                             "weights in half precision, so that small steps would be lost; use "
-                             "--backend own, or --train lora")  # fmt: skip
-        if self.task == "orchestrator" and self.agent_model is None:
-            raise InputError("--train full: the orchestrator's agents run on the base as it is, "
-                             "which is gone when all weights learn; give --agent-model, or use "
-                             "--train lora")  # fmt: skip
+        all_weights.check(self)
 
     def check_places(self) -> None:
         super().check_places()
-        if self.train == "full" and self.adapter and is_adapter(self.adapter):
-            raise InputError(f"{self.given('adapter')}: a LoRA, of which --train full has none; "
-                             "merge it by `python -m rlm.export merged` and give that by --model, "
-                             "or use --train lora")  # fmt: skip
+        all_weights.check_start(self)
 
 
 class SFTSettings(Training):

@@ -119,7 +119,7 @@ def rehearse(
         shape = fullest(groups, budget=tried, **bounds)
         with untouched(model):
             each = found.each(max(len(p) + max(map(len, cs)) for p, cs in shape))
-            need = used_bytes(device) + gradients + state
+            need = used_bytes(device) + state + (0 if pending is None else gradients)
             need += int(size(shape, shared=shared) * each)
             if device.type != "cpu" or need <= SAFE * total:
                 seconds = _attempt(model, shape, **options)

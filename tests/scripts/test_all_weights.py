@@ -1,5 +1,6 @@
 """All weights by the scripts: SFT, then GRPO, then everything that may take what comes out."""
 
+import ast
 import csv
 import json
 
@@ -68,7 +69,8 @@ def test_both_stages_learn_and_leave_whole_models(folder):
     question = ["--max-tokens", 24, "--json", "Calculate 1 + 2 + 3"]
     asked = succeed("inference.py", "--adapter", place, *question, cwd=folder).stdout
     code = (place / "README.md").read_text()
-    chat = eval(code.split("chat = ")[1].splitlines()[0].replace("23 + 15 + 8", "1 + 2 + 3"))
+    chat = code.split("chat = ")[1].splitlines()[0].replace("23 + 15 + 8", "1 + 2 + 3")
+    chat = ast.literal_eval(chat)
     ids = tokenizer.apply_chat_template(
         chat, add_generation_prompt=True, return_dict=True, return_tensors="pt"
     )
