@@ -16,6 +16,7 @@ from rlm.cli.parsing import parse_range, words_of
 from rlm.data.hub_sets import HELD_OUT, kind_of_task
 from rlm.data.layouts import Reading
 from rlm.errors import InputError
+from rlm.models.lookup import is_adapter
 from rlm.run.log import TRACKERS, check_trackers
 from rlm.run.time_budget import seconds_of
 from settings.orchestrator import Orchestrator
@@ -32,6 +33,9 @@ PASSING = {
     "tracker", "quiet", "collective_timeout",
     "vllm_url", "canary_tolerance",
 }  # fmt: skip
+
+
+LORA = ("lora_r", "lora_alpha", "lora_targets", "lora_dropout", "rslora")
 
 
 class Common(Shared):
@@ -170,6 +174,15 @@ class Common(Shared):
 
 
 class Training(Orchestrator, Common):
+    train: Literal["lora", "full"] = option(
+        "lora",
+        "what learns; lora: an adapter beside the frozen base; full: all weights, which takes 16 "
+        "bytes a weight or more, and a whole model comes out",
+        section="What learns",
+    )
+    optimizer: Literal["adamw", "adamw8bit"] = option(
+        "adamw", "with --train full; adamw8bit: its state in 8 bits (bitsandbytes, CUDA)"
+    )
     lora_r: int = option(16, "rank of a new LoRA", ge=1, le=1024, section="LoRA")
     lora_alpha: float = option(32, "scale of a new LoRA: alpha / r times its output", gt=0)
     lora_targets: list[str] = option(
@@ -216,6 +229,10 @@ class Training(Orchestrator, Common):
         if not targets:
             raise InputError("no layers; use all-linear, attention, experts, or names of layers")
         return targets
+
+    def learning(self) -> dict:
+        """What learns, for `rlm.models.policy.open_policy`."""
+        return {"full": True} if self.train == "full" else {"lora": self.lora()}
 
     def lora(self) -> dict:
         """What a fresh LoRA is, for `rlm.models.loading.add_lora`."""
@@ -282,6 +299,7 @@ class Training(Orchestrator, Common):
 
     def check_values(self) -> None:
         super().check_values()
+        self._check_train()
         if 0 < getattr(self, "token_budget", 0) < 64:
             raise InputError(f"{self.given('token_budget')}: too few tokens; use 64 or more, or 0 "
                              "for what the free memory holds")  # fmt: skip
@@ -291,6 +309,36 @@ class Training(Orchestrator, Common):
         for name in self.trackers():
             by_project = name not in self.tracker
             check_trackers([name], self.given("wandb_project" if by_project else "tracker"))
+
+    def _check_train(self) -> None:
+        """InputError for what does not go with the weights that learn."""
+        if self.train == "lora":
+            if self.optimizer != "adamw":
+                raise InputError(f"{self.given('optimizer')}: a LoRA's state is small; leave it "
+                                 "out, or use --train full")  # fmt: skip
+            return
+        if self.quantize != "none":
+            raise InputError(f"{self.given('quantize')}: weights in 4 bits cannot learn; leave it "
+                             "out, or use --train lora")  # fmt: skip
+        for name in LORA:  # in a file they are meant for trainings of a LoRA
+            if self._origins.get(name, "").startswith("--"):
+                raise InputError(f"{self.given(name)}: --train full has no LoRA; leave it out, or "
+                                 "use --train lora")  # fmt: skip
+        if getattr(self, "backend", "own") == "trl":
+            raise InputError(f"{self.given('backend')}: its optimiser keeps no float32 copy of "
+                             "weights in half precision, so that small steps would be lost; use "
+                             "--backend own, or --train lora")  # fmt: skip
+        if self.task == "orchestrator" and self.agent_model is None:
+            raise InputError("--train full: the orchestrator's agents run on the base as it is, "
+                             "which is gone when all weights learn; give --agent-model, or use "
+                             "--train lora")  # fmt: skip
+
+    def check_places(self) -> None:
+        super().check_places()
+        if self.train == "full" and self.adapter and is_adapter(self.adapter):
+            raise InputError(f"{self.given('adapter')}: a LoRA, of which --train full has none; "
+                             "merge it by `python -m rlm.export merged` and give that by --model, "
+                             "or use --train lora")  # fmt: skip
 
 
 class SFTSettings(Training):
@@ -306,10 +354,12 @@ class SFTSettings(Training):
         flags=["--base-adapter"],
     )
     output: str = option(
-        lambda v: f"{v['weights']}/{'sft_prep_lora' if v.get('stage') == 'prep' else 'sft_lora'}",
-        "folder of the trained adapter",
+        lambda v: (
+            f"{v['weights']}/{'sft_prep' if v.get('stage') == 'prep' else 'sft'}_{v['train']}"
+        ),
+        "folder of what is trained",
         flags=["--output-dir"],
-        shown="weights/sft_lora, prep: weights/sft_prep_lora",
+        shown="weights/sft_lora, prep: weights/sft_prep_lora; with --train full sft_full",
     )
     num_samples: int = option(
         1000,
@@ -336,9 +386,10 @@ class SFTSettings(Training):
     packing: bool = option(False, "several demonstrations in a row of max-length tokens")
 
     backend: Literal["trl", "own"] = option(
-        "trl",
+        lambda v: "own" if v.get("train") == "full" else "trl",
         "what trains; trl: TRL's SFTTrainer; own: our packed learner, which pads nothing",
         section="Backend",
+        shown="trl; with --train full own",
     )
     token_budget: int = option(
         0,
