@@ -7,6 +7,7 @@ finite give a log-probability of NaN and whatever token, never one past the end.
 
 import math
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 from torch.nn import functional
@@ -63,12 +64,39 @@ class Sampling:
         if not isinstance(self.stop, tuple | list) or not all(self.stop):
             raise InputError(f"stop {self.stop!r}: use a tuple of texts that are not empty")
 
-    @property
+    @cached_property
     def way(self) -> str:
         """Return which of the three draws below serves it: greedy, plain or cut."""
         if self.temperature < COLDEST:
             return "greedy"
         return "cut" if self.top_k or self.top_p < 1.0 else "plain"
+
+
+class Mix:
+    """The settings of the rows that run, a place for each, and what follows of them.
+
+    It serves every step until a row joins or leaves.
+    """
+
+    def __init__(self, settings: list[Sampling]):
+        self.settings = settings
+        self._kinds = {id(setting): setting for setting in settings}
+
+    @cached_property
+    def cuts(self) -> bool:
+        """Whether a row has top-k or top-p."""
+        return any(setting.way == "cut" for setting in self._kinds.values())
+
+    @cached_property
+    def closes(self) -> bool:
+        """Whether a row may have tokens that are put in."""
+        return any(setting.closing for setting in self._kinds.values())
+
+    @cached_property
+    def temperatures(self) -> list[float]:
+        """The temperature of each row, 0 for greedy ones."""
+        told = {i: 0.0 if s.way == "greedy" else s.temperature for i, s in self._kinds.items()}
+        return [told[id(setting)] for setting in self.settings]
 
 
 @dataclass(frozen=True)
@@ -79,22 +107,14 @@ class Draws:
     """
 
     numbers: list[float]
-    settings: list[Sampling]
+    mix: Mix
     size: int
     due: dict[int, int] = field(default_factory=dict)
 
     @property
     def plain(self) -> bool:
         """Whether all rows are greedy or plain, which `draw_plainly` serves."""
-        kinds = {id(setting): setting for setting in self.settings}.values()
-        return not self.due and all(setting.way != "cut" for setting in kinds)
-
-    @property
-    def temperatures(self) -> list[float]:
-        """The temperature of each row, 0 for greedy ones."""
-        kinds = {id(setting): setting for setting in self.settings}
-        told = {i: 0.0 if s.way == "greedy" else s.temperature for i, s in kinds.items()}
-        return [told[id(setting)] for setting in self.settings]
+        return not self.due and not self.mix.cuts
 
     def take(self, logits, uniforms=None) -> torch.Tensor:
         """Return [2, n] float32: a token and its log-probability for each row of logits [n, V].
@@ -104,7 +124,7 @@ class Draws:
         """
         if uniforms is None:
             uniforms = torch.tensor(self.numbers, device=logits.device)
-        tokens, logprobs = sample(logits, uniforms, self.settings, self.size, self.due)
+        tokens, logprobs = sample(logits, uniforms, self.mix.settings, self.size, self.due)
         return torch.stack([tokens.float(), logprobs])
 
 
@@ -129,11 +149,12 @@ def sample(logits, uniforms, settings: list[Sampling], size: int, due=None):
 
 def _draw(logits, uniforms, settings):
     """Return (tokens [n], log-probabilities [n]); the rows of each way are drawn together."""
+    ways = {setting.way for setting in {id(setting): setting for setting in settings}.values()}
+    if len(ways) == 1:
+        return DRAWS[settings[0].way](logits, uniforms, settings)
     rows: dict[str, list[int]] = {}
     for row, setting in enumerate(settings):
         rows.setdefault(setting.way, []).append(row)
-    if len(rows) == 1:
-        return DRAWS[settings[0].way](logits, uniforms, settings)
     tokens = torch.empty(len(settings), dtype=torch.long, device=logits.device)
     logprobs = torch.empty(len(settings), device=logits.device)
     for way, members in rows.items():
@@ -242,7 +263,7 @@ def logprobs_of(logits, tokens):
 def _scale(logits, settings):
     """Return logits / temperature. By a tensor: a scalar is rounded otherwise on some devices."""
     temperatures = [setting.temperature for setting in settings]
-    if all(temperature == 1.0 for temperature in temperatures):
+    if set(temperatures) == {1.0}:
         return logits
     return logits / torch.tensor(temperatures, device=logits.device)[:, None]
 

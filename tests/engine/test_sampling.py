@@ -9,7 +9,7 @@ import torch
 
 from rlm.engine import sampling
 from rlm.engine.requests import uniforms
-from rlm.engine.sampling import Draws, Sampling, draw_plainly, invert, invert_blocks, sample
+from rlm.engine.sampling import Draws, Mix, Sampling, draw_plainly, invert, invert_blocks, sample
 from rlm.errors import InputError
 from rlm.seeds import derive
 
@@ -121,14 +121,14 @@ def test_greedy_and_plain_rows_drawn_together_are_the_same(size, dtype):
     settings = [Sampling(1, t) for t in (0.0, 1e-7, 0.3, 1.0, 1.7)] * 20
     logits = (torch.randn(len(settings), 5000, generator=generator) * 3).to(dtype)
     numbers = torch.rand(len(settings), generator=generator)
-    draws = Draws(numbers.tolist(), settings, size)
-    assert draws.plain and draws.temperatures[:5] == [0.0, 0.0, 0.3, 1.0, 1.7]
-    found = draw_plainly(logits, numbers, torch.tensor(draws.temperatures), size)
+    draws, told = Draws(numbers.tolist(), Mix(settings), size), Mix(settings).temperatures
+    assert draws.plain and told[:5] == [0.0, 0.0, 0.3, 1.0, 1.7]
+    found = draw_plainly(logits, numbers, torch.tensor(told), size)
     tokens, logprobs = draws.take(logits)
     assert torch.equal(found[0], tokens)
     torch.testing.assert_close(found[1], logprobs)
-    assert not Draws([0.5], [Sampling(1, top_k=3)], size).plain
-    assert not Draws([0.5], [Sampling(1)], size, {0: 7}).plain
+    assert not Draws([0.5], Mix([Sampling(1, top_k=3)]), size).plain
+    assert not Draws([0.5], Mix([Sampling(1)]), size, {0: 7}).plain
 
 
 @pytest.mark.parametrize("size", [300, 4990])
@@ -140,7 +140,7 @@ def test_logits_that_are_not_finite_draw_within_the_range_and_tell(size, wrong):
     logits[3:, 7] = wrong  # one of many
     logits[4] = wrong
     numbers = torch.full((6,), 1 - 2**-24)
-    tokens, logprobs = Draws(numbers.tolist(), settings, size).take(logits)
+    tokens, logprobs = Draws(numbers.tolist(), Mix(settings), size).take(logits)
     assert tokens.min() >= 0 and tokens.max() < size
     assert logprobs.isfinite().tolist() == [True] * 3 + [False] * 3
     plain = draw_plainly(logits, numbers, torch.tensor([0.0, 1.0, 0.7] * 2), size)
