@@ -18,7 +18,7 @@ from rlm.engine.cuda_graphs import DecodeGraphs, rounded_rows, rounded_width
 from rlm.engine.inference_model import InferenceModel
 from rlm.engine.kv_cache import KVCache, Prefix
 from rlm.engine.requests import Group, Row
-from rlm.engine.sampling import Draws, draw_plainly
+from rlm.engine.sampling import Draws, drawing
 from rlm.models.states import mixers
 
 ROUND = 64  # a cache that grows in steps grows by at least so many tokens
@@ -41,6 +41,7 @@ class NativeRunner:
         self.cache = KVCache(joined=self.on_cuda)
         graphs = cuda_graphs and self.on_cuda and self.repeatable
         self.graphs = DecodeGraphs(self.cache) if graphs else None
+        self._drawing = drawing(self.model.device, self.model.network.dtype)
         self._longest = 0  # tokens that a request may have, of all that were queued
 
     def sync(self) -> None:
@@ -119,7 +120,7 @@ class NativeRunner:
         uniforms, temperatures = sent.to(self.model.device, non_blocking=self.on_cuda)
         logits = self.logits(old, admitted, new, waiting)
         if draws.plain:
-            return draw_plainly(logits, uniforms, temperatures, draws.size)
+            return self._drawing(logits, uniforms, temperatures, draws.size)
         return draws.take(logits, uniforms)
 
     def logits(
@@ -188,7 +189,7 @@ class NativeRunner:
     def _step(self, rows: list[Row], draws: Draws) -> torch.Tensor:
         """Return the tokens and log-probabilities [2, n] of a step without prompts.
 
-        Where rows are drawn otherwise than `draw_plainly` does it: their logits [n, V].
+        Where rows are drawn otherwise than `drawing` does it: their logits [n, V].
         """
         positions = [row.cached for row in rows]
         longest = 1 + max(positions)
@@ -213,7 +214,7 @@ class NativeRunner:
         if not draws.plain:
             return logits
         uniforms, temperatures = inputs[2:].view(torch.float32)
-        return draw_plainly(logits, uniforms, temperatures, draws.size)
+        return self._drawing(logits, uniforms, temperatures, draws.size)
 
     def _width(self, tokens: int) -> int:
         """Return how much of the cache a step reads: on CUDA in eights, or masks are copied."""
