@@ -135,6 +135,14 @@ def activation_bytes(m: Qwen2Shape, size: float = HALF, *, on_cpu: bool = False)
     return m.layers * kept
 
 
+def checkpointed_bytes(m: Qwen2Shape, size: float = HALF) -> float:
+    """Return the same where layers run again in the backward: their inputs, and one layer twice.
+
+    As `rlm.learner.token_budget.Activations.checkpointed`.
+    """
+    return size * m.layers * m.hidden + 2 * activation_bytes(m, size) / m.layers
+
+
 def logits_bytes(m: Qwen2Shape, *, on_cpu: bool = False) -> float:
     """Return the head's chunk: logits and their shares in float32, and as they came."""
     most, logits = (512, LOGITS["cpu"]) if on_cpu else (4096, LOGITS["cuda"])
@@ -168,13 +176,15 @@ def sampling_flops(m: Qwen2Shape, load: Load) -> float:
 
 
 def learning_flops(
-    m: Qwen2Shape, load: Load, *, updates: int = 1, reference: bool = False
+    m: Qwen2Shape, load: Load, *, updates: int = 1, reference: bool = False, again: bool = False
 ) -> float:
     """Return those of a step's learning: forward, and backward without the base's gradients.
 
-    That is twice a forward; a reference adds one. Groups that are not live are left out.
+    That is twice a forward; a reference adds one, and layers that run again in the backward one an
+    update. Groups that are not live are left out.
     """
-    return sampling_flops(m, load) * load.learned * (2 * updates + reference)
+    passes = (2 + again) * updates + reference
+    return sampling_flops(m, load) * load.learned * passes
 
 
 def decode_bytes(m: Qwen2Shape, load: Load, rows: int = ROWS, size: float = HALF) -> float:
@@ -220,10 +230,16 @@ def fixed_bytes(m: Qwen2Shape, size: float = HALF, shards: int = 1) -> float:
     return weight_bytes(m, size) / shards + gathered + lora_bytes(m) + RESERVED
 
 
-def micro_tokens(m: Qwen2Shape, machine: Machine, size: float = HALF, shards: int = 1) -> int:
-    """Return the tokens of a micro-batch that fit into half of what is free, 0 if nothing is."""
+def micro_tokens(
+    m: Qwen2Shape, machine: Machine, size: float = HALF, shards: int = 1, *, again: bool = False
+) -> int:
+    """Return the tokens of a micro-batch that fit into half of what is free, 0 if nothing is.
+
+    again: with gradient checkpointing, which a base that is cut has not.
+    """
     free = machine.memory - fixed_bytes(m, size, shards) - logits_bytes(m)
-    return max(0, min(MICRO_TOKENS, int(SHARE * free / activation_bytes(m))))
+    each = checkpointed_bytes(m) if again else activation_bytes(m)
+    return max(0, min(MICRO_TOKENS, int(SHARE * free / each)))
 
 
 def cached_rows(m: Qwen2Shape, load: Load, machine: Machine, size: float = HALF) -> int:
@@ -235,12 +251,12 @@ def cached_rows(m: Qwen2Shape, load: Load, machine: Machine, size: float = HALF)
 
 def fits(m: Qwen2Shape, load: Load, machine: Machine, size: float = HALF) -> bool:
     """Return whether one GPU learns from one completion and samples one group."""
-    learns = micro_tokens(m, machine, size) >= load.prompt + load.longest
+    learns = micro_tokens(m, machine, size, again=True) >= load.prompt + load.longest
     return learns and cached_rows(m, load, machine, size) >= load.group
 
 
 def needed_bytes(m: Qwen2Shape, load: Load, size: float = HALF) -> float:
     """Return the least memory of a GPU that `fits`: weights, LoRA and the larger of the two."""
-    learning = (load.prompt + load.longest) * activation_bytes(m) / SHARE + logits_bytes(m)
+    learning = (load.prompt + load.longest) * checkpointed_bytes(m) / SHARE + logits_bytes(m)
     sampling = load.group * (load.prompt + load.longest) * cache_bytes(m) / SHARE
     return fixed_bytes(m, size) + max(learning, sampling)

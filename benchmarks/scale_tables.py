@@ -74,9 +74,10 @@ def seconds(m: Qwen2Shape, load: Load, machine: Machine) -> dict[str, float]:
             "exchange": scale.shard_seconds(m, learned, learner) + scale.sync_bytes(m) / link,
         }
     size, mine = FOUR_BIT if how == "4bit" else HALF, share(load, machine.gpus)
+    again = scale.micro_tokens(m, machine, size) < load.prompt + load.longest
     return {
         "sampling": scale.sampling_seconds(m, mine, machine, size=size),
-        "learning": scale.learning_seconds(m, mine, machine),
+        "learning": scale.learning_seconds(m, mine, machine, again=again),
         "exchange": scale.all_reduce_bytes(m, machine.gpus) / link,
     }
 

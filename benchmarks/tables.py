@@ -18,6 +18,7 @@ ROOT = Path(__file__).resolve().parent.parent
 RESULTS = Path(__file__).parent / "results"
 sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]
 
+import gpu_tables  # noqa: E402
 import model_tables  # noqa: E402
 import real_tables  # noqa: E402
 from learning_curve import draw, keep_curves  # noqa: E402
@@ -287,6 +288,7 @@ PLACES: dict[str, dict[str, Callable[[], str]]] = {
     "docs/speed.md": {
         "speed": speed_table,
         "sft": sft_table,
+        "gpu": gpu_tables.table,
         "scaling": scaling_table,
         "backends": backends_table,
     },

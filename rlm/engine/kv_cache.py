@@ -39,8 +39,8 @@ class KVCache:
     The N flat tokens of a forward are the next token of rows 0..n-1, then whole prompts one
     after the other, then filler that nobody reads. Rows and T, the tokens of a row, grow.
     joined: keys and values of all layers of one shape lie in one tensor [E, rows, KV, T, D], so
-    that a row moves by two kernels on a GPU. Else each layer has its own, so that no more than one
-    of them stands there twice while the cache grows.
+    that a row moves by two kernels on a GPU. Else each layer's have their own, so that no more than
+    one of them stands there twice while the cache grows.
     """
 
     def __init__(self, *, joined: bool = False):
@@ -53,10 +53,10 @@ class KVCache:
         self._where: dict[Place, tuple[int, int]] = {}  # block, and index in it
         self.bias = torch.zeros(0, 1, 1, 0)  # [rows, 1, 1, T]: 0 where cached, -inf elsewhere
         self._prompts: dict[Place, torch.Tensor] = {}  # [prompts, KV, P, D]
-        self._pairs: dict[int, torch.Tensor] = {}  # [2, prompts, KV, P, D], where both are alike
         self.states: dict[int, State] = {}  # of all rows, by layer
         self._prompt_states: dict[int, list[State]] = {}
         self.windows: dict[int, int | None] = {}  # of each layer, as its attention was called
+        self._addresses: tuple[int, ...] | None = None
 
     def begin(self, positions: torch.Tensor, width: int, prompts: list[int]) -> None:
         """Prepare one forward.
@@ -65,7 +65,7 @@ class KVCache:
         prompts: the lengths of the prompts that follow.
         """
         self._rows = len(positions)
-        self._prompts, self._pairs, self._prompt_states = {}, {}, {}
+        self._prompts, self._prompt_states = {}, {}
         if self._rows:
             self._width = width
             self._positions = positions
@@ -194,25 +194,20 @@ class KVCache:
 
     def _keep(self, layer: int, key, value, pad) -> None:
         """Keep the prompts' keys and values, padded, for the attention and for `prefixes`."""
-        if key.shape != value.shape:
+        if not self.joined or key.shape != value.shape:
             self._prompts |= {(layer, 0): pad(key), (layer, 1): pad(value)}
             return
-        both = pad(torch.cat([key, value])).unflatten(1, (2, -1)).transpose(0, 1)
-        self._pairs[layer] = both
-        self._prompts |= {(layer, 0): both[0], (layer, 1): both[1]}
+        keys, values = pad(torch.cat([key, value])).chunk(2, dim=1)
+        self._prompts |= {(layer, 0): keys, (layer, 1): values}
 
     def prefixes(self) -> list[Prefix]:
         """Return the prompts of the last forward. ValueError if no layer came by here."""
         if not self._prompts and not self._prompt_states:
             raise ValueError("none of its layers uses an attention that can be replaced")
         places = self._together()
-        blocks = []  # [E, prompts, KV, P, D]
-        for group in places:
-            layer = group[0][0]
-            pair = group == [(layer, 0), (layer, 1)]
-            blocks.append(
-                self._pairs[layer] if pair else torch.stack([self._prompts[x] for x in group])
-            )
+        whole = [[self._prompts[place] for place in group] for group in places]
+        # [E, prompts, KV, P, D]
+        blocks = [torch.stack(group) if len(group) > 1 else group[0][None] for group in whole]
         found = []
         for i, length in enumerate(self._lengths):
             kept = [block[:, i, :, :length] for block in blocks]
@@ -221,11 +216,12 @@ class KVCache:
         return found
 
     def _together(self) -> list[list[Place]]:
-        """Return which keys and values lie in one tensor: those of one shape, or of one layer."""
+        """Return which keys and values lie in one tensor: those of one shape, if any."""
+        if not self.joined:
+            return [[place] for place in self._prompts]
         groups: dict[tuple, list[Place]] = {}
         for place, tensor in self._prompts.items():
-            key = (tensor.shape[1], tensor.shape[3], None if self.joined else place[0])
-            groups.setdefault(key, []).append(place)
+            groups.setdefault((tensor.shape[1], tensor.shape[3]), []).append(place)
         return list(groups.values())
 
     def store(self, start: int, count: int, prefix: Prefix) -> None:
@@ -242,8 +238,10 @@ class KVCache:
 
     def addresses(self) -> tuple[int, ...]:
         """Return where the cache lies."""
-        states = [tensor for state in self.states.values() for _, _, tensor in state.tensors()]
-        return tuple(x.data_ptr() for x in (self.bias, *self._blocks, *states))
+        if self._addresses is None:
+            states = [tensor for state in self.states.values() for _, _, tensor in state.tensors()]
+            self._addresses = tuple(x.data_ptr() for x in (self.bias, *self._blocks, *states))
+        return self._addresses
 
     @property
     def nbytes(self) -> int:
@@ -285,7 +283,7 @@ class KVCache:
                 store[number][:old_rows] = old[:old_rows]
         bias = self.bias.new_full((rows, 1, 1, tokens), float("-inf"))
         bias[:old_rows, :, :, :old_tokens] = self.bias[:old_rows, :, :, :old_tokens]
-        self.bias = bias
+        self.bias, self._addresses = bias, None
 
     def move(self, sources: list[int], targets: list[int], width: int) -> None:
         """Copy the first `width` cached tokens of each source row over its target row."""

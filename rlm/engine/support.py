@@ -157,12 +157,13 @@ def _against(network, runner: NativeRunner) -> str:
     starts = [end, FEW, end]
     with runner.unbounded():
         problem = problem_of(partial(_follows, network, runner, ids, starts))
+        told = dict(runner.cache.windows)  # the cache is emptied on the way out
     cap = getattr(network.config.get_text_config(), "attn_logit_softcapping", None)
     if problem and cap and network.config._attn_implementation != "eager":
         return f"{network.config._attn_implementation} attention leaves out its cap of {cap}"
     if problem:
         return f"its attention is more than can be replaced ({problem})"
-    return untold_window(network, runner.cache.windows)
+    return untold_window(network, told)
 
 
 def untold_window(network, told: dict[int, int | None]) -> str:

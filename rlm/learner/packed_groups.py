@@ -14,10 +14,6 @@ from rlm.learner import flash
 from rlm.models.attention import PLAIN, Rules, causal_mask, softmax_attention
 from rlm.models.states import State, joined
 
-# Devices whose attention takes fewer key heads than query heads together with a mask. Elsewhere
-# it would fall back to holding all scores, so keys and values are repeated instead.
-GROUPED_HEADS_ON = ("cpu",)
-
 
 class PackedGroups:
     """Attention where completions share one prompt: [prompt ; own tokens so far] for each.
@@ -69,8 +65,6 @@ class PackedGroups:
 
     def by_masks(self, query, key, value, scaling, rules: Rules) -> torch.Tensor:
         """Return [N, H, D] by fused attention under masks."""
-        if query.device.type not in GROUPED_HEADS_ON:
-            key, value = (x.repeat_interleave(len(query) // len(x), 0) for x in (key, value))
         # On a CPU the backward in bfloat16 takes up to three times as long as in float32.
         kind = query.dtype
         kind = torch.promote_types(kind, torch.float32) if query.device.type == "cpu" else kind

@@ -101,7 +101,12 @@ def softmax_attention(query, key, value, mask, scaling, rules: Rules):
     """
     if rules.cap:
         return _capped(query, key, value, mask, scaling, rules.cap)
-    options: dict = {"scale": scaling, "enable_gqa": query.shape[1] != key.shape[1]}
+    shared = query.shape[1] != key.shape[1]
+    masked = mask is not None or rules.sinks is not None
+    if shared and not takes_fewer_keys(query, masked=masked):
+        key, value = (x.repeat_interleave(query.shape[1] // x.shape[1], 1) for x in (key, value))
+        shared = False
+    options: dict = {"scale": scaling, "enable_gqa": shared}
     if rules.sinks is None:
         causal = mask is None
         return F.scaled_dot_product_attention(
@@ -121,6 +126,18 @@ def softmax_attention(query, key, value, mask, scaling, rules: Rules):
     mask = torch.cat([mask, free], dim=-1)
     out = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, **options)
     return out[..., :depth]
+
+
+def takes_fewer_keys(query, *, masked: bool) -> bool:
+    """Return whether fused attention takes fewer key heads than query heads.
+
+    Elsewhere it would fall back to holding all scores, in float32.
+    """
+    device = query.device
+    if device.type != "cuda":
+        return device.type == "cpu"
+    half = query.dtype in (torch.float16, torch.bfloat16)
+    return not masked and half and torch.cuda.get_device_capability(device) >= (8, 0)
 
 
 def causal_mask(size: int, device, window: int | None = None) -> torch.Tensor:

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -62,6 +63,7 @@ def test_operations_by_hand():
     assert scale.sampling_flops(M, LOAD) == forward
     assert scale.learning_flops(M, LOAD) == 2 * forward
     assert scale.learning_flops(M, LOAD, updates=2, reference=True) == 5 * forward
+    assert scale.learning_flops(M, LOAD, updates=2, again=True) == 6 * forward
 
 
 def test_decoding_by_hand():
@@ -171,9 +173,11 @@ def test_ways_by_the_size_of_the_machine():
     load = Load()
     assert scale_tables.way(by_name["7B"], load, h100) == "own"
     assert scale_tables.way(by_name["7B"], load, node) == "torchrun"
-    assert scale_tables.way(by_name["32B"], load, h100) == "4bit"
-    assert scale_tables.way(by_name["32B"], load, node) == "fsdp"
-    assert scale_tables.way(by_name["72B"], load, h100) == "no"
+    assert scale_tables.way(by_name["32B"], load, h100) == "own"  # 66 of 80 GB, checkpointed
+    assert scale_tables.way(by_name["72B"], load, h100) == "4bit"
+    many = next(m for m in scale.MACHINES if m.name == "64 × H100")
+    assert scale_tables.way(by_name["72B"], load, many) == "fsdp"
+    assert scale_tables.way(by_name["72B"], replace(load, longest=20_000), h100) == "no"
     assert scale_tables.tensor_parallel(by_name["7B"], h100) == 1  # 15 of 56 GB
     assert scale_tables.tensor_parallel(by_name["72B"], h100) == 4  # 145 of 2 * 56, of 4 * 56 GB
 

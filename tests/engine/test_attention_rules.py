@@ -72,6 +72,36 @@ def test_a_rule_that_is_left_out_is_seen_by_engine_and_learner(rule, name, monke
     assert not logprobs.packs(model)
 
 
+def test_a_window_longer_than_what_is_tried_is_missed_too(monkeypatch):
+    made = Rules
+    monkeypatch.setattr(attention, "Rules", lambda *given: replace(made(*given), window=None))
+    monkeypatch.setattr(support, "_FOUND", {})
+    model = tiny_family("mistral", sliding_window=10_000)
+    runner = Engine(model, TOKENIZER)._runner
+    assert not isinstance(runner, NativeRunner)
+    assert runner.support.why == "its window of 10000 tokens is not told to the attention"
+
+
+class OnCuda:
+    device, dtype = torch.device("cuda"), torch.float16
+
+
+def test_where_key_heads_are_fewer_they_are_repeated_but_for_kernels_that_take_them(monkeypatch):
+    def asked(capability, dtype, masked):
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+        monkeypatch.setattr(OnCuda, "dtype", dtype)
+        return attention.takes_fewer_keys(OnCuda(), masked=masked)
+
+    assert asked((8, 0), torch.bfloat16, False) and asked((9, 0), torch.float16, False)
+    assert not asked((7, 5), torch.float16, False)  # a T4 has no flash kernels
+    assert not asked((8, 0), torch.float32, False) and not asked((8, 0), torch.float16, True)
+    assert attention.takes_fewer_keys(torch.zeros(1), masked=True)
+    query, key, value = (torch.randn(1, heads, 5, 8) for heads in (4, 2, 2))
+    expected = softmax_attention(query, key, value, None, None, PLAIN)
+    monkeypatch.setattr(attention, "takes_fewer_keys", lambda query, masked: False)
+    torch.testing.assert_close(softmax_attention(query, key, value, None, None, PLAIN), expected)
+
+
 def test_a_sink_takes_its_share_and_a_cap_bends_the_scores():
     # One query, two keys with scores 1 and 0: weights e / (e + 1 + sink's e^2).
     query = torch.tensor([[[[1.0]]]])

@@ -106,7 +106,7 @@ def test_packed_attention_is_that_of_each_sequence_alone(shape, heads, seed, rep
     layout = PackedGroups(prompts, completions)
     with pytest.MonkeyPatch.context() as patch:
         if repeat:  # as on devices that cannot group heads
-            patch.setattr("rlm.learner.packed_groups.GROUPED_HEADS_ON", ())
+            patch.setattr("rlm.models.attention.takes_fewer_keys", lambda query, masked: False)
         ours = layout.attend(0, query, key, value, 0.7)[0]
     assert ours.shape == (total, keys * shared, depth)
 
