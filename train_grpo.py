@@ -4,6 +4,7 @@
     python train_grpo.py --check                               # worth it? how long? trains nothing
     python train_grpo.py --task gsm8k --data DIR --model Qwen/Qwen2.5-0.5B-Instruct \\
         --adapter weights/sft_lora --learning-rate 2e-5
+    python train_grpo.py --train full                          # all weights, no LoRA
     torchrun --standalone --nproc_per_node 2 -- train_grpo.py   # two processes, one adapter
 
 Group Relative Policy Optimization (arXiv:2402.03300). One step:
@@ -61,8 +62,6 @@ def train(settings) -> dict:
     if settings.backend == "trl":
         return trl.train(settings, began)
     from rlm.answers.reward_hacking import Watch
-    from rlm.learner.logprobs import ReferencePolicy
-    from rlm.learner.optimizer import Optimizer
     from rlm.rollouts.batch import records
     from rlm.run.best import BestAdapter
     from rlm.run.nonfinite import NonFiniteGuard
@@ -71,18 +70,20 @@ def train(settings) -> dict:
     examples, validation = data.training_sets(settings)
     stage = begin(settings, began, questions=[e.question for e in (*examples, *validation)])
     policy, run = stage.policy, stage.run
-    reference = ReferencePolicy(policy.model)  # the policy as it is now, for the KL
-    optimizer = Optimizer(policy.model, max_grad_norm=settings.max_grad_norm)
+    reference = stage.reference()  # the policy as it is now, for the KL
+    optimizer = stage.optimizer(max_grad_norm=settings.max_grad_norm)
     questions = data.Batches(examples, settings.questions_per_step, seed=settings.seed)
     best = BestAdapter(policy.model, lambda: stage.validate(validation))
-    budget = stage.token_budget(stage.longest(examples))
+    pending = optimizer.pending_bytes()
+    budget = stage.token_budget(stage.longest(examples), pending=pending)
     guard, watch = NonFiniteGuard(run.path), Watch(run.info)
 
     # 2. From the start, or from where a stopped run ended. Can these settings teach anything?
-    parts = {"optimizer": optimizer, "questions": questions, "reference": reference}
+    parts = {"optimizer": optimizer, "questions": questions}
+    parts |= {"reference": reference} if reference else {}
     steps = stage.steps(best, **parts, budget=budget, guard=guard, watch=watch)
     if steps.fresh:
-        tryout.brief(stage, examples, validation, budget, sample)
+        tryout.brief(stage, examples, validation, budget, sample, pending)
         run.log({"step": 0} | best.row(step=0))
     else:
         stage.engine.sync(steps.step)  # the adapter is the checkpoint's by now
@@ -185,7 +186,7 @@ def update(policy, optimizer, batch, advantage, settings, reference, budget) -> 
     mine = parallel.balanced_share(kept, [batch.cost(b) for b in kept])
     make = cache(partial(micro_batches, policy, batch, advantage, settings, reference, mine))
     metrics = Metrics()
-    if kept and not settings.kl_weight:
+    if kept and reference and not settings.kl_weight:
         measured = first_kl(policy, batch, kept[0], settings, reference)  # the same in each process
         metrics.mean(kl=measured)
     for _ in range(settings.updates_per_batch):

@@ -6,12 +6,13 @@
     python train_sft.py --backend own                          # our learner in place of TRL's
     python train_sft.py --stage prep --config configs/solution_prep_full_grpo.yaml
     python train_sft.py --stage full --base-adapter prep_sft_model --config ...
+    python train_sft.py --train full                           # all weights, no LoRA
     torchrun --standalone --nproc_per_node 2 -- train_sft.py   # two processes, one adapter
 
 Supervised fine-tuning of a LoRA with trl's SFTTrainer, or with our packed learner (--backend own,
-training/sft.py). The loss falls on the assistant's turn only, its end token included. SFT teaches
-the format and the habits of its demonstrations; it does not learn which reasoning is right (that
-is train_grpo.py).
+training/sft.py), or of all weights, by the latter. The loss falls on the assistant's turn only, its
+end token included. SFT teaches the format and the habits of its demonstrations; it does not learn
+which reasoning is right (that is train_grpo.py).
 """
 
 import sys
@@ -44,7 +45,7 @@ def train(settings) -> dict:
     shown = examples if own else demonstrations.human(examples, settings)
     earlier = demonstrations.kept(settings)
 
-    # 2. The policy: a fresh LoRA, or an earlier stage's adapter to go on from.
+    # 2. The policy: a fresh LoRA, an earlier stage's adapter to go on from, or all weights.
     stage = begin(settings, began)
     about = {"kind": "human", "count": len(shown)}
     if own:

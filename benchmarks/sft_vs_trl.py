@@ -48,6 +48,7 @@ import config  # noqa: E402
 import data  # noqa: E402
 import train_sft  # noqa: E402
 from rlm.learner.demonstrations import packed  # noqa: E402
+from rlm.learner.optimizer import Optimizer  # noqa: E402
 from rlm.learner.token_budget import TokenBudget  # noqa: E402
 from rlm.models.loading import add_lora, load_base  # noqa: E402
 from rlm.models.policy import Policy  # noqa: E402
@@ -118,7 +119,7 @@ class Own:
     def __init__(self, work: Work):
         policy = work.policy()
         self.model = policy.model
-        self.optimizer = sft.optimizer_of(self.model)
+        self.optimizer = Optimizer(self.model, **sft.ADAMW)
         self.optimizer.learning_rate = RATE
         self.budget = TokenBudget(policy.model, len(policy.tokenizer), cpu_bytes=2**31)
 

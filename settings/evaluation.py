@@ -17,7 +17,7 @@ from rlm.models.lookup import (
     adapter_shots,
     check_adapter,
     check_model,
-    is_adapter,
+    is_trained,
 )
 from settings.orchestrator import Orchestrator
 from settings.training import Common
@@ -96,7 +96,7 @@ class EvaluateSettings(Orchestrator, Common):
                 and not os.path.exists(os.path.expanduser(name))
             ):
                 place = f"{weights}/{name}"
-                names |= {name: place} if is_adapter(place) else {}
+                names |= {name: place} if is_trained(place) else {}
         given = given | {"named_models": names} | ({"models": asked} if asked else {})
         if str(given.get("robustness", False)).lower() in ("true", "1", "yes", "on"):
             alone = given.get("adapter", "auto") or "none"
@@ -110,7 +110,7 @@ class EvaluateSettings(Orchestrator, Common):
         found = []
         for name in self.models:
             place = self.model if name == "base" else self.named_models.get(name, name)
-            adapter = place if is_adapter(place) else None
+            adapter = place if is_trained(place) else None
             found.append((name, (adapter_base(place) or self.model) if adapter else place, adapter))
         return found
 
@@ -163,7 +163,7 @@ def trained_data(places: list[str], given: dict) -> dict:
     Nothing if there is none, or if all were trained on other tasks than the one given.
     """
     for place in places:
-        settings = adapter_settings(place) if is_adapter(place) else {}
+        settings = adapter_settings(place) if is_trained(place) else {}
         if settings and settings.get("task") == given.get("task", settings.get("task")):
             return {name: settings[name] for name in TRAINED if settings.get(name) is not None}
     return {}

@@ -40,13 +40,13 @@ class GRPOSettings(Training):
     adapter: str | None = option(
         "auto",
         "adapter to start from: a folder, a name out of `models:`, auto (weights/sft_lora if it is "
-        "there), or none: straight from the base",
+        "there, with --train full sft_full), or none: straight from the base",
     )
     output: str = option(
-        lambda v: f"{v['weights']}/final_rlm_lora",
-        "folder of the best adapter",
+        lambda v: f"{v['weights']}/final_rlm_{v['train']}",
+        "folder of the best adapter, or with --train full of the best model",
         flags=["--output-dir"],
-        shown="weights/final_rlm_lora",
+        shown="weights/final_rlm_lora, with --train full weights/final_rlm_full",
     )
     num_samples: int = option(
         2000, "training questions; 0: all", ge=0, env=["TRAIN_SAMPLES"], section="GRPO"
@@ -185,6 +185,19 @@ class GRPOSettings(Training):
         self.reward_functions()
         self._check_backend()
         self._check_engine()
+
+    def _check_train(self) -> None:
+        super()._check_train()
+        if self.train == "lora":
+            return
+        if self.engine == "vllm":
+            name = "vllm_url" if self.vllm_url else "engine"
+            raise InputError(f"{self.given(name)}: vllm is handed a LoRA after each step, not all "
+                             "weights; use --engine own, or --train lora")  # fmt: skip
+        if sharding_asked():
+            raise InputError("--train full: the launcher asks for a sharded base, whose weights "
+                             "stay as they are; use configs/accelerate/one_machine.yaml, or "
+                             "--train lora")  # fmt: skip
 
     def _check_backend(self) -> None:
         """InputError for what the backend would leave undone."""

@@ -8,7 +8,7 @@ from rlm.agents.graph import ROLES
 from rlm.cli.layers import Settings, option
 from rlm.cli.parsing import parse_range
 from rlm.errors import InputError
-from rlm.models.lookup import check_adapter, check_model, folder_of, is_adapter
+from rlm.models.lookup import check_adapter, check_model, folder_of, is_trained
 from settings.shared import by_model
 
 
@@ -90,5 +90,5 @@ class Orchestrator(Settings):
         if self.task != "orchestrator" or self.agent_model is None:
             return
         place = str(folder_of(self.agent_model) or self.agent_model)
-        check = check_adapter if is_adapter(place) else check_model
+        check = check_adapter if is_trained(place) else check_model
         check(place, self.given("agent_model"))

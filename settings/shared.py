@@ -15,7 +15,9 @@ from rlm.models.lookup import (
     adapter_shots,
     check_adapter,
     check_model,
-    is_adapter,
+    is_trained,
+    is_whole,
+    origin,
     resolve,
     same_model,
 )
@@ -23,11 +25,16 @@ from rlm.models.lookup import (
 TINY_BASE = "weights/tiny_base"
 
 
+def of_tiny_base(given: dict) -> bool:
+    """Whether the model is the tiny base, or a whole model that was made of it."""
+    return same_model(origin(given["model"]), TINY_BASE)
+
+
 def by_model(tiny, other, text, **more):
     """An option with one default for the tiny base and one for real models."""
     shown = f"{tiny} for {TINY_BASE}, else {other}"
     return option(
-        lambda given: tiny if same_model(given["model"], TINY_BASE) else other,
+        lambda given: tiny if of_tiny_base(given) else other,
         text,
         shown=shown,
         **more,
@@ -35,10 +42,20 @@ def by_model(tiny, other, text, **more):
 
 
 def peak_rate(tiny: float, at_896: float):
-    """The option of a stage's learning rate; None is what training/rates.py has for the width."""
-    shown = f"{tiny} for {TINY_BASE}, else by the model's width: {at_896} at 896, less above"
+    """The option of a stage's learning rate; None is what training/rates.py has for the width.
+
+    Where all weights learn it is a tenth of a LoRA's, as there.
+    """
+    shown = f"{tiny} for {TINY_BASE}, else by the model's width: {at_896} at 896, less above; "
+    shown += "with --train full a tenth of it"
+
+    def default(given: dict) -> float | None:
+        return (
+            (tiny / 10 if given.get("train") == "full" else tiny) if of_tiny_base(given) else None
+        )
+
     return option(
-        lambda given: tiny if same_model(given["model"], TINY_BASE) else None,
+        default,
         "peak learning rate",
         shown=shown,
         gt=0,
@@ -122,15 +139,17 @@ class Shared(Settings):
         given = given | {name: str(place) for name, place in places.items()}
         names = given.get("named_models") or {}
         auto = cls.auto_adapter and f"{given.get('weights', 'weights')}/{cls.auto_adapter}"
+        if auto and given.get("train") == "full":  # what is left of the stage before
+            auto = f"{auto.removesuffix('_lora')}_full"
         compared = [names.get(name, name) for name in words_of(given.get("models"))]
-        bases = [adapter_base(place) for place in compared if is_adapter(place)]
+        bases = [adapter_base(place) for place in compared if is_trained(place)]
         default = "none" if compared else cls.model_fields["adapter"].default
         given = ({"model": bases[0]} if bases and bases[0] else {}) | given
         found = resolve(given, names, default, auto)
         adapters = [place for place in [found["adapter"], *compared] if place]
         known = [name for name in map(adapter_format, adapters) if name]
         trained: dict = {"format": known[0]} if known else {}
-        first = next(filter(is_adapter, adapters), None)
+        first = next(filter(is_trained, adapters), None)
         if first:
             trained |= {"shots": len(adapter_shots(first)), "instruction_role": adapter_role(first)}
         return trained | found
@@ -180,6 +199,7 @@ class Shared(Settings):
         """All checks but those of folders that an earlier stage makes."""
 
     def check_places(self) -> None:
-        check_model(self.model, self.given("model"))
+        if not (self.adapter and is_whole(self.adapter)):  # that one stands on no base
+            check_model(self.model, self.given("model"))
         if self.adapter:
             check_adapter(self.adapter, self.given("adapter"), self.model)

@@ -18,6 +18,7 @@ from rlm.data.layouts import Reading
 from rlm.errors import InputError
 from rlm.run.log import TRACKERS, check_trackers
 from rlm.run.time_budget import seconds_of
+from settings import all_weights
 from settings.orchestrator import Orchestrator
 from settings.shared import Shared, by_model, peak_rate
 
@@ -170,6 +171,15 @@ class Common(Shared):
 
 
 class Training(Orchestrator, Common):
+    train: Literal["lora", "full"] = option(
+        "lora",
+        "what learns; lora: an adapter beside the frozen base; full: all weights, which takes 16 "
+        "bytes a weight or more, and a whole model comes out",
+        section="What learns",
+    )
+    optimizer: Literal["adamw", "adamw8bit"] = option(
+        "adamw", "with --train full; adamw8bit: its state in 8 bits (bitsandbytes, CUDA)"
+    )
     lora_r: int = option(16, "rank of a new LoRA", ge=1, le=1024, section="LoRA")
     lora_alpha: float = option(32, "scale of a new LoRA: alpha / r times its output", gt=0)
     lora_targets: list[str] = option(
@@ -218,6 +228,10 @@ class Training(Orchestrator, Common):
                 "no layers; use all-linear, attention, experts, router, or names of layers"
             )
         return targets
+
+    def learning(self) -> dict:
+        """What learns, for `rlm.models.policy.open_policy`."""
+        return {"full": True} if self.train == "full" else {"lora": self.lora()}
 
     def lora(self) -> dict:
         """What a fresh LoRA is, for `rlm.models.loading.add_lora`."""
@@ -284,6 +298,7 @@ class Training(Orchestrator, Common):
 
     def check_values(self) -> None:
         super().check_values()
+        self._check_train()
         if 0 < getattr(self, "token_budget", 0) < 64:
             raise InputError(f"{self.given('token_budget')}: too few tokens; use 64 or more, or 0 "
                              "for what the free memory holds")  # fmt: skip
@@ -293,6 +308,14 @@ class Training(Orchestrator, Common):
         for name in self.trackers():
             by_project = name not in self.tracker
             check_trackers([name], self.given("wandb_project" if by_project else "tracker"))
+
+    def _check_train(self) -> None:
+        """InputError for what does not go with the weights that learn."""
+        all_weights.check(self)
+
+    def check_places(self) -> None:
+        super().check_places()
+        all_weights.check_start(self)
 
 
 class SFTSettings(Training):
@@ -308,10 +331,12 @@ class SFTSettings(Training):
         flags=["--base-adapter"],
     )
     output: str = option(
-        lambda v: f"{v['weights']}/{'sft_prep_lora' if v.get('stage') == 'prep' else 'sft_lora'}",
-        "folder of the trained adapter",
+        lambda v: (
+            f"{v['weights']}/{'sft_prep' if v.get('stage') == 'prep' else 'sft'}_{v['train']}"
+        ),
+        "folder of what is trained",
         flags=["--output-dir"],
-        shown="weights/sft_lora, prep: weights/sft_prep_lora",
+        shown="weights/sft_lora, prep: weights/sft_prep_lora; with --train full sft_full",
     )
     num_samples: int = option(
         1000,
@@ -338,9 +363,10 @@ class SFTSettings(Training):
     packing: bool = option(False, "several demonstrations in a row of max-length tokens")
 
     backend: Literal["trl", "own"] = option(
-        "trl",
+        lambda v: "own" if v.get("train") == "full" else "trl",
         "what trains; trl: TRL's SFTTrainer; own: our packed learner, which pads nothing",
         section="Backend",
+        shown="trl; with --train full own",
     )
     token_budget: int = option(
         0,

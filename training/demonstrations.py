@@ -12,6 +12,7 @@ reads; what they were sampled with lies beside it, so that a run that goes on do
 import hashlib
 import json
 import re
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -98,9 +99,9 @@ def sampled_with(stage, asked: list[Example]) -> dict:
 
 
 def sample(stage, asked: list[Example]) -> str:
-    """Ask the base, its LoRA off; return the demonstrations as JSONL. InputError if there are none.
+    """Ask the model as it begins, its LoRA off; return the demonstrations as JSONL.
 
-    Each process asks its share of the questions.
+    InputError if there are none. Each process asks its share of the questions.
     """
     from rlm.engine.engine import Sampling
 
@@ -108,7 +109,7 @@ def sample(stage, asked: list[Example]) -> str:
     limits = Sampling(settings.max_tokens, temperature=settings.own_temperature)
     engine, lines, rollouts = parallel.SharedEngine(stage.engine), list[str](), list[Rollout]()
     right = 0
-    with stage.policy.model.disable_adapter():
+    with getattr(stage.policy.model, "disable_adapter", nullcontext)():
         engine.sync()
         for start in range(0, len(asked), CHUNK):
             part = asked[start : start + CHUNK]

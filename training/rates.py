@@ -7,27 +7,33 @@
 WIDTH = 896
 PEAKS = {"sft": 5e-4, "grpo": 5e-5}
 POWER = 0.78
+FULL = 0.1  # of a LoRA's rate where all weights learn
 
 
-def by_width(script: str, width: int) -> float:
+def by_width(script: str, width: int, *, full: bool = False) -> float:
     """Return the peak rate of a stage (a key of PEAKS) for a model of that hidden size.
 
-    >>> by_width("sft", 896), by_width("grpo", 3584)
-    (0.0005, 1.7e-05)
+    full: all weights learn.
+
+    >>> by_width("sft", 896), by_width("grpo", 3584), by_width("sft", 896, full=True)
+    (0.0005, 1.7e-05, 5e-05)
     """
-    return float(f"{PEAKS[script] * (WIDTH / width) ** POWER:.1e}")
+    peak = PEAKS[script] * (FULL if full else 1.0)
+    return float(f"{peak * (WIDTH / width) ** POWER:.1e}")
 
 
 def peak_rate(settings, model) -> float:
     """Return the rate that was set, or that of the model's width."""
     if settings.learning_rate is not None:
         return settings.learning_rate
-    return by_width(settings.script, width_of(model))
+    return by_width(settings.script, width_of(model), full=settings.train == "full")
 
 
 def told(settings, model) -> str:
     """Return the peak rate in a line, with where it comes from."""
     rate = f"learning rate {peak_rate(settings, model):g}"
+    if settings.train == "full":
+        rate += " for all weights, which want about a tenth of a LoRA's"
     if settings.learning_rate is not None:
         return rate
     return f"{rate}, by the model's width of {width_of(model)}; --learning-rate sets another"

@@ -20,6 +20,8 @@ from functools import partial
 from rlm import parallel
 from training.micro_batches import checked
 
+ADAMW: dict = {"max_grad_norm": 1.0, "betas": (0.9, 0.999)}  # as a transformers Trainer has it
+
 
 def fit(stage, records: list[dict], questions: int):
     """Train on the records of train_sft.py; the metrics go to the run's log.
@@ -32,9 +34,10 @@ def fit(stage, records: list[dict], questions: int):
 
     settings, policy, run = stage.settings, stage.policy, stage.run
     demonstrations = [split(record) for record in records]
-    optimizer = optimizer_of(policy.model)
+    optimizer = stage.optimizer(**ADAMW)
     # The more prompts share a micro-batch, the less of them is computed: 2 GB on a CPU.
-    budget = stage.token_budget(max(len(p) + len(c) for p, c in demonstrations), cpu_bytes=2**31)
+    longest, pending = max(len(p) + len(c) for p, c in demonstrations), optimizer.pending_bytes()
+    budget = stage.token_budget(longest, cpu_bytes=2**31, pending=pending)
     guard, seen, began = NonFiniteGuard(run.path), Seen(), time.monotonic()
 
     # From the start, or from where a stopped run ended.
@@ -60,13 +63,6 @@ def fit(stage, records: list[dict], questions: int):
         if guard.gave_up:
             break
     return guard
-
-
-def optimizer_of(model):
-    """Return the optimiser, with what a transformers Trainer has by default."""
-    from rlm.learner.optimizer import Optimizer
-
-    return Optimizer(model, max_grad_norm=1.0, betas=(0.9, 0.999))
 
 
 def update(model, optimizer, demonstrations, budget) -> dict:

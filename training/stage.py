@@ -1,4 +1,4 @@
-"""What both training stages begin with and end with: the policy, its run's folder, its adapter."""
+"""What both training stages begin with and end with: the policy, its run's folder, what is kept."""
 
 import time
 from dataclasses import dataclass
@@ -46,6 +46,29 @@ class Stage:
     def peak_rate(self) -> float:
         """The learning rate that was set, or that of the model's width."""
         return rates.peak_rate(self.settings, self.policy.model)
+
+    def optimizer(self, **options):
+        """Return the `rlm.learner.optimizer.Optimizer` of the settings, and say what it takes."""
+        from rlm.learner.optimizer import Optimizer
+
+        full = self.policy.full
+        optimizer = Optimizer(
+            self.policy.model, kind=self.settings.optimizer, fused=full, **options
+        )
+        if full and self.run:
+            self.run.info(f"--train full: {optimizer.told()}")
+        return optimizer
+
+    def reference(self):
+        """Return the `rlm.learner.logprobs.ReferencePolicy`: the policy as it is now, for the KL.
+
+        None where it would be a copy of all weights that nothing needs.
+        """
+        from rlm.learner.logprobs import ReferencePolicy
+
+        if self.policy.full and not self.settings.kl_weight:
+            return None
+        return ReferencePolicy(self.policy.model)
 
     def token_budget(self, longest: int, **options):
         """Return the `rlm.learner.token_budget.TokenBudget` as set, or as the engine was sized for.
@@ -114,13 +137,15 @@ class Stage:
         return {"settings": self.settings.lasting(), "base_fingerprint": base}
 
     def check_learned(self) -> None:
-        """InputError if the steps so far left the LoRA without any effect."""
+        """InputError if the steps so far left the model as it was."""
         from rlm.models.policy import check_learned
 
         check_learned(self.policy.model)
 
     def finish(self, evaluation, examples, **facts) -> dict:
-        """Save the adapter with what is known of it, end the logs, return the summary.
+        """Save the adapter, or the whole model, with what is known of it; end the logs.
+
+        Return the summary.
 
         evaluation: None of a training without a validation. The summary is that of the
         evaluation, and "log": what was logged, a dictionary a step.
@@ -169,7 +194,7 @@ def begin(settings, began: float, *, logged: bool = True, questions=()) -> Stage
         settings.model,
         settings.adapter,
         **(sharding.loading(loading) if sharded else loading),
-        lora=settings.lora(),
+        **settings.learning(),
     )
     if sharded:
         sharding.shard(policy.model, pick_device(settings.device))
@@ -239,4 +264,5 @@ def _vllm(settings, task, questions, run, found):
 def described(settings) -> dict:
     """Return what an adapter's manifest says of the settings it came from."""
     asked = {"format": settings.format, "instruction_role": settings.role}
-    return {"task": settings.task} | asked | {"settings": settings.dump()}
+    whole = {"train": "full"} if settings.train == "full" else {}
+    return {"task": settings.task} | asked | whole | {"settings": settings.dump()}

@@ -33,16 +33,19 @@ def check(settings, sample) -> int:
     texts = [example.question for example in (*examples, *validation)]
     stage = begin(settings, time.monotonic(), logged=False, questions=texts)
     model = stage.policy.model
-    budget = stage.token_budget(stage.longest(examples))
+    optimizer = stage.optimizer(max_grad_norm=settings.max_grad_norm)
+    pending = optimizer.pending_bytes()
+    budget = stage.token_budget(stage.longest(examples), pending=pending)
     warm_up(stage, examples[0])
-    probe, learning = measure(stage, examples, budget.tokens, sample, rounds=ROUNDS)
+    tried: dict = {"rounds": ROUNDS, "pending": pending}
+    probe, learning = measure(stage, examples, budget.tokens, sample, **tried)
     asked = plan(settings, len(validation), model)
     if parallel.world().first:
         print("\n".join(verdict.report(probe, learning, asked, datetime.now())))
     return 0 if verdict.decide(probe, learning, asked).go else NO_GO
 
 
-def brief(stage, examples, validation, budget, sample) -> None:
+def brief(stage, examples, validation, budget, sample, pending=None) -> None:
     """Say the report in short at the start of a training. It warns and never stops the run.
 
     budget: the run's `TokenBudget`, which from now on has the tokens that were found to fit.
@@ -51,7 +54,8 @@ def brief(stage, examples, validation, budget, sample) -> None:
 
     if stage.settings.probe:
         warm_up(stage, examples[0])
-        probe, learning = measure(stage, examples, budget.tokens, sample, rounds=1)
+        tried = {"rounds": 1, "pending": pending}
+        probe, learning = measure(stage, examples, budget.tokens, sample, **tried)
         asked = plan(stage.settings, len(validation), stage.policy.model)
         for line in verdict.brief(probe, learning, asked, datetime.now()):
             stage.run.info(line)
@@ -60,11 +64,12 @@ def brief(stage, examples, validation, budget, sample) -> None:
             stage.run.info(f"going on with micro-batches of {budget.tokens} tokens")
 
 
-def measure(stage, examples, budget: int, sample, *, rounds: int) -> tuple:
+def measure(stage, examples, budget: int, sample, *, rounds: int, pending=None) -> tuple:
     """Return the Probe and Learning of `rlm.preflight.forecast`; the policy stays as it is.
 
     rounds: while no group's rewards differ, so many times more questions are tried, since a few
-    may all have been too easy or too hard by chance. budget: tokens of a micro-batch.
+    may all have been too easy or too hard by chance. budget: tokens of a micro-batch. pending:
+    bytes that the gradients and the optimiser will take, for `rlm.learner.rehearsal.rehearse`.
     """
     from rlm.learner.rehearsal import rehearse
     from rlm.models.memory import forget_peak, peak_bytes
@@ -95,6 +100,7 @@ def measure(stage, examples, budget: int, sample, *, rounds: int) -> tuple:
         budget,
         max_tokens=settings.max_tokens,
         most_groups=settings.questions_per_step,
+        pending=pending,
         temperature=settings.temperature,
         vocab_size=len(policy.tokenizer),
     )
@@ -174,5 +180,7 @@ def plan(settings, validation_questions: int, model):
         updates_per_batch=settings.updates_per_batch,
         replace_dead_groups=settings.replace_dead_groups,
         with_kl=bool(settings.kl_weight),
-        can_quantize=model.device.type == "cuda" and settings.quantize == "none",
+        can_quantize=model.device.type == "cuda"
+        and settings.quantize == "none"
+        and settings.train == "lora",
     )

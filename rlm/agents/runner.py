@@ -195,7 +195,7 @@ def open_runner(
     """
     from contextlib import nullcontext
 
-    from rlm.models.lookup import folder_of, is_adapter
+    from rlm.models.lookup import folder_of, is_trained
     from rlm.models.policy import open_policy
 
     if agent_model is None:
@@ -203,7 +203,7 @@ def open_runner(
         with off():  # the engine takes over the weights once, here: the base's own
             return Runner(Engine(policy.model, policy.tokenizer, **engine), **limits)
     place = str(folder_of(agent_model) or agent_model)
-    model, adapter = (None, place) if is_adapter(place) else (place, None)
+    model, adapter = (None, place) if is_trained(place) else (place, None)
     opened = open_policy(model, adapter, **loading)
     form = opened.manifest.get("format", "plain")
     return Runner(Engine(opened.model, opened.tokenizer, **engine), format_name=form, **limits)

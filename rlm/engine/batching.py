@@ -12,7 +12,7 @@ import torch
 
 from rlm.engine.inference_model import context_tokens, stop_ids
 from rlm.engine.requests import Event, Group, Row, uniforms
-from rlm.engine.sampling import Draws, Sampling
+from rlm.engine.sampling import Draws, Mix, Sampling
 from rlm.engine.support import open_runner
 from rlm.errors import InputError, RunError
 from rlm.models.memory import cache_tokens as fitting_tokens
@@ -62,6 +62,7 @@ class ContinuousBatch:
         )
         self._queue: deque[Group] = deque()
         self._rows: list[Row] = []
+        self._mix: Mix | None = None  # of the rows as they stand
         self._kept: list[Event] = []
         self._last_id = 0
 
@@ -132,20 +133,30 @@ class ContinuousBatch:
             admitted = self._admit()
             if not self._rows:
                 return []
-            draws = Draws(
-                [next(row.uniforms) for row in self._rows],
-                [row.sampling for row in self._rows],
-                self._vocabulary,
-                {index: row.forced[0] for index, row in enumerate(self._rows) if row.forced},
-            )
-            new = self._rows[len(old) :]
-            drawn = self._runner.sample(old, admitted, new, len(self.waiting), draws)
-            tokens, logprobs = drawn.tolist()  # the one time that the host waits for the device
+            draws, new = self._draws(), self._rows[len(old) :]
+            drawn = self._runner.sample(old, admitted, new, self._queued, draws)
+            drawn = drawn.cpu()  # the one time that the host waits for the device
+            tokens, logprobs = drawn[0].int().tolist(), drawn[1].tolist()
             self._check_finite(logprobs, draws.due)
-            return self._record([int(token) for token in tokens], logprobs)
+            return self._record(tokens, logprobs)
         except BaseException:
             self.reset()
             raise
+
+    def _draws(self) -> Draws:
+        """Return what the rows draw with in this step."""
+        if self._mix is None:
+            self._mix = Mix([row.sampling for row in self._rows])
+        due = {}
+        if self._mix.closes:
+            due = {index: row.forced[0] for index, row in enumerate(self._rows) if row.forced}
+        numbers = list(map(next, [row.uniforms for row in self._rows]))
+        return Draws(numbers, self._mix, self._vocabulary, due)
+
+    @property
+    def _queued(self) -> int:
+        """How many requests have no row yet."""
+        return sum(len(group.waiting) for group in self._queue)
 
     @torch.inference_mode()
     def cancel(self, id: int) -> Event | None:
@@ -169,7 +180,7 @@ class ContinuousBatch:
         With CUDA graphs the cache stays unless it takes much of the card: they would have to be
         captured again for another one. See `release`.
         """
-        self._rows = []
+        self._rows, self._mix = [], None
         self._runner.clear()
 
     def close(self) -> None:
@@ -178,7 +189,7 @@ class ContinuousBatch:
         In bfloat16 and float16 the engine's layers hold the model's own tensors: as long as they
         live, moving the model away from a GPU frees nothing there.
         """
-        self._rows = []
+        self._rows, self._mix = [], None
         self._queue.clear()
         self._kept = []
         if runner := self.__dict__.pop("_runner", None):
@@ -205,6 +216,8 @@ class ContinuousBatch:
     def _admit(self) -> list[tuple[Group, int]]:
         """Give rows to waiting requests, in order; return the groups and how many of each."""
         admitted: list[tuple[Group, int]] = []
+        if not self._queue or len(self._rows) >= self.max_rows:
+            return admitted
         budget, tokens = self.admissions, 0
         most = max((row.most for row in self._rows), default=0)
         while self._queue and budget:
@@ -219,7 +232,7 @@ class ContinuousBatch:
                 room = min(room, max(1, self.cache_tokens // self._runner.room(most)))
             free = room - len(self._rows)
             count = min(free, len(group.waiting), budget)
-            if count <= 0 or not self._runner.joins(group, self._rows, free, len(self.waiting)):
+            if count <= 0 or not self._runner.joins(group, self._rows, free, self._queued):
                 break
             admitted.append((group, count))
             budget -= count
@@ -227,6 +240,7 @@ class ContinuousBatch:
                 row = group.waiting.popleft()
                 row.cached = len(group.prompt.ids)
                 self._rows.append(row)
+            self._mix = None
             if not group.waiting:
                 self._queue.popleft()
         return admitted
@@ -236,6 +250,8 @@ class ContinuousBatch:
 
         due: rows whose token was put in; one that a model rules out has minus infinity.
         """
+        if math.isfinite(sum(logprobs)):
+            return
         wrong = [
             index
             for index, logprob in enumerate(logprobs)
@@ -254,9 +270,15 @@ class ContinuousBatch:
 
     def _record(self, tokens: list[int], logprobs: list[float]) -> list[Event]:
         """Give each row its token; return the events and retire the rows that have ended."""
-        events, ended = [], []
-        for index, row in enumerate(self._rows):
-            event = row.take(tokens[index], logprobs[index], self.tokenizer, self.stop_ids)
+        events, ended, stop_ids = [], [], self.stop_ids
+        taken = zip(self._rows, tokens, logprobs, strict=True)
+        for index, (row, token, logprob) in enumerate(taken):
+            # As `take` does it for most tokens, of which there are some hundred in a step.
+            if row.quiet and token not in stop_ids and len(row.ids) < row.last:
+                row.ids.append(token)
+                row.logprobs.append(logprob)
+                continue
+            event = row.take(token, logprob, self.tokenizer, stop_ids)
             if event is not None:
                 events.append(event)
                 if event.rollout is not None:
@@ -278,3 +300,4 @@ class ContinuousBatch:
             for hole, mover in zip(holes, movers, strict=True):
                 self._rows[hole] = self._rows[mover]
         del self._rows[left:]
+        self._mix = None

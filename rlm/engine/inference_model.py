@@ -19,7 +19,7 @@ from functools import cached_property
 import torch
 from torch import nn
 
-from rlm.models import attention, rms_norm, states
+from rlm.models import attention, rms_norm, rotary, states
 from rlm.models.lora_linear import LoraLinear, SharedDown, plain_lora, whole_lora
 from rlm.models.matmul import DenseLinear, PackedLinear, lacking, packable
 from rlm.models.memory import free_bytes
@@ -35,7 +35,7 @@ class InferenceModel:
 
     def __init__(self, model):
         self._source = model.get_base_model() if hasattr(model, "get_base_model") else model
-        self._holder = Holder()
+        self._holder, self._sines = Holder(), rotary.Sines()
         self._merged: dict[str, torch.Tensor] = {}
         self._packed: dict[str, tuple[tuple, PackedLinear]] = {}
         linears = [m for m in self._source.modules() if isinstance(m, nn.Linear)]
@@ -116,6 +116,8 @@ class InferenceModel:
             states.install(twin, self._holder)
         elif rms_norm.serves(module):
             rms_norm.install(twin)
+        elif rotary.serves(module):
+            rotary.install(twin, self._sines)
         return twin
 
     @torch.no_grad()

@@ -56,6 +56,7 @@ class KVCache:
         self.states: dict[int, State] = {}  # of all rows, by layer
         self._prompt_states: dict[int, list[State]] = {}
         self.windows: dict[int, int | None] = {}  # of each layer, as its attention was called
+        self._addresses: tuple[int, ...] | None = None
 
     def begin(self, positions: torch.Tensor, width: int, prompts: list[int]) -> None:
         """Prepare one forward.
@@ -237,8 +238,10 @@ class KVCache:
 
     def addresses(self) -> tuple[int, ...]:
         """Return where the cache lies."""
-        states = [tensor for state in self.states.values() for _, _, tensor in state.tensors()]
-        return tuple(x.data_ptr() for x in (self.bias, *self._blocks, *states))
+        if self._addresses is None:
+            states = [tensor for state in self.states.values() for _, _, tensor in state.tensors()]
+            self._addresses = tuple(x.data_ptr() for x in (self.bias, *self._blocks, *states))
+        return self._addresses
 
     @property
     def nbytes(self) -> int:
@@ -280,7 +283,7 @@ class KVCache:
                 store[number][:old_rows] = old[:old_rows]
         bias = self.bias.new_full((rows, 1, 1, tokens), float("-inf"))
         bias[:old_rows, :, :, :old_tokens] = self.bias[:old_rows, :, :, :old_tokens]
-        self.bias = bias
+        self.bias, self._addresses = bias, None
 
     def move(self, sources: list[int], targets: list[int], width: int) -> None:
         """Copy the first `width` cached tokens of each source row over its target row."""

@@ -8,6 +8,7 @@ is a graph where that pays (rlm.engine.cuda_graphs). The cache is then made once
 to come, since another cache is other graphs.
 """
 
+from array import array
 from contextlib import contextmanager
 from functools import partial
 
@@ -17,7 +18,7 @@ from rlm.engine.cuda_graphs import DecodeGraphs, rounded_rows, rounded_width
 from rlm.engine.inference_model import InferenceModel
 from rlm.engine.kv_cache import KVCache, Prefix
 from rlm.engine.requests import Group, Row
-from rlm.engine.sampling import Draws, draw_plainly
+from rlm.engine.sampling import Draws, drawing
 from rlm.models.states import mixers
 
 ROUND = 64  # a cache that grows in steps grows by at least so many tokens
@@ -40,6 +41,7 @@ class NativeRunner:
         self.cache = KVCache(joined=self.on_cuda)
         graphs = cuda_graphs and self.on_cuda and self.repeatable
         self.graphs = DecodeGraphs(self.cache) if graphs else None
+        self._drawing = drawing(self.model.device, self.model.network.dtype)
         self._longest = 0  # tokens that a request may have, of all that were queued
 
     def sync(self) -> None:
@@ -118,11 +120,11 @@ class NativeRunner:
             found = self._step(old, draws)
             return found if draws.plain else draws.take(found)
         # What the host sends goes before the forward: behind it the host would wait for its end.
-        sent = torch.tensor([draws.numbers, draws.temperatures])
+        sent = packed([], draws).view(torch.float32)
         uniforms, temperatures = sent.to(self.model.device, non_blocking=self.on_cuda)
         logits = self.logits(old, admitted, new, waiting)
         if draws.plain:
-            return draw_plainly(logits, uniforms, temperatures, draws.size)
+            return self._drawing(logits, uniforms, temperatures, draws.size)
         return draws.take(logits, uniforms)
 
     def logits(
@@ -162,7 +164,12 @@ class NativeRunner:
 
     def _prepare(self, rows: list[Row], waiting: int) -> None:
         """Note what a cache has to have room for if it must grow."""
-        self._most, self._wanted = max(row.most for row in rows), len(rows) + waiting
+        self._present, self._wanted = rows, len(rows) + waiting
+
+    @property
+    def _most(self) -> int:
+        """The tokens that a row of this step may have at most."""
+        return max(row.most for row in self._present)
 
     def _run(self, old: list[Row], prompts: list[list[int]]) -> torch.Tensor:
         """Return the logits behind the last token of each old row and of each prompt."""
@@ -174,8 +181,7 @@ class NativeRunner:
             positions += range(len(prompt))
             last.append(len(ids) - 1)
         filler = [0] * self.model.lacking(len(ids))
-        flat = [ids + filler, positions + filler]
-        flat = torch.tensor(flat, device=self.model.device)  # [2, N]
+        flat = packed([ids + filler, positions + filler]).long().to(self.model.device)  # [2, N]
         width = self._width(1 + max(positions[: len(old)], default=0))
         self.cache.begin(flat[1, : len(old)], width, [len(prompt) for prompt in prompts])
         keep = torch.tensor(last, device=flat.device) if prompts else 0
@@ -187,13 +193,12 @@ class NativeRunner:
     def _step(self, rows: list[Row], draws: Draws) -> torch.Tensor:
         """Return the tokens and log-probabilities [2, n] of a step without prompts.
 
-        Where rows are drawn otherwise than `draw_plainly` does it: their logits [n, V].
+        Where rows are drawn otherwise than `drawing` does it: their logits [n, V].
         """
-        longest = 1 + max(row.cached for row in rows)
+        positions = [row.cached for row in rows]
+        longest = 1 + max(positions)
         self._grow(len(rows), longest, None)
-        whole = [[row.ids[-1] for row in rows], [row.cached for row in rows]]
-        parts = torch.tensor([draws.numbers, draws.temperatures]).view(torch.int32)
-        inputs = torch.cat([torch.tensor(whole, dtype=torch.int32), parts])  # [4, n]
+        inputs = packed([[row.ids[-1] for row in rows], positions], draws)  # [4, n]
         step, plain, found = partial(self._decode, draws), draws.plain, None
         if self.graphs is not None:
             memory = self.model.addresses, self.cache.addresses()
@@ -213,7 +218,7 @@ class NativeRunner:
         if not draws.plain:
             return logits
         uniforms, temperatures = inputs[2:].view(torch.float32)
-        return draw_plainly(logits, uniforms, temperatures, draws.size)
+        return self._drawing(logits, uniforms, temperatures, draws.size)
 
     def _width(self, tokens: int) -> int:
         """Return how much of the cache a step reads: on CUDA in eights, or masks are copied."""
@@ -253,3 +258,18 @@ class NativeRunner:
                 return some, length
         some = (self.cache_tokens or 0) // need
         return (some, need) if some >= rows else (rows, self._most)
+
+
+def packed(whole: list[list[int]], draws: Draws | None = None) -> torch.Tensor:
+    """Return a tensor int32 with a row for each list, all of one length.
+
+    draws: their numbers and temperatures follow, float32 in two more rows.
+    """
+    data = bytearray()
+    for part in whole:
+        data += array("i", part)
+    if draws is not None:
+        data += array("f", draws.numbers)
+        data += array("f", draws.mix.temperatures)
+    rows = len(whole) + 2 * (draws is not None)
+    return torch.frombuffer(data, dtype=torch.int32).view(rows, -1)

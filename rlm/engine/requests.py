@@ -3,6 +3,7 @@
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import chain
 
 import torch
 
@@ -52,6 +53,8 @@ class Row:
     uniforms: its random numbers. watched: has an event for every token. text: where the text
     is followed, for a stream or for stop texts. cached: its tokens in the cache. forced: tokens
     that come next, whatever is sampled. closed: there is no reasoning (any more) to bound.
+    most: tokens that it may have at most, the prompt's included. quiet: nothing is to be done for
+    a token that does not end it, but to keep it. last: tokens before the last that it may have.
     """
 
     id: int
@@ -65,11 +68,14 @@ class Row:
     logprobs: list[float] = field(default_factory=list)
     forced: deque = field(default_factory=deque)
     closed: bool = False
+    most: int = field(init=False)
+    quiet: bool = field(init=False)
+    last: int = field(init=False)
 
-    @property
-    def most(self) -> int:
-        """Return how many tokens it may have at most, the prompt's included."""
-        return len(self.group.prompt.ids) + self.sampling.max_tokens
+    def __post_init__(self):
+        self.most = len(self.group.prompt.ids) + self.sampling.max_tokens
+        self.quiet = self.text is None and not self.watched
+        self.last = self.sampling.max_tokens - 1
 
     def take(self, token: int, logprob: float, tokenizer, stop_ids: frozenset[int]) -> Event | None:
         """Add a sampled token; return an event if it ends the request or if it is watched."""
@@ -116,6 +122,10 @@ class Row:
 
 def uniforms(seed: int) -> Iterator[float]:
     """Yield the random numbers of a request, float32 in [0, 1), the same on every device."""
+    return chain.from_iterable(_blocks(seed))
+
+
+def _blocks(seed: int) -> Iterator[list[float]]:
     generator = torch.Generator().manual_seed(seed)
     while True:
-        yield from torch.rand(DRAWN, generator=generator).tolist()
+        yield torch.rand(DRAWN, generator=generator).tolist()

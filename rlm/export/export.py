@@ -18,27 +18,29 @@ from pathlib import Path
 from rlm import files
 from rlm.errors import InputError
 from rlm.export import model_card
+from rlm.export.folders import base_folder, copy_from_base, copy_tokenizer, public
 from rlm.models import adapters
-from rlm.models.lookup import adapter_base, check_adapter, folder_of, gguf_of, local_place
-from rlm.models.text_model import is_wrapper
+from rlm.models.lookup import (
+    adapter_base,
+    check_adapter,
+    folder_of,
+    gguf_of,
+    is_whole,
+    local_place,
+)
 
 DTYPES = ("bfloat16", "float32")
-# Copied as they are: a tokenizer that is loaded and saved again can come out as another one.
-COPIED = (
-    "tokenizer*", "vocab*", "merges.txt", "*.model", "special_tokens_map.json",
-    "added_tokens.json", "chat_template*", "LICENSE*", "NOTICE*",
-)  # fmt: skip
-# Settings that say nothing of the model, or name places on this machine.
-PRIVATE = (
-    "config", "named_models", "model", "adapter", "weights", "run", "device", "threads",
-    "log_level", "data", "wandb", "wandb_project", "output", "overwrite", "cache_tokens",
-)  # fmt: skip
 
 
 def main(argv: list[str] | None = None) -> int:
     given = arguments().parse_args(argv)
     source = folder_of(given.adapter) or Path(given.adapter)
     check_adapter(str(source), f"--adapter {given.adapter}", given.model)
+    if is_whole(str(source)):
+        raise InputError(
+            f"--adapter {given.adapter}: a whole model, of which nothing is left to merge or to "
+            "take off its base; copy the folder as it is: transformers and vLLM load it"
+        )
     base = given.model or adapters.read_manifest(source)["base"] or adapter_base(str(source))
     if not base:
         raise InputError(f"--adapter {given.adapter}: does not name its base; use --model BASE")
@@ -114,7 +116,7 @@ def write_adapter(source: Path, base: str, new: Path) -> dict:
     """Write the folder of an adapter; return its manifest."""
     new.mkdir()
     shutil.copyfile(source / adapters.WEIGHTS, new / adapters.WEIGHTS)
-    _copy_tokenizer(source, new)
+    copy_tokenizer(source, new)
     config = files.read_object(source / adapters.CONFIG)
     files.write_json(new / adapters.CONFIG, config | {"base_model_name_or_path": base})
     known = ("r", "lora_alpha", "target_modules")
@@ -151,8 +153,8 @@ def write_merged(source: Path, base: str, new: Path, dtype: str, device: str) ->
         network.save_pretrained(new)
         if gguf_of(base):  # it has no such files; what was read from it is written
             policy.tokenizer.save_pretrained(new)
-        _copy_from_base(new if gguf_of(base) else _base_folder(base), new, dtype, ends)
-        _copy_tokenizer(source, new)
+        copy_from_base(new if gguf_of(base) else base_folder(base), new, dtype, ends)
+        copy_tokenizer(source, new)
         del network, policy
 
         # 3. Loaded afresh, it is the same model.
@@ -196,57 +198,10 @@ def _round(network, tokenizer, questions, live) -> float:
     return 2 * proof.difference(exact, mirrored)
 
 
-def _copy_from_base(folder: Path, new: Path, dtype: str, ends: tuple) -> None:
-    """Give the folder the base's own tokenizer and configuration, as the base's folder has them.
-
-    Written anew by this version of transformers they could be read otherwise by another one.
-    What changes: the format, and that every token that ends an answer here ends it there.
-    """
-    if folder != new:
-        _copy_tokenizer(folder, new)
-    config = files.read_object(folder / "config.json")
-    if is_wrapper(config):  # around the text model, which is all that was loaded and is saved
-        config = files.read_object(new / "config.json")
-    config = {k: dtype if k in ("dtype", "torch_dtype") else v for k, v in config.items()}
-    if "dtype" not in config:
-        config["torch_dtype"] = dtype  # read by old and new versions
-    files.write_json(new / "config.json", config)
-    listed = [id for end in ends for id in (end if isinstance(end, list) else [end])]
-    unique = [id for id in dict.fromkeys(listed) if id is not None]
-    generation = files.read_object(folder / "generation_config.json") or files.read_object(
-        new / "generation_config.json"
-    )
-    if unique:
-        generation["eos_token_id"] = unique if len(unique) > 1 else unique[0]
-    files.write_json(new / "generation_config.json", generation)
-    for weights in new.glob("*.safetensors"):  # they come out readable for their owner alone
-        shutil.copymode(new / "config.json", weights)
-
-
-def _copy_tokenizer(folder: Path, new: Path) -> None:
-    """Copy what belongs to a tokenizer; an adapter's own replaces the base's."""
-    for file in {file for pattern in COPIED for file in folder.glob(pattern)}:
-        if file.is_file():
-            shutil.copyfile(file, new / file.name)
-
-
-def _base_folder(base: str) -> Path:
-    """Return the folder of a model that has been loaded: its own, or the one in the hub's cache."""
-    if folder := folder_of(base):
-        return folder
-    from huggingface_hub import try_to_load_from_cache
-
-    return Path(try_to_load_from_cache(base, "config.json")).parent
-
-
 def _manifest(source: Path, base: str, new: Path, export: dict) -> dict:
     """Write what is known of the model to the folder's manifest.json and return it."""
     known = adapters.read_manifest(source)
-    settings = {
-        name: value
-        for name, value in known.get("settings", {}).items()
-        if name not in PRIVATE and not (isinstance(value, str) and "/" in value)
-    }
+    settings = public(known.get("settings", {}))
     # An adapter is found with its base by that name; of a merged model it would only tell a path.
     named = Path(base).name if export["kind"] == "merged" and local_place(base) else base
     manifest = known | {"base": named, "settings": settings, "export": export}

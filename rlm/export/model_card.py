@@ -28,11 +28,12 @@ def write(manifest: dict, name: str, *, local: bool) -> str:
     local: the base is a folder, not a model on the hub; it is named without the way to it.
     """
     export, base = manifest["export"], manifest["base"]
-    merged = export["kind"] == "merged"
+    merged = export["kind"] != "adapter"  # a model that stands for itself
     head = {
         "library_name": "transformers" if merged else "peft",
         "pipeline_tag": "text-generation",
-        "tags": ["reasoning", "grpo" if "step" in manifest else "sft", "lora"],
+        "tags": ["reasoning", "grpo" if "step" in manifest else "sft"]
+        + ([] if export["kind"] == "full" else ["lora"]),
     } | ({} if local else {"base_model": base})
     base = Path(base).name if local else base
     form = FORMATS.get(str(manifest.get("format"))) or get_format("think")
@@ -72,6 +73,18 @@ def _what(export: dict, base: str, merged: bool) -> str:
         return f"A LoRA adapter of `{base}` that writes its reasoning before its answer."
     from rlm.export.proof import told
 
+    if export["kind"] == "full":
+        proof = export["proof"]
+        proved = (
+            f" Loaded afresh from this folder, it was compared with the model that was "
+            f"trained: {told(proof)}."
+            if "prompts" in proof
+            else ""
+        )
+        return (
+            f"`{base}`, all of whose weights were trained further, in {export['dtype']}; it writes "
+            f"its reasoning before its answer.{proved}"
+        )
     kind = {"bfloat16": "rounded to bfloat16", "float32": "in float32"}[export["dtype"]]
     return (
         f"`{base}` with a LoRA merged into its weights, {kind}; it writes its reasoning before "

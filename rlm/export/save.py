@@ -1,4 +1,4 @@
-"""Saves an adapter with its manifest, and proves that what lies on the disk is what was trained.
+"""Saves an adapter, or a whole model, and proves that what lies on the disk is what was trained.
 
     save_policy(policy, "weights/final_rlm_lora", evaluation, run, overwrite=False, step=32)
 
@@ -13,11 +13,12 @@ from pathlib import Path
 
 from rlm.errors import InputError
 from rlm.evaluation.measure import told as measured
-from rlm.export import proof
+from rlm.export import proof, whole
 from rlm.learner.sharding import sharded
 from rlm.models import adapters
+from rlm.models.loading import load_base
 from rlm.models.memory import free_bytes, out_of_memory
-from rlm.models.policy import Policy, check_learned, open_policy
+from rlm.models.policy import Policy, check_learned, network_of, open_policy
 
 logger = logging.getLogger("rlm")
 
@@ -25,6 +26,7 @@ logger = logging.getLogger("rlm")
 def save_policy(policy: Policy, path: str | Path, evaluation, run, *, overwrite: bool, **facts):
     """Save the adapter with its manifest in the run's folder, prove it, then save it at `path`.
 
+    Where all weights were trained it is the whole model (rlm.export.whole).
     evaluation: of the validation, None of a training without one.
     facts: what the manifest says beside the base and the validation scores. A better adapter
     at `path` stays: then InputError says so, and the new one is in the run's folder. So it stays
@@ -37,24 +39,35 @@ def save_policy(policy: Policy, path: str | Path, evaluation, run, *, overwrite:
     except InputError as error:
         if facts.get("step") != 0:
             raise
-        logger.warning("the start was the best, so the base is what is kept: %s", error)
-    manifest = {"base": policy.base, **facts, "scores": {}}
+        what = "it" if policy.full else "the base"
+        logger.warning("the start was the best, so %s is what is kept: %s", what, error)
+    manifest = policy.origin() | facts | {"scores": {}}
     if evaluation:
         manifest["scores"] = {"validation": evaluation.summary}
         run.write_evaluation("validation", evaluation)
-    kept = adapters.save_adapter(policy.model, run.path / "adapter", manifest, overwrite=True)
+    if policy.full:
+        kept = whole.write_model(policy, run.path / "model", manifest)
+    else:
+        kept = adapters.save_adapter(policy.model, run.path / "adapter", manifest, overwrite=True)
     manifest["proof"] = prove(policy, kept, facts.get("format", "think"), run.info)
     try:
-        saved = adapters.save_adapter(policy.model, path, manifest, overwrite=overwrite)
+        if policy.full:
+            adapters.check_overwrite(path, manifest, overwrite=overwrite)
+            saved = whole.put_model(kept, Path(path), manifest)
+        else:
+            saved = adapters.save_adapter(policy.model, path, manifest, overwrite=overwrite)
     except InputError as error:
         raise InputError(f"{error} (the new one is in {kept})") from None
-    if not filecmp.cmp(kept / adapters.WEIGHTS, saved / adapters.WEIGHTS, shallow=False):
-        raise InputError(f"{saved}: holds other weights than {kept}, which was proved; copy that")
+    for file in kept.glob("*.safetensors"):
+        if not filecmp.cmp(file, saved / file.name, shallow=False):
+            raise InputError(
+                f"{saved}: holds other weights than {kept}, which was proved; copy that"
+            )
     told = "no validation"
     if evaluation:
         scored = evaluation.summary
         told = f"validation {measured(scored)} of {scored['questions']} questions"
-    run.info(f"adapter: {saved}, {told}")
+    run.info(f"{'model' if policy.full else 'adapter'}: {saved}, {told}")
     return saved
 
 
@@ -67,8 +80,8 @@ def prove(policy: Policy, folder: Path, format_name: str, info) -> dict:
     that: then the tensors of the folder have to be the live ones, {"skipped": why} is returned,
     and `info` is told.
     """
-    _check_tensors(policy.model, folder)
-    network = policy.model.get_base_model()
+    _check_tensors(policy, folder)
+    network = network_of(policy.model)
     if getattr(network.config, "quantization_config", None):
         skipped = "the weights of the base are quantised"
     elif sharded(policy.model):
@@ -85,8 +98,9 @@ def prove(policy: Policy, folder: Path, format_name: str, info) -> dict:
     try:
         metrics = proof.compare(*looks, tolerance=proof.EXACT)
     except proof.ProofError as error:
+        on = "" if policy.full else f" on {policy.base}"
         raise proof.ProofError(
-            f"{folder}: loaded afresh on {policy.base} it is not the model that was trained: "
+            f"{folder}: loaded afresh{on} it is not the model that was trained: "
             f"{error}; see whether the base's files have changed, and train again"
         ) from None
     info(f"proof: {folder} loaded afresh, {proof.told(metrics)}")
@@ -99,10 +113,11 @@ def _looks(policy: Policy, folder: Path, format_name: str):
     live = _look(policy, questions)
     if live is None:
         return None
-    network = policy.model.get_base_model()
+    network = network_of(policy.model)
     place = {"device": network.device, "dtype": str(network.dtype).removeprefix("torch.")}
     with _aside(network):
-        again = _look(partial(open_policy, policy.base, str(folder), **place), questions)
+        base = None if policy.full else policy.base
+        again = _look(partial(open_policy, base, str(folder), **place), questions)
     return None if again is None else (live, again)
 
 
@@ -120,19 +135,40 @@ def _look(policy, questions):
         return None
 
 
-def _check_tensors(model, folder: Path) -> None:
-    """ProofError unless the folder's tensors are bit for bit those of the live adapter."""
+def _check_tensors(policy: Policy, folder: Path) -> None:
+    """ProofError unless the folder's tensors are bit for bit those of the live adapter or model."""
     from peft import get_peft_model_state_dict
     from safetensors.torch import load_file
 
-    live = get_peft_model_state_dict(model, save_embedding_layers=False)
-    saved = load_file(folder / adapters.WEIGHTS)
-    other = [n for n in live.keys() | saved.keys() if not _equal(live.get(n), saved.get(n))]
+    if policy.full:
+        live = dict(policy.model.named_parameters())
+        other = _other_weights(policy, folder, live)
+    else:
+        live = get_peft_model_state_dict(policy.model, save_embedding_layers=False)
+        saved = load_file(folder / adapters.WEIGHTS)
+        other = [n for n in live.keys() | saved.keys() if not _equal(live.get(n), saved.get(n))]
     if other:
         raise proof.ProofError(
             f"{folder}: {len(other)} of {len(live)} tensors are not those that were trained "
             f"({min(other)}); see whether they are finite and the disk is in order"
         )
+
+
+def _other_weights(policy: Policy, folder: Path, live: dict) -> list[str]:
+    """Return the names of weights that a whole model's folder has otherwise.
+
+    One is read at a time; of families that write weights under other names all are loaded.
+    """
+    from safetensors import safe_open
+
+    opened = [safe_open(file, "pt") for file in sorted(folder.glob("*.safetensors"))]
+    places = {name: file for file in opened for name in file.keys()}  # noqa: SIM118
+    if places.keys() == live.keys():
+        return [n for n, file in places.items() if not _equal(live[n], file.get_tensor(n))]
+    dtype = str(policy.model.dtype).removeprefix("torch.")
+    network, _ = load_base(str(folder), device="cpu", dtype=dtype)
+    saved = dict(network.named_parameters())
+    return [n for n in live.keys() | saved.keys() if not _equal(live.get(n), saved.get(n))]
 
 
 def _equal(one, other) -> bool:

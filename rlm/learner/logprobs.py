@@ -335,7 +335,8 @@ class ReferencePolicy:
     """The policy as it is when this is made, kept as the reference for a KL term.
 
     Not a second model: a frozen copy of the trainable tensors, or, while LoRA's B are all zero,
-    not even that: then the adapter is turned off, which is the same policy and faster.
+    not even that: then the adapter is turned off, which is the same policy and faster. Where all
+    weights learn it is a second model after all.
     """
 
     def __init__(self, model):

@@ -89,18 +89,29 @@ def size(groups: list[Group], *, shared: bool = True) -> int:
 
 
 def rehearse(
-    model, groups: list[Group], budget: int, *, max_tokens: int, most_groups: int, **options
+    model,
+    groups: list[Group],
+    budget: int,
+    *,
+    max_tokens: int,
+    most_groups: int,
+    pending: int | None = None,
+    **options,
 ) -> Learning:
     """Return what learning the largest micro-batch takes, of half the tokens if it is too much.
 
     groups: what was sampled. budget: tokens of a micro-batch. max_tokens, most_groups: for
-    `fullest`. options: temperature and vocab_size, for `rlm.learner.logprobs.token_logprobs`.
+    `fullest`. pending: bytes that the gradients and the optimiser will take, None for those of
+    AdamW on float32 weights. options: temperature and vocab_size, for
+    `rlm.learner.logprobs.token_logprobs`.
     On a CPU nothing is tried that cannot fit. Nothing that does not fit raises: then fits is
     False, and the numbers are those of the smallest that was thought of.
     """
     device = next(model.parameters()).device
     total = used_bytes(device) + free_bytes(device)
-    state = ADAM_BYTES * sum(p.numel() for p in model.parameters() if p.requires_grad)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    gradients = sum(p.nbytes for p in trained)  # are there already when the peak is taken
+    state = ADAM_BYTES * sum(p.numel() for p in trained) if pending is None else pending - gradients
     tried, seconds, shared = budget, None, packs(model)
     found = activations(model, options["vocab_size"])
     bounds: dict = {"max_tokens": max_tokens, "most_groups": most_groups, "shared": shared}
@@ -108,7 +119,8 @@ def rehearse(
         shape = fullest(groups, budget=tried, **bounds)
         with untouched(model):
             each = found.each(max(len(p) + max(map(len, cs)) for p, cs in shape))
-            need = used_bytes(device) + state + int(size(shape, shared=shared) * each)
+            need = used_bytes(device) + state + (0 if pending is None else gradients)
+            need += int(size(shape, shared=shared) * each)
             if device.type != "cpu" or need <= SAFE * total:
                 seconds = _attempt(model, shape, **options)
         if seconds is not None or tried <= LEAST:

@@ -110,7 +110,8 @@ class TokenBudget:
     longest: tokens of the longest prompt with its completion, as far as that is known.
     checkpointing: whether the layers run again in the backward and keep their inputs alone
     (arXiv:1604.06174): "on", "off", or "auto": where half of the free memory does not hold the
-    longest sequence. cpu_bytes: what the activations may take on a CPU where no number is given.
+    longest sequence. pending: bytes of what is free that gradients and optimiser will take.
+    cpu_bytes: what the activations may take on a CPU where no number is given.
     """
 
     def __init__(
@@ -121,6 +122,7 @@ class TokenBudget:
         *,
         longest: int = 0,
         checkpointing: str = "off",
+        pending: int = 0,
         cpu_bytes: int = CPU_BYTES,
     ):
         self.tokens = tokens or (SHARDED if sharded(model) else 0)
@@ -135,7 +137,7 @@ class TokenBudget:
         if known and not self._may:
             self._checkpoint(checkpointing == "on")
             return
-        room, found = SHARE * free_bytes(device), activations(model, vocab_size)
+        room, found = SHARE * max(0, free_bytes(device) - pending), activations(model, vocab_size)
         too_long = self._may and longest * found.each(longest) > room
         if too_long or checkpointing == "on":
             self._checkpoint(True)
@@ -188,7 +190,7 @@ class TokenBudget:
                 if self.tokens <= LEAST and not again:
                     raise RunError(
                         f"out of memory with micro-batches of {self.tokens} tokens; use a "
-                        "smaller --max-tokens, or --quantize 4bit"
+                        "smaller --max-tokens, or --train lora with --quantize 4bit"
                     ) from error
             # Outside the handler: the error's frames hold the tensors that have to go.
             undo()

@@ -16,7 +16,7 @@ from pathlib import Path
 from rlm import files
 from rlm.errors import InputError
 from rlm.models import gguf_file, gguf_header
-from rlm.models.lookup import ROOT, gguf_of
+from rlm.models.lookup import ROOT, gguf_of, is_trained, is_whole
 
 logger = logging.getLogger("rlm")
 
@@ -95,7 +95,7 @@ def save_adapter(model, path: str | Path, manifest: dict, *, overwrite: bool = F
     the disk and renamed into place. ModelError where `check_overwrite` says no.
     """
     path = Path(path)
-    manifest = _complete(manifest, model)
+    manifest = completed(manifest, model)
     check_overwrite(path, manifest, overwrite=overwrite)
     path.parent.mkdir(parents=True, exist_ok=True)
     new = files.beside(path, "new")
@@ -121,22 +121,30 @@ def save_adapter(model, path: str | Path, manifest: dict, *, overwrite: bool = F
 
 
 def check_overwrite(path: str | Path, manifest: dict, *, overwrite: bool = False) -> None:
-    """ModelError if `path` holds what an adapter with this manifest may not replace.
+    """ModelError if `path` holds what an adapter or a whole model of this manifest may not replace.
 
-    That is an adapter of another base, one of a better validation score in the same task, or a
-    folder that is no adapter. `overwrite` allows the first two. Worth a call before training.
+    That is one of another base, one of a better validation score in the same task, an adapter by a
+    whole model or the other way round, or a folder that is neither. `overwrite` allows all but the
+    last. Worth a call before training.
     """
     path = Path(path)
     if not path.exists() or (path.is_dir() and not any(path.iterdir())):
         return
-    if not path.is_dir() or not (path / CONFIG).is_file():
-        raise ModelError(f"{path}: exists and is no adapter; give another folder by --output")
+    new = "whole model" if manifest.get("train") == "full" else "adapter"
+    if not is_trained(str(path)):
+        raise ModelError(f"{path}: exists and is no {new}; give another folder by --output")
     if overwrite:
         return
     there = read_manifest(path)
+    kind = "whole model" if is_whole(str(path)) else "adapter"
+    if kind != new:
+        raise ModelError(
+            f"{path}: holds an earlier {kind}, what is trained is a new {new}; use --overwrite to "
+            "replace it, or --output for another folder"
+        )
     if not _same_base(there, manifest):
         raise ModelError(
-            f"{path}: holds an adapter of {there['base']}, the new one is of "
+            f"{path}: holds {_article(kind)} of {there['base']}, the new one is of "
             f"{manifest.get('base')}; use --overwrite to replace it, or --output for another folder"
         )
     before, now = _score(there), _score(manifest)
@@ -144,7 +152,7 @@ def check_overwrite(path: str | Path, manifest: dict, *, overwrite: bool = False
         return
     if before > now:
         raise ModelError(
-            f"{path}: holds an adapter of validation score {before:.4f}, the new one has "
+            f"{path}: holds {_article(kind)} of validation score {before:.4f}, the new one has "
             f"{now:.4f}; use --overwrite to replace it, or --output for another folder"
         )
 
@@ -152,10 +160,11 @@ def check_overwrite(path: str | Path, manifest: dict, *, overwrite: bool = False
 def read_manifest(path: str | Path) -> dict:
     """Return the manifest of an adapter's folder; {"base": its base's name} if it has none.
 
-    base is None where the adapter does not name it. ModelError if `path` is no adapter.
+    base is None where the adapter does not name it. Of a whole model that was trained here it is
+    its own. ModelError if `path` is neither.
     """
     path = Path(path)
-    if not (path / CONFIG).is_file():
+    if not is_trained(str(path)):
         raise ModelError(f"{path}: no adapter ({CONFIG} is missing); give a PEFT adapter's folder")
     source = path / (MANIFEST if (path / MANIFEST).is_file() else CONFIG)
     try:
@@ -165,6 +174,10 @@ def read_manifest(path: str | Path) -> dict:
         return {"base": found.get("base_model_name_or_path")}
     except (OSError, ValueError, TypeError, AttributeError) as error:
         raise ModelError(f"{source}: cannot be read ({error}); train the adapter again") from error
+
+
+def _article(kind: str) -> str:
+    return f"{'an' if kind[0] in 'aeiou' else 'a'} {kind}"
 
 
 def fingerprint(model) -> str:
@@ -327,13 +340,14 @@ def _score(manifest: dict) -> float | None:
     return float(score) if isinstance(score, int | float) else None
 
 
-def _complete(manifest: dict, model) -> dict:
+def completed(manifest: dict, model) -> dict:
+    """Return the manifest with base, base_fingerprint, versions, and base_file of a GGUF base."""
     from importlib.metadata import version
 
     versions = {name: version(name) for name in ("torch", "transformers", "peft")}
     filled = {"versions": versions} | manifest
     filled["base"] = _portable(str(manifest.get("base") or _name(model)))
-    filled["base_fingerprint"] = fingerprint(model)
+    filled["base_fingerprint"] = manifest.get("base_fingerprint") or fingerprint(model)
     if file := _file(model):
         filled["base_file"] = file
     return filled

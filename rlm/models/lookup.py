@@ -23,9 +23,31 @@ def is_adapter(path: str) -> bool:
     return os.path.isfile(os.path.join(path, "adapter_config.json"))
 
 
+def is_whole(path: str) -> bool:
+    """Whether a folder holds a model all of whose weights were trained here (--train full).
+
+    It stands wherever an adapter may stand, on no base.
+    """
+    if is_adapter(path) or not os.path.isfile(os.path.join(path, "config.json")):
+        return False
+    return read_object(Path(path) / "manifest.json").get("train") == "full"
+
+
+def is_trained(path: str) -> bool:
+    """Whether a folder holds what a training leaves: an adapter, or a whole model."""
+    return is_adapter(path) or is_whole(path)
+
+
 def adapter_base(path: str) -> str | None:
-    """The base model that a PEFT adapter names; None where there is no readable adapter."""
+    """The base model that an adapter names, or that a whole model was made of; None without one."""
+    if is_whole(path):
+        return _entry(Path(path) / "manifest.json", "base")
     return _entry(Path(path) / "adapter_config.json", "base_model_name_or_path")
+
+
+def origin(model: str) -> str:
+    """The model that a name goes back to: of a whole model trained here what it was made of."""
+    return (adapter_base(model) if is_whole(model) else None) or model
 
 
 def adapter_format(path: str) -> str | None:
@@ -166,12 +188,14 @@ def check_adapter(path: str, given: str, model: str | None = None) -> None:
     folder = Path(path)
     if not os.path.isdir(path):
         raise InputError(f"{given}: no folder {path}; train it first or give another adapter")
-    if not is_adapter(path):
+    if not is_trained(path):
         raise InputError(f"{given}: the folder has no adapter_config.json; give a PEFT adapter")
-    if not (folder / "adapter_model.safetensors").is_file():
+    if is_whole(path):
+        check_model(path, given)
+    elif not (folder / "adapter_model.safetensors").is_file():
         raise InputError(f"{given}: the folder has no adapter_model.safetensors; train it again")
     base = adapter_base(path)
-    if model is not None and base and _other_model(base, model):
+    if model is not None and base and not same_model(path, model) and _other_model(base, model):
         raise InputError(f"{given}: an adapter of {base}, not of {model}; use --model {base}")
 
 
@@ -199,14 +223,17 @@ def resolve(given: dict, names: dict[str, str], adapter: str, auto: str | None) 
 
     names: the file's `models:`. adapter: the default of the script, "auto" or "none". auto: the
     folder that "auto" means; it is taken if it holds an adapter, of the model if one is given.
-    A model that is an adapter's folder is taken as that adapter on its own base. Without a model
-    the adapter's base is it.
+    A model that is an adapter's folder is taken as that adapter on its own base; so is a whole
+    model that was trained here, unless an adapter stands on it. Without a model the adapter's base
+    is it.
     """
     found = dict(given)
     model: str | None = found.pop("model", None)
     adapter = found.pop("adapter", None) or adapter
     model, adapter = names.get(model, model) if model else None, names.get(adapter, adapter)
-    if model and is_adapter(model):
+    if model and is_whole(model) and adapter in ("auto", "none"):
+        adapter, model = model, None
+    elif model and is_adapter(model):
         if adapter not in ("auto", "none"):
             raise ValueError(
                 f"--model {model} is an adapter, so --adapter {adapter} is one too many"

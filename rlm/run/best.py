@@ -1,4 +1,7 @@
-"""The best adapter of a run so far: by validation accuracy; without a validation the last one."""
+"""The best weights of a run so far, a LoRA's or all of them: by validation accuracy.
+
+Without a validation they are the last ones.
+"""
 
 import logging
 import time
@@ -37,7 +40,8 @@ class BestAdapter:
         best = self.evaluation.summary["accuracy"] if self.evaluation else None
         if accuracy is None or best is None or accuracy > best:
             self.evaluation, self.step = evaluation, step
-            self._tensors = [p.detach().clone() for p in self._trained()]
+            # In the CPU's memory: of a whole model it is a copy of all weights.
+            self._tensors = [p.detach().to("cpu", copy=True) for p in self._trained()]
         return accuracy
 
     def row(self, step: int) -> dict:
@@ -61,8 +65,7 @@ class BestAdapter:
         """Go on from what `state` returned."""
         known = state["evaluation"]
         self.step, self.evaluation = state["step"], known and Evaluation(**known)
-        trained = self._trained()
-        self._tensors = [t.to(p.device) for t, p in zip(state["tensors"], trained, strict=True)]
+        self._tensors = state["tensors"]
 
     def fell(self, accuracy: float | None) -> bool:
         """Return whether an accuracy lies more than twice its standard error below the best."""

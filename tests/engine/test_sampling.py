@@ -9,7 +9,17 @@ import torch
 
 from rlm.engine import sampling
 from rlm.engine.requests import uniforms
-from rlm.engine.sampling import Draws, Sampling, draw_plainly, invert, invert_blocks, sample
+from rlm.engine.sampling import (
+    Draws,
+    Mix,
+    Sampling,
+    draw_fused,
+    draw_plainly,
+    drawing,
+    invert,
+    invert_blocks,
+    sample,
+)
 from rlm.errors import InputError
 from rlm.seeds import derive
 
@@ -121,14 +131,49 @@ def test_greedy_and_plain_rows_drawn_together_are_the_same(size, dtype):
     settings = [Sampling(1, t) for t in (0.0, 1e-7, 0.3, 1.0, 1.7)] * 20
     logits = (torch.randn(len(settings), 5000, generator=generator) * 3).to(dtype)
     numbers = torch.rand(len(settings), generator=generator)
-    draws = Draws(numbers.tolist(), settings, size)
-    assert draws.plain and draws.temperatures[:5] == [0.0, 0.0, 0.3, 1.0, 1.7]
-    found = draw_plainly(logits, numbers, torch.tensor(draws.temperatures), size)
+    draws, told = Draws(numbers.tolist(), Mix(settings), size), Mix(settings).temperatures
+    assert draws.plain and told[:5] == [0.0, 0.0, 0.3, 1.0, 1.7]
+    found = draw_plainly(logits, numbers, torch.tensor(told), size)
     tokens, logprobs = draws.take(logits)
     assert torch.equal(found[0], tokens)
     torch.testing.assert_close(found[1], logprobs)
-    assert not Draws([0.5], [Sampling(1, top_k=3)], size).plain
-    assert not Draws([0.5], [Sampling(1)], size, {0: 7}).plain
+    assert not Draws([0.5], Mix([Sampling(1, top_k=3)]), size).plain
+    assert not Draws([0.5], Mix([Sampling(1)]), size, {0: 7}).plain
+
+
+@pytest.mark.parametrize("size", [200, 300, 4990])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_rows_drawn_in_fewer_passes_are_the_same(size, dtype):
+    generator = torch.Generator().manual_seed(4)
+    logits = (torch.randn(1000, 5000, generator=generator) * 3).to(dtype)
+    logits[:, 256:700] = float("-inf")  # a whole block that is never drawn
+    numbers = torch.rand(1000, generator=generator)
+    temperatures = torch.tensor([0.0, 0.3, 1.0, 1.7, 2e-6] * 200)
+    tokens, logprobs = draw_fused(logits, numbers, temperatures, size)
+    same = tokens == draw_plainly(logits, numbers, temperatures, size)[0]
+    assert same.sum() >= 999 and same[temperatures == 0].all()
+    divisor = torch.where(temperatures == 0, 1.0, temperatures).double()
+    true = (logits[:, :size].double() / divisor[:, None]).log_softmax(1)
+    true = true.gather(1, tokens.long()[:, None])[:, 0].float()
+    torch.testing.assert_close(logprobs, true, atol=1e-5, rtol=0)
+
+
+def test_a_draw_that_is_wrong_on_a_device_is_not_used(monkeypatch, caplog):
+    def fails(*given):
+        raise RuntimeError("no promotion\nhere")
+
+    real = sampling.draw_fused
+    assert sampling.fused_problem("cpu", torch.bfloat16) == ""
+    for draw, problem in ((lambda *x: real(*x) + 1, "other tokens"), (fails, "no promotion")):
+        monkeypatch.setattr(sampling, "draw_fused", draw)
+        assert problem in sampling.fused_problem("cpu", torch.float32)
+        monkeypatch.setattr(sampling, "fused_problem", lambda *_, told=problem: told)
+        assert drawing.__wrapped__(torch.device("cuda"), torch.float32) is draw_plainly
+        monkeypatch.setattr(sampling, "fused_problem", lambda *_: "")
+        assert drawing.__wrapped__(torch.device("cuda"), torch.float32) is draw
+        monkeypatch.undo()
+    assert "no promotion" in caplog.text
+    assert drawing(torch.device("cpu"), torch.float32) is draw_plainly
 
 
 @pytest.mark.parametrize("size", [300, 4990])
@@ -140,12 +185,13 @@ def test_logits_that_are_not_finite_draw_within_the_range_and_tell(size, wrong):
     logits[3:, 7] = wrong  # one of many
     logits[4] = wrong
     numbers = torch.full((6,), 1 - 2**-24)
-    tokens, logprobs = Draws(numbers.tolist(), settings, size).take(logits)
+    tokens, logprobs = Draws(numbers.tolist(), Mix(settings), size).take(logits)
     assert tokens.min() >= 0 and tokens.max() < size
     assert logprobs.isfinite().tolist() == [True] * 3 + [False] * 3
-    plain = draw_plainly(logits, numbers, torch.tensor([0.0, 1.0, 0.7] * 2), size)
-    assert plain[0].min() >= 0 and plain[0].max() < size
-    assert plain[1].isfinite().tolist() == [True] * 3 + [False] * 3
+    for draw in (draw_plainly, draw_fused):
+        plain = draw(logits, numbers, torch.tensor([0.0, 1.0, 0.7] * 2), size)
+        assert plain[0].min() >= 0 and plain[0].max() < size
+        assert plain[1].isfinite().tolist() == [True] * 3 + [False] * 3
 
 
 def test_a_request_has_numbers_of_its_own():

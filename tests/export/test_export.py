@@ -189,14 +189,14 @@ def test_a_merge_that_went_wrong_is_told_and_nothing_is_written(folder, tmp_path
 
 
 def test_another_tokenizer_is_told(folder, tmp_path, monkeypatch):
-    copy = export._copy_from_base
+    copy = export.copy_from_base
 
     def spoiled(base, new, dtype, ends):
         copy(base, new, dtype, ends)
         path = new / "chat_template.jinja"
         path.write_text(path.read_text().replace("assistant", "model"))
 
-    monkeypatch.setattr(export, "_copy_from_base", spoiled)
+    monkeypatch.setattr(export, "copy_from_base", spoiled)
     with pytest.raises(proof.ProofError, match="tokenizer makes other tokens"):
         run("merged", folder, tmp_path / "out", "--device", "cpu")
 
@@ -207,7 +207,7 @@ def test_every_token_that_ends_an_answer_here_ends_it_there(tmp_path):
     (base / "config.json").write_text('{"torch_dtype": "float16", "rope_theta": 5.0}')
     (base / "generation_config.json").write_text('{"eos_token_id": [7, 8], "temperature": 0.7}')
     (base / "LICENSE").write_text("free")
-    export._copy_from_base(base, new, "bfloat16", ([7, 8], 9))
+    export.copy_from_base(base, new, "bfloat16", ([7, 8], 9))
     generation = json.loads((new / "generation_config.json").read_text())
     assert generation == {"eos_token_id": [7, 8, 9], "temperature": 0.7}
     config = json.loads((new / "config.json").read_text())

@@ -12,8 +12,16 @@ from rlm.models import adapters, loading
 from rlm.models.loading import ModelError, add_lora
 from rlm.models.policy import Policy
 from rlm.rollouts.choice import open_engine
+from tests.learner.test_logprobs import (
+    assert_same_gradients,
+    gradients,
+    random_groups,
+    separately,
+    weights_like,
+)
 from tests.models.test_adapter_kinds import PROMPT, TOKENIZER, layers_with_lora, moved
 from tests.support.tiny_families import EXPERTS, save, tiny_family
+from tests.support.tiny_models import SIZE
 
 NAMES = {"qwen3_moe": "mlp.experts", "gemma4_text": "experts", "gpt_oss": "mlp.experts"}
 FORMATS = (torch.float32, torch.bfloat16)
@@ -53,6 +61,20 @@ def test_engine_and_learner_say_what_peft_says_and_so_does_a_reloaded_adapter(
     adapters.save_adapter(model, tmp_path / "adapter", {})  # after forwards, which move weights
     again = loading.load_adapter(base(name, dtype), tmp_path / "adapter", trainable=False)
     assert torch.equal(logits(again, ids), says)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_gradients_of_experts_are_those_of_each_sequence_alone(name):
+    model = adapted(name)
+    groups = random_groups([(20, [7, 1, 30]), (6, [12])])  # on both sides of the window of 16
+    logprobs, _ = token_logprobs(model, pack(groups), vocab_size=SIZE)
+    (logprobs * weights_like(logprobs)).sum().backward()
+    ours = gradients(model)
+    model.zero_grad()
+    expected, _ = separately(model, groups, size=SIZE)
+    (expected * weights_like(expected)).sum().backward()
+    assert any("experts" in key for key in ours)
+    assert_same_gradients(ours, gradients(model), 1e-4)
 
 
 @pytest.mark.parametrize(("name", "dtype"), EVERY)

@@ -29,7 +29,11 @@ SFT = (
     "--eval-samples", 8, "--save-every", 4,
 )  # fmt: skip
 OWN = (*SFT, "--backend", "own")
-SAME = ("log.csv", "rollouts.jsonl", "validation.csv", "validation.json", "adapter")
+FULL = (
+    "train_grpo.py", "--train", "full", "--dtype", "bfloat16", "--kl-weight", 0.01, *GRPO[3:],
+    "--rewards", "length=1", "--overlong-tokens", 44, "--max-tokens", 48, "--adapter", "none",
+)  # fmt: skip
+SAME = ("log.csv", "rollouts.jsonl", "validation.csv", "validation.json", "adapter", "model")
 
 
 def command(script, *arguments, before=(), output=("--output", "out")):
@@ -81,7 +85,8 @@ def contents(folder) -> dict[str, bytes]:
         place = folder / "runs/r" / name
         files = sorted(place.rglob("*")) if place.is_dir() else [place]
         found |= {f"{name}/{f.name}": f.read_bytes() for f in files if f.exists()}
-    found["out"] = (folder / "out/adapter_model.safetensors").read_bytes()
+    (weights,) = (folder / "out").glob("*.safetensors")
+    found["out"] = weights.read_bytes()
     return found
 
 
@@ -121,6 +126,11 @@ def test_sft_by_our_own_learner_ends_the_same_too(tmp_path, unbroken):
     stopped_killed_and_gone_on_with(tmp_path / "work", unbroken, OWN)
     header = (tmp_path / "work/runs/r/log.csv").read_text(encoding="utf-8").splitlines()[0]
     assert header == (unbroken(SFT) / "runs/r/log.csv").read_text(encoding="utf-8").splitlines()[0]
+
+
+@pytest.mark.slow
+def test_all_weights_in_half_precision_with_their_masters_too(tmp_path, unbroken):
+    stopped_killed_and_gone_on_with(tmp_path / "work", unbroken, FULL)
 
 
 def stopped_killed_and_gone_on_with(folder, unbroken, what):

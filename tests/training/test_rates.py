@@ -13,11 +13,14 @@ def model(width: int):
 
 
 def test_the_peak_is_that_of_the_width_unless_one_was_set():
-    by_width = SimpleNamespace(learning_rate=None, script="sft")
+    by_width = SimpleNamespace(learning_rate=None, script="sft", train="lora")
     assert rates.peak_rate(by_width, model(896)) == rates.PEAKS["sft"]
     # 4 ** 0.78 = 2.95
     assert rates.by_width("grpo", 4 * 896) == pytest.approx(rates.PEAKS["grpo"] / 2.95, rel=0.05)
     assert rates.by_width("sft", 576) > rates.PEAKS["sft"] > rates.by_width("sft", 1024)
+    full = SimpleNamespace(learning_rate=None, script="sft", train="full")
+    assert rates.peak_rate(full, model(896)) == pytest.approx(rates.PEAKS["sft"] / 10)
+    assert "all weights" in rates.told(full, model(896))
     assert rates.peak_rate(SimpleNamespace(learning_rate=0.25), model(896)) == 0.25
 
 

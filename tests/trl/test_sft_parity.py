@@ -100,7 +100,7 @@ def test_steps_end_at_trls_weights_and_log_its_metrics(start, theirs):
     settings, policy, records = start
     model = copy.deepcopy(policy.model)
     before = kept(model)
-    optimizer = sft.optimizer_of(model)
+    optimizer = Optimizer(model, **sft.ADAMW)
     demonstrations, seen = [sft.split(record) for record in records], sft.Seen()
     for step, logs in enumerate(theirs[0], 1):
         optimizer.learning_rate = settings.learning_rate * linear_rate(step, STEPS, 0.25)
