@@ -12,7 +12,7 @@ import sys
 import time
 from pathlib import Path
 
-sys.path[:0] = [str(Path(__file__).parents[1])]
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import torch
 
@@ -34,7 +34,7 @@ STATES = {
     "linear_num_value_heads": 8, "linear_num_key_heads": 4,
     "linear_key_head_dim": 32, "linear_value_head_dim": 32,
 }  # fmt: skip
-MODELS = {  # the first is what the others are compared with
+MODELS: dict[str, tuple[str, dict]] = {  # the first is what the others are compared with
     "full": ("qwen3", {}),
     "windows": ("mistral", {"sliding_window": 128}),
     "states": ("qwen3_5_text", STATES),
