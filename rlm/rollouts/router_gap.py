@@ -16,6 +16,7 @@ from rlm.engine.inference_model import evaluating
 from rlm.learner.logprobs import pack, token_logprobs
 from rlm.learner.sharding import sharded
 from rlm.models.lora_targets import expert_modules
+from rlm.models.policy import network_of
 from rlm.records import Prompt, Rollout
 
 TOKENS = 64  # of each completion that are run again
@@ -28,7 +29,7 @@ def router_gap(engine, model, prompts: list[Prompt], groups: list[list[Rollout]]
     another engine than ours, of a base that is spread over processes, or where nothing has two
     tokens.
     """
-    network = model.get_base_model()
+    network = network_of(model)
     if not isinstance(engine, Engine) or sharded(model) or not expert_modules(network):
         return None
     pairs = [sorted((r.ids for r in group), key=len)[-2:] for group in groups]
@@ -52,7 +53,7 @@ def router_gap(engine, model, prompts: list[Prompt], groups: list[list[Rollout]]
 
 def _learned(model, prompt: list[int], ids: list[int]) -> torch.Tensor:
     """Return the experts [L, steps, k] that the learner chooses for a completion's tokens."""
-    network = model.get_base_model()
+    network = network_of(model)
     packed = pack([(prompt, [ids])], device=network.get_input_embeddings().weight.device)
     with recorded(network) as layers, evaluating(model), torch.no_grad():
         token_logprobs(model, packed)
