@@ -64,6 +64,7 @@ class ContinuousBatch:
         self._rows: list[Row] = []
         self._mix: Mix | None = None  # of the rows as they stand
         self._kept: list[Event] = []
+        self._replays = False  # whether rows have all their tokens put in
         self._last_id = 0
 
     @property
@@ -148,7 +149,7 @@ class ContinuousBatch:
         if self._mix is None:
             self._mix = Mix([row.sampling for row in self._rows])
         due = {}
-        if self._mix.closes:
+        if self._mix.closes or self._replays:
             due = {index: row.forced[0] for index, row in enumerate(self._rows) if row.forced}
         numbers = list(map(next, [row.uniforms for row in self._rows]))
         return Draws(numbers, self._mix, self._vocabulary, due)

@@ -80,14 +80,15 @@ class Engine(ContinuousBatch):
         """
         most = max(map(len, completions))
         graphs, self._runner.graphs = self._runner.graphs, None
-        ids = self.submit(prompt, Sampling(most), [0] * len(completions))
+        ids = self.submit(prompt, Sampling(most), [0] * len(completions), watch=True)
+        self._replays = True
         try:
             for row, completion in zip(self._queue[-1].waiting, completions, strict=True):
                 row.forced.extend(completion)
             for _ in self._follow(ids):
                 pass
         finally:
-            self._runner.graphs = graphs
+            self._replays, self._runner.graphs = False, graphs
             self._abandon(ids)
 
     def stream(

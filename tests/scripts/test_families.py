@@ -62,6 +62,8 @@ def test_both_stages_an_evaluation_a_question_and_a_merged_export(name, tmp_path
     steps = ["--sft-max-steps", 2, "--grpo-max-steps", 2, "--grpo-group-size", 4, "--grpo-lr", 0.01]
     succeed("train.py", *base, "--num-samples", 16, "--sft-lr", 0.01, *steps, cwd=tmp_path)
     own = answered(tmp_path)
+    logs = [path.read_text() for path in tmp_path.glob("runs/**/log.csv")]
+    assert logs and any("router_gap" in log for log in logs) == (name in LEARNED)
     manifest = json.loads((tmp_path / "weights/final_rlm_lora/manifest.json").read_text())
     assert manifest["base"] == "base" and "skipped" not in manifest["proof"]
     places = ["--adapter", tmp_path / "weights/final_rlm_lora", "--output", tmp_path / "out"]
