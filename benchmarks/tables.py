@@ -276,7 +276,7 @@ PLACES: dict[str, dict[str, Callable[[], str]]] = {
         "word_problems": partial(learning_table, "word_problems"),
         "samples": samples_table,
     },
-    "docs/models.md": {"families": model_tables.families},
+    "docs/models.md": {"families": model_tables.families, "families_speed": model_tables.speed},
     "docs/evaluation.md": {"robustness": robustness_table},
     "docs/serving.md": {"serve": serve_table},
     "docs/agents.md": {"orchestrator": orchestrator_table},
