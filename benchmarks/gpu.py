@@ -49,6 +49,11 @@ def main(argv: list[str] | None = None) -> int:
         if name not in STAGES:
             parser.error(f"no stage {name!r}; use {' | '.join(STAGES)}")
     bench = Bench(given.out, small=given.small)
+    if not given.small:
+        import torch
+
+        if not torch.cuda.is_available():
+            parser.error("torch sees no GPU here; --small tries the benchmark itself on a CPU")
     if given.stage:
         import gpu_stages
 

@@ -4,6 +4,7 @@ import json
 import sys
 
 import pytest
+import torch
 
 from tests.support.running import ROOT
 
@@ -52,6 +53,13 @@ def test_what_is_no_stage_is_refused(capsys):
     assert (
         ended.value.code == 2 and "no stage 'rigth'; use facts | right" in capsys.readouterr().err
     )
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+def test_without_a_gpu_it_says_so(capsys):
+    with pytest.raises(SystemExit) as ended:
+        gpu.main([])
+    assert ended.value.code == 2 and "torch sees no GPU here; --small" in capsys.readouterr().err
 
 
 @pytest.mark.slow
