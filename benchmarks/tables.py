@@ -283,9 +283,9 @@ PLACES: dict[str, dict[str, Callable[[], str]]] = {
     "docs/results.md": {
         "prompts_gsm8k": partial(real_tables.prompts, "gsm8k"),
         "qwen": partial(real_tables.results, "qwen"),
+        "qwen_changes": partial(real_tables.changes, "qwen"),
         "smollm2": partial(real_tables.results, "smollm2"),
         "smollm2_changes": partial(real_tables.changes, "smollm2"),
-        "qwen_changes": partial(real_tables.changes, "qwen"),
     },
     "docs/speed.md": {
         "speed": speed_table,
