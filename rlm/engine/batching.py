@@ -15,6 +15,7 @@ from rlm.engine.requests import Event, Group, Row, uniforms
 from rlm.engine.sampling import Draws, Mix, Sampling
 from rlm.engine.support import open_runner
 from rlm.errors import InputError, RunError
+from rlm.models.adapters import network_of
 from rlm.models.memory import cache_tokens as fitting_tokens
 from rlm.models.memory import most_rows
 from rlm.models.text_stream import TextStream
@@ -46,7 +47,7 @@ class ContinuousBatch:
     ):
         if max_rows is not None and max_rows < 1:
             raise InputError(f"max_rows {max_rows}: at least 1 row is needed")
-        network = model.get_base_model() if hasattr(model, "get_base_model") else model
+        network = network_of(model)
         max_rows = max_rows or most_rows(network)
         self.tokenizer = tokenizer
         self.max_rows = max_rows
@@ -179,7 +180,7 @@ class ContinuousBatch:
         """Drop all running rows and the cache's memory; waiting requests stay.
 
         With CUDA graphs the cache stays unless it takes much of the card: they would have to be
-        captured again for another one. See `release`.
+        captured again for another one. See `close`.
         """
         self._rows, self._mix = [], None
         self._runner.clear()

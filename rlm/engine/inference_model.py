@@ -20,6 +20,7 @@ import torch
 from torch import nn
 
 from rlm.models import attention, rms_norm, rotary, states
+from rlm.models.adapters import network_of
 from rlm.models.lora_linear import LoraLinear, SharedDown, plain_lora, whole_lora
 from rlm.models.matmul import DenseLinear, PackedLinear, lacking, packable
 from rlm.models.memory import free_bytes
@@ -34,7 +35,7 @@ class InferenceModel:
     """Keeps the tree of a transformers or PEFT model; `sync` takes over its weights."""
 
     def __init__(self, model):
-        self._source = model.get_base_model() if hasattr(model, "get_base_model") else model
+        self._source = network_of(model)
         self._holder, self._sines = Holder(), rotary.Sines()
         self._merged: dict[str, torch.Tensor] = {}
         self._packed: dict[str, tuple[tuple, PackedLinear]] = {}

@@ -18,6 +18,7 @@ from transformers.cache_utils import Cache
 
 from rlm.engine.inference_model import evaluating
 from rlm.engine.requests import Group, Row
+from rlm.models.adapters import network_of
 from rlm.models.lora_linear import fused
 
 
@@ -30,7 +31,7 @@ class PaddedRunner:
     graphs = None  # there are none
 
     def __init__(self, model, support, *, max_rows: int):
-        self.network = model.get_base_model() if hasattr(model, "get_base_model") else model
+        self.network = network_of(model)
         self.support, self.max_rows = support, max_rows
         self._calls: list[Call] = []
 

@@ -20,6 +20,7 @@ from rlm.engine.native import NativeRunner
 from rlm.engine.padded import PaddedRunner
 from rlm.engine.requests import Group, Row
 from rlm.engine.sampling import Sampling
+from rlm.models.adapters import network_of
 from rlm.models.attention import windows_of
 from rlm.records import Prompt
 
@@ -67,7 +68,7 @@ def open_runner(model, *, transformers: bool, **limits) -> NativeRunner | Padded
     transformers: use generate whatever serves; it is remembered of the model, for the learner.
     limits: max_rows, cache_tokens, cuda_graphs.
     """
-    network = model.get_base_model() if hasattr(model, "get_base_model") else model
+    network = network_of(model)
     key, runner = architecture(network), None
     if transformers:
         setattr(network, FORCED, True)

@@ -16,9 +16,10 @@ from rlm.evaluation.measure import told as measured
 from rlm.export import proof, whole
 from rlm.learner.sharding import sharded
 from rlm.models import adapters
+from rlm.models.adapters import network_of
 from rlm.models.loading import load_base
 from rlm.models.memory import free_bytes, out_of_memory
-from rlm.models.policy import Policy, check_learned, network_of, open_policy
+from rlm.models.policy import Policy, check_learned, open_policy
 
 logger = logging.getLogger("rlm")
 

@@ -21,6 +21,7 @@ from rlm.learner import padded
 from rlm.learner.lm_head import LMHead, OwnLogits
 from rlm.learner.packed_groups import PackedGroups
 from rlm.models import attention, rms_norm, states
+from rlm.models.adapters import network_of
 from rlm.models.lora_linear import fused
 
 Group = tuple[list[int], list[list[int]]]  # a prompt's ids, its completions' ids
@@ -167,7 +168,7 @@ def use(model):
 
     A backward that runs layers again, by gradient checkpointing, has to be inside too.
     """
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    base = network_of(model)
     with _prepared(base, way_of(base)):
         before, base.__dict__[USED] = base.__dict__.get(USED, False), True
         try:
@@ -235,14 +236,14 @@ def _logprobs(
     """Return (log-probabilities [N], statistics [2, N] as `LMHead.logprobs` makes them or None)."""
     if temperature <= 0:
         raise ValueError(f"temperature {temperature}: must be above 0 (greedy has no gradient)")
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    base = network_of(model)
     options = {"chunk": chunk, "statistics": statistics, "vocab_size": vocab_size}
     return _by_way(way_of(base), base, packed, temperature=temperature, **options)
 
 
 def packs(model) -> bool:
     """Return whether groups of a model are packed; else each completion stands with its prompt."""
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    base = network_of(model)
     return way_of(base) == PACKED
 
 

@@ -11,7 +11,7 @@ backwards: who has fewer micro-batches runs along with a short one that counts f
 from collections.abc import Callable
 
 from rlm.errors import InputError
-from rlm.models.adapters import FINGERPRINT, fingerprint
+from rlm.models.adapters import FINGERPRINT, fingerprint, network_of
 from rlm.parallel import world
 
 KEY = "_rlm_sharded"
@@ -25,7 +25,7 @@ def shard(model, device) -> None:
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
-    network = model.get_base_model() if hasattr(model, "get_base_model") else model
+    network = network_of(model)
     layers = getattr(network.get_decoder(), "layers", None)
     if not layers:
         raise InputError(

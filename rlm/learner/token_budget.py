@@ -13,6 +13,7 @@ from rlm.errors import InputError, RunError
 from rlm.learner import padded
 from rlm.learner.logprobs import pack, packs, token_logprobs
 from rlm.learner.sharding import sharded
+from rlm.models.adapters import network_of
 from rlm.models.memory import SHARE, free_bytes, out_of_memory
 
 logger = logging.getLogger("rlm")
@@ -58,7 +59,7 @@ def activations(model, vocab_size: int) -> Activations:
 
     Of a model whose layers run again in the backward, `Activations.checkpointed`.
     """
-    network = _network(model)
+    network = network_of(model)
     if getattr(network, "is_gradient_checkpointing", False):
         checkpoint(model, on=False)
         found = activations(model, vocab_size).checkpointed(network)
@@ -141,7 +142,7 @@ class TokenBudget:
         too_long = self._may and longest * found.each(longest) > room
         if too_long or checkpointing == "on":
             self._checkpoint(True)
-            found = found.checkpointed(_network(model))
+            found = found.checkpointed(network_of(model))
         if too_long:
             logger.info(
                 "gradient checkpointing: half of the free memory does not hold a sequence of %d "
@@ -205,16 +206,12 @@ class TokenBudget:
             logger.warning("out of memory: going on with %s", going_on)
 
 
-def _network(model):
-    return model.get_base_model() if hasattr(model, "get_base_model") else model
-
-
 def can_checkpoint(model) -> bool:
     """Return whether a model's layers can run again in the backward.
 
     Layers that take another layer's keys would find none the second time.
     """
-    network = _network(model)
+    network = network_of(model)
     shared = getattr(network.config.get_text_config(), "num_kv_shared_layers", None)
     return bool(getattr(network, "supports_gradient_checkpointing", False)) and not shared
 
@@ -224,7 +221,7 @@ def checkpoint(model, *, on: bool) -> None:
 
     Forward and backward have to run inside `rlm.learner.logprobs.use`.
     """
-    network = _network(model)
+    network = network_of(model)
     if not on:
         if getattr(network, "is_gradient_checkpointing", False):
             network.gradient_checkpointing_disable()

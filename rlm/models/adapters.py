@@ -40,6 +40,11 @@ SHAPE = (
 )
 
 
+def network_of(model):
+    """Return the transformers model inside a PeftModel, or the model itself."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
 class ModelError(InputError):
     """A model or an adapter that cannot be used: what was given, what is allowed, what to do."""
 
@@ -189,7 +194,7 @@ def fingerprint(model) -> str:
     """
     import torch
 
-    network = model.get_base_model() if hasattr(model, "get_base_model") else model
+    network = network_of(model)
     if known := getattr(network, FINGERPRINT, None):
         return known
     shape = {key: _fact(network.config, key) for key in SHAPE}
@@ -291,13 +296,13 @@ def _adapter_folder(path: str | Path) -> Path:
 
 
 def _name(model) -> str:
-    network = model.get_base_model() if hasattr(model, "get_base_model") else model
+    network = network_of(model)
     return network.config._name_or_path or type(network).__name__
 
 
 def _file(model) -> dict | None:
     """Return name and sha256 of the GGUF file that the base was loaded from, None of no such."""
-    network = model.get_base_model() if hasattr(model, "get_base_model") else model
+    network = network_of(model)
     path = getattr(network, gguf_file.FILE, None)
     return path and {"name": path.name, "sha256": gguf_header.sha256(path)}
 

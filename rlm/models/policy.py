@@ -41,11 +41,6 @@ class Policy:
         return {"base": self.base, "base_fingerprint": adapters.fingerprint(self.model)}
 
 
-def network_of(model):
-    """Return the transformers model inside a PeftModel, or the model itself."""
-    return model.get_base_model() if hasattr(model, "get_base_model") else model
-
-
 def open_policy(
     model: str | None,
     adapter: str | None,

@@ -15,8 +15,8 @@ from rlm.engine.engine import Engine
 from rlm.engine.inference_model import evaluating
 from rlm.learner.logprobs import pack, token_logprobs
 from rlm.learner.sharding import sharded
+from rlm.models.adapters import network_of
 from rlm.models.lora_targets import expert_modules
-from rlm.models.policy import network_of
 from rlm.records import Prompt, Rollout
 
 TOKENS = 64  # of each completion that are run again

@@ -22,6 +22,7 @@ from trl import SFTTrainer
 from rlm.learner.logprobs import packs
 from rlm.learner.packed_groups import PackedGroups
 from rlm.models import attention
+from rlm.models.adapters import network_of
 from rlm.models.memory import wait
 from rlm.parallel import world
 from rlm.run.checkpoint import open_checkpoint
@@ -116,7 +117,7 @@ class Trainer(SFTTrainer):
 
     def _attention(self):
         """Return the context in which the model's attention knows the rows' demonstrations."""
-        return attention.use(_base(self.model)) if self._unmasked else nullcontext()
+        return attention.use(network_of(self.model)) if self._unmasked else nullcontext()
 
     def _laid_out(self, inputs: dict) -> dict:
         """Return the inputs with the layout of a packed row, which `_attention` asks for."""
@@ -157,10 +158,6 @@ class Trainer(SFTTrainer):
         self._total_train_tokens = 0
         RandomState().restore(kept)
         return taken
-
-
-def _base(model):
-    return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 class _State:

@@ -14,6 +14,7 @@ from rlm.export import proof
 from rlm.export.save import save_policy
 from rlm.models import adapters, loading, policy
 from rlm.models.policy import Policy, check_learned
+from tests.support.saving import Run
 from tests.support.tiny_models import byte_tokenizer, tiny_lora, tiny_model
 
 ROOM = dict(max_position_embeddings=512)
@@ -36,17 +37,6 @@ def trained(base_folder, dtype="float32") -> Policy:
     """A policy as it is at the end of a training: its B is not zero, it is in training mode."""
     model, tokenizer = loading.load_base(str(base_folder), device="cpu", dtype=dtype)
     return Policy(tiny_lora(model).train(), tokenizer, str(base_folder), {})
-
-
-class Run:
-    """What `save_policy` needs of an rlm.run.folder.Run."""
-
-    def __init__(self, path):
-        self.path, self.said = path, []
-        self.info = self.said.append
-
-    def write_evaluation(self, name, evaluation):
-        pass
 
 
 def save(live, tmp_path, accuracy=0.5, **facts):

@@ -12,6 +12,7 @@ from rlm.errors import InputError
 from rlm.evaluation.measure import Evaluation
 from rlm.export import export, proof, save, whole
 from rlm.models.policy import open_policy
+from tests.support.saving import Run
 from tests.support.tiny_families import tiny_family
 from tests.support.tiny_models import byte_tokenizer, tiny_model
 
@@ -30,17 +31,6 @@ def base(tmp_path_factory):
     tokenizer.chat_template = TEMPLATE
     tokenizer.save_pretrained(folder)
     return folder
-
-
-class Run:
-    """What `save_policy` needs of an rlm.run.folder.Run."""
-
-    def __init__(self, path):
-        self.path, self.said = path, []
-        self.info = self.said.append
-
-    def write_evaluation(self, name, evaluation):
-        pass
 
 
 def trained(base, dtype="float32"):

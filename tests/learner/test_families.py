@@ -11,10 +11,9 @@ from rlm.learner.rehearsal import fullest, size
 from rlm.models import states
 from tests.learner.test_logprobs import (
     assert_same_gradients,
-    gradients,
+    learned_both_ways,
     random_groups,
     separately,
-    weights_like,
 )
 from tests.support.tiny_families import tiny_family
 from tests.support.tiny_models import SIZE, tiny_lora
@@ -48,15 +47,9 @@ def opened(name: str):
 def test_values_and_gradients_are_those_of_each_sequence_alone(name, way):
     model = opened(name)
     assert way_of(model.get_base_model()) == way
-    groups = random_groups(SHAPE)
-    logprobs, _ = token_logprobs(model, pack(groups), vocab_size=SIZE)
-    (logprobs * weights_like(logprobs)).sum().backward()
-    ours = gradients(model)
-    model.zero_grad()
-    expected, _ = separately(model, groups, size=SIZE)
-    (expected * weights_like(expected)).sum().backward()
+    (logprobs, ours), (expected, plain) = learned_both_ways(model, random_groups(SHAPE), size=SIZE)
     torch.testing.assert_close(logprobs, expected, atol=5e-5, rtol=0)
-    assert_same_gradients(ours, gradients(model), 1e-4)
+    assert_same_gradients(ours, plain, 1e-4)
 
 
 @pytest.mark.parametrize("name", ["gpt_oss", "lfm2"])

@@ -58,6 +58,20 @@ def weights_like(x):
     return torch.randn(x.shape, generator=torch.Generator().manual_seed(1))
 
 
+def learned_both_ways(model, groups, *, chunk=None, size=None):
+    """Return (log-probabilities, gradients) of the packed groups, and those of the plain way."""
+    found = []
+    for packed in (True, False):
+        model.zero_grad()
+        if packed:
+            logprobs, _ = token_logprobs(model, pack(groups), chunk=chunk, vocab_size=size)
+        else:
+            logprobs, _ = separately(model, groups, size=size)
+        (logprobs * weights_like(logprobs)).sum().backward()
+        found.append((logprobs, gradients(model)))
+    return found
+
+
 def test_the_docstrings_examples():
     result = doctest.testmod(logprobs_module)
     assert result.attempted >= 1 and result.failed == 0
@@ -101,15 +115,9 @@ def test_packed_equals_separate_forwards_value_and_gradient(kind, tied):
 
 def test_a_plain_model_learns_too():
     model = tiny_model("llama", tie_word_embeddings=True)
-    groups = random_groups(SHAPE[:3])
-    logprobs, _ = token_logprobs(model, pack(groups), chunk=4)
-    (logprobs * weights_like(logprobs)).sum().backward()
-    ours = gradients(model)
-    model.zero_grad()
-    expected, _ = separately(model, groups)
-    (expected * weights_like(expected)).sum().backward()
+    (_, ours), (_, plain) = learned_both_ways(model, random_groups(SHAPE[:3]), chunk=4)
     # Tied embeddings: one tensor gets gradient from below and from the chunked head.
-    assert_same_gradients(ours, gradients(model), 1e-5)
+    assert_same_gradients(ours, plain, 1e-5)
 
 
 def test_repeated_key_heads_are_the_same(monkeypatch):

@@ -14,10 +14,8 @@ from rlm.models.policy import Policy
 from rlm.rollouts.choice import open_engine
 from tests.learner.test_logprobs import (
     assert_same_gradients,
-    gradients,
+    learned_both_ways,
     random_groups,
-    separately,
-    weights_like,
 )
 from tests.models.test_adapter_kinds import PROMPT, TOKENIZER, layers_with_lora, moved
 from tests.support.tiny_families import EXPERTS, save, tiny_family
@@ -67,14 +65,9 @@ def test_engine_and_learner_say_what_peft_says_and_so_does_a_reloaded_adapter(
 def test_gradients_of_experts_are_those_of_each_sequence_alone(name):
     model = adapted(name)
     groups = random_groups([(20, [7, 1, 30]), (6, [12])])  # on both sides of the window of 16
-    logprobs, _ = token_logprobs(model, pack(groups), vocab_size=SIZE)
-    (logprobs * weights_like(logprobs)).sum().backward()
-    ours = gradients(model)
-    model.zero_grad()
-    expected, _ = separately(model, groups, size=SIZE)
-    (expected * weights_like(expected)).sum().backward()
+    (_, ours), (_, plain) = learned_both_ways(model, groups, size=SIZE)
     assert any("experts" in key for key in ours)
-    assert_same_gradients(ours, gradients(model), 1e-4)
+    assert_same_gradients(ours, plain, 1e-4)
 
 
 @pytest.mark.parametrize(("name", "dtype"), EVERY)

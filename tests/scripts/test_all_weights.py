@@ -1,7 +1,6 @@
 """All weights by the scripts: SFT, then GRPO, then everything that may take what comes out."""
 
 import ast
-import csv
 import json
 
 import pytest
@@ -9,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from tests.support.running import ROOT, start, succeed
+from tests.support.running import ROOT, rows, start, succeed
 
 pytestmark = [pytest.mark.slow]
 
@@ -23,11 +22,6 @@ GRPO = [
     "--max-steps", 2, "--questions-per-step", 4, "--group-size", 4, "--probe", 0,
     "--rewards", "length=1", "--overlong-tokens", 60, "--learning-rate", 0.0005,
 ]  # fmt: skip
-
-
-def rows(path):
-    with open(path, encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file))
 
 
 @pytest.fixture(scope="module")

@@ -1,22 +1,16 @@
 """Every script in a subprocess on the tiny base, with tiny numbers: what it wrote and said."""
 
-import csv
 import json
 
 import pytest
 from safetensors.torch import load_file
 
-from tests.support.running import ROOT, start, succeed
+from tests.support.running import ROOT, rows, start, succeed
 
 pytestmark = [pytest.mark.slow, pytest.mark.ci]
 
 TINY = ROOT / "weights" / "tiny_base"
 SMALL = ["--num-samples", 16, "--eval-samples", 4, "--max-tokens", 48, "--model", TINY]
-
-
-def rows(path):
-    with open(path, encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file))
 
 
 @pytest.fixture(scope="module")

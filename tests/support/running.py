@@ -1,5 +1,6 @@
 """Runs the scripts as a user does: in a subprocess, from the root, with nothing to download."""
 
+import csv
 import os
 import subprocess
 import sys
@@ -47,3 +48,9 @@ def succeed(script: str, *arguments, forked=True, **options):
     done = start(script, *arguments, forked=forked, **options)
     assert done.returncode == 0, done.stdout + done.stderr
     return done
+
+
+def rows(path) -> list[dict[str, str]]:
+    """Return the rows of a CSV file, as log.csv."""
+    with open(path, encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
