@@ -94,15 +94,11 @@ class Bench:
             if self.device == "cuda":
                 torch.cuda.empty_cache()
 
-    def sync(self) -> None:
-        import torch
-
-        if self.device == "cuda":
-            torch.cuda.synchronize()
-
     def timed(self, work: Callable, repeats: int = 3, warm: int = 1) -> dict:
         """Return the seconds of work(), median, lowest and highest, and the peak GB of it all."""
         import torch
+
+        from rlm.models.memory import wait
 
         for _ in range(warm):
             work()
@@ -110,10 +106,10 @@ class Bench:
             torch.cuda.reset_peak_memory_stats()
         taken = []
         for _ in range(repeats):
-            self.sync()
+            wait(self.device)
             began = time.perf_counter()
             work()
-            self.sync()
+            wait(self.device)
             taken.append(time.perf_counter() - began)
         peak = torch.cuda.max_memory_allocated() / 1e9 if self.device == "cuda" else 0.0
         return {

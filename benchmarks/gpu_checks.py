@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from gpu_pieces import ROOT, cudnn, masks, not_zero
 
+from rlm.models.memory import wait
+
 VERSIONS = ("torch", "transformers", "peft", "trl", "datasets", "bitsandbytes", "vllm")
 
 
@@ -38,10 +40,10 @@ def facts(bench) -> None:
                 query = rand(256, 2, 7, 64)
                 keys = cache[:, :, :width]
                 for store in (first, again):
-                    bench.sync()
+                    wait(bench.device)
                     began = time.perf_counter()
                     F.scaled_dot_product_attention(query, keys, keys, bias[..., :width])
-                    bench.sync()
+                    wait(bench.device)
                     store.append(round((time.perf_counter() - began) * 1e3, 2))
             bench.keep(**what, what="decode attention of a new width, ms", first=first, again=again)
         with bench.tried(**what, what="gradients that are not finite"):
