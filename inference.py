@@ -38,10 +38,12 @@ class Reasoner:
         self.opened, self.tokenizer = opened, opened.tokenizer
         self.format = formats.get_format(settings.format)
         self.engine = Engine(opened.model, opened.tokenizer, **settings.engine_options())
-        self.sampling = Sampling(max_tokens=settings.max_tokens, temperature=settings.temperature)
         self.seed, self.kind = settings.seed, settings.answers or "number"
         shots = data.worked_examples(settings, [settings.adapter])
         self.task = tasks.task_of(settings, opened, shots)
+        self.sampling = Sampling(
+            settings.max_tokens, temperature=settings.temperature, tools=self.task.toolbox
+        )
         limits = settings.max_tokens, self.engine.context_tokens
         tasks.check_shots(settings, self.task, *limits)
 
@@ -63,13 +65,15 @@ class Reasoner:
         def feed():
             rollout = yield from self.engine.stream(prompt, self.sampling, seed=self.seed)
             shown["finish"] = rollout.finish if rollout else "stop"
+            shown["own"] = rollout.own_text if rollout else ""
 
         for piece in feed():
             pieces.append(piece)
             take(splitter.feed(piece))
         take(splitter.finish())
         text, finish = "".join(pieces), shown["finish"]
-        answer, reason = stated(text, self.format.name, kind, choices, finish=finish)
+        # What a tool wrote is no answer.
+        answer, reason = stated(shown["own"], self.format.name, kind, choices, finish=finish)
         return {
             "question": question,
             "reasoning": shown["reasoning"],

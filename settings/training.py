@@ -1,4 +1,4 @@
-"""The settings of data and output, those of both training stages, and those of train_sft.py.
+"""The settings of data and output, and those of both training stages.
 
 config.py is the door: it adds the other scripts' classes and loads all of them.
 """
@@ -20,7 +20,7 @@ from rlm.run.log import TRACKERS, check_trackers
 from rlm.run.time_budget import seconds_of
 from settings import all_weights
 from settings.orchestrator import Orchestrator
-from settings.shared import Shared, by_model, peak_rate
+from settings.shared import Shared, by_model
 
 GENERATED = ("addition", "word_problems", "mixed")
 FIXED = (*GENERATED, "openmath", "openmath2")  # tasks whose columns are what they are
@@ -75,6 +75,12 @@ class Common(Shared):
     problem_steps: tuple[int, int] = option(
         (2, 4), "steps of a word problem, 2 to 4: 3 or 2-4", shown="2-4"
     )
+    problem_scale: tuple[int, int] = option(
+        (1, 1),
+        "times that quantities of word problems are larger than those of the tiny base's text, 1 "
+        "to 50: 1 or 5-9",
+        shown="1",
+    )
     per_question: int = option(
         1, "solutions of a question in openmath and openmath2", ge=1, le=1000
     )
@@ -97,6 +103,11 @@ class Common(Shared):
     def _steps(cls, value):
         return parse_range(value, 2, 4)
 
+    @field_validator("problem_scale", mode="before")
+    @classmethod
+    def _scale(cls, value):
+        return parse_range(value, 1, 50)
+
     @property
     def run_dir(self) -> Path:
         """The folder of this run: settings.json, log.csv, ..."""
@@ -109,16 +120,22 @@ class Common(Shared):
 
     def task_options(self) -> dict:
         """What the generator of the questions takes, for `data.load_examples`."""
-        terse = {"terse_fraction": self.terse_fraction}
+        terse: dict = {"terse_fraction": self.terse_fraction, "notes": self.notes}
+        stories = {"steps": self.problem_steps, "scale": self.problem_scale}
         options: dict[str, dict] = {
             "addition": {"digits": self.digits} | terse,
-            "word_problems": {"steps": self.problem_steps} | terse,
-            "mixed": {"digits": self.digits, "steps": self.problem_steps} | terse,
+            "word_problems": stories | terse,
+            "mixed": {"digits": self.digits} | stories | terse,
             "openmath": {"per_question": self.per_question},
             "openmath2": {"per_question": self.per_question},
         }
         read = {} if self.source in GENERATED else {"reading": self.reading()}
         return options.get(self.source, {}) | read
+
+    @property
+    def notes(self) -> bool:
+        """Whether solutions keep their calculator notes, which become calls."""
+        return "calculator" in self.tools
 
     def reading(self) -> Reading:
         """How rows of data are read."""
@@ -128,12 +145,14 @@ class Common(Shared):
             solution=self.solution_field,
             kind=self.answers,
             skip_bad_rows=self.skip_bad_rows,
+            notes=self.notes,
         )
 
     def process(self) -> dict:
         return super().process() | {"seed": self.seed}
 
     def check_values(self) -> None:
+        super().check_values()
         if not re.fullmatch(r"[\w.+-]+(/[\w.+-]+)*", self.run) or ".." in self.run:
             raise InputError(f"{self.given('run')}: a name of letters, digits, - _ . is needed")
         if self.source in GENERATED and self.data:
@@ -316,84 +335,3 @@ class Training(Orchestrator, Common):
     def check_places(self) -> None:
         super().check_places()
         all_weights.check_start(self)
-
-
-class SFTSettings(Training):
-    """Stage 1: teaches the format of visible reasoning from demonstrations."""
-
-    script = "sft"
-    stage: Literal["prep", "full"] = option(
-        "full", "prep: a short first stage of its own", section="Supervised fine-tuning"
-    )
-    adapter: str | None = option(
-        "none",
-        "adapter to go on training: a folder, a name out of `models:`, or none for a new one",
-        flags=["--base-adapter"],
-    )
-    output: str = option(
-        lambda v: (
-            f"{v['weights']}/{'sft_prep' if v.get('stage') == 'prep' else 'sft'}_{v['train']}"
-        ),
-        "folder of what is trained",
-        flags=["--output-dir"],
-        shown="weights/sft_lora, prep: weights/sft_prep_lora; with --train full sft_full",
-    )
-    num_samples: int = option(
-        1000,
-        "demonstrations, or with --demonstrations own questions that are asked; 0: all",
-        ge=0,
-        env=["TRAIN_SAMPLES"],
-    )
-    demonstrations: Literal["human", "own"] = option(
-        "human",
-        "human: the data's solutions; own: right answers of the base itself, which is asked the "
-        "training questions first and needs no solutions",
-    )
-    own_samples: int = option(4, "with own: samples of each question", ge=1, le=4096)
-    own_pick: Literal["shortest", "first"] = option(
-        "shortest", "with own: which right answer of a question is kept"
-    )
-    own_temperature: float = option(0.7, "with own: of the sampling; 0: greedy", ge=0, le=10)
-    epochs: float = option(3.0, "passes over the demonstrations", gt=0, le=1000)
-    max_steps: int = option(0, "optimiser steps; 0: the epochs decide", ge=0)
-    batch_size: int = option(8, "demonstrations an optimiser step", ge=1)
-    learning_rate: float | None = peak_rate(3e-3, 5e-4)
-    warmup_fraction: float = option(0.05, "share of the steps with rising rate", ge=0, lt=1)
-    max_length: int = option(1024, "longest demonstration, tokens", ge=16)
-    packing: bool = option(False, "several demonstrations in a row of max-length tokens")
-
-    backend: Literal["trl", "own"] = option(
-        lambda v: "own" if v.get("train") == "full" else "trl",
-        "what trains; trl: TRL's SFTTrainer; own: our packed learner, which pads nothing",
-        section="Backend",
-        shown="trl; with --train full own",
-    )
-    token_budget: int = option(
-        0,
-        "with --backend own: tokens of a micro-batch: memory, not the result; 0: by what is free",
-        ge=0,
-    )
-
-    def check_values(self) -> None:
-        super().check_values()
-        if self.backend == "trl" and self.token_budget:
-            raise InputError(f"{self.given('token_budget')}: TRL's batches are whole; leave it "
-                             "out, or use --backend own")  # fmt: skip
-        if self.backend == "own" and self.packing:
-            raise InputError(f"{self.given('packing')}: not with --backend own, which packs "
-                             "without it; leave it out, or use --backend trl")  # fmt: skip
-        self._check_demonstrations()
-
-    def _check_demonstrations(self) -> None:
-        if self.demonstrations == "human":
-            names = {"own_samples", "own_pick", "own_temperature"}
-            for name in sorted(self.model_fields_set & names):
-                raise InputError(f"{self.given(name)}: only with --demonstrations own; add that, "
-                                 "or leave it out")  # fmt: skip
-            return
-        if self.task == "orchestrator":
-            raise InputError(f"{self.given('demonstrations')}: task orchestrator is shown random "
-                             "graphs; leave it out")  # fmt: skip
-        if self.own_samples > 1 and self.own_temperature == 0:
-            raise InputError(f"{self.given('own_samples')}: greedy samples are all the same; use "
-                             "--own-temperature above 0, or --own-samples 1")  # fmt: skip

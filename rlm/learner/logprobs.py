@@ -39,6 +39,7 @@ class Packed:
     by_row: [N] the targets in the order of the rows that predict them; row_of: [N], beside it,
         indices into `rows`, ascending, kept on the CPU.
     groups: what was packed, for a model whose completions are padded (rlm.learner.padded).
+    chosen: of each completion which of its tokens are targets, by their places; None: all.
     """
 
     ids: torch.Tensor
@@ -51,18 +52,24 @@ class Packed:
     row_of: torch.Tensor
     layout: PackedGroups
     groups: list[Group]
+    chosen: list[list[int]] | None = None
 
     def per_token(self, values: torch.Tensor) -> torch.Tensor:
         """Return [N] from one value per completion, e.g. its advantage."""
         return values.to(self.targets.device)[self.sequence]
 
 
-def pack(groups: list[Group], *, given: Sequence[int] | None = None, device="cpu") -> Packed:
+def pack(
+    groups: list[Group],
+    *,
+    learned: Sequence[Sequence[bool]] | None = None,
+    device="cpu",
+) -> Packed:
     """Return the groups as one flat row. ValueError for an empty prompt or completion.
 
     A completion's last token is a target but no input: nothing follows from it.
-    given: of each completion, how many of its first tokens are no targets, since they are given
-    and not to be predicted; fewer than it has.
+    learned: of each completion which of its tokens are targets, one at least; the others are given
+    (a part of the prompt, what a tool wrote): they are seen and not predicted. None: all.
     """
     for index, (prompt, completions) in enumerate(groups):
         if not prompt or not completions or not all(completions):
@@ -88,10 +95,13 @@ def pack(groups: list[Group], *, given: Sequence[int] | None = None, device="cpu
         ids += targets[first : first + more]
         positions += range(length, length + more)
         inputs += [(owner, more)] if more else []
-    if given is not None:
-        kept = [i >= n for n, length in zip(given, lengths, strict=True) for i in range(length)]
+    chosen: list[list[int]] | None = None
+    if learned is not None:
+        kept = [flag for flags in learned for flag in flags]
+        assert [len(flags) for flags in learned] == lengths, "a flag for each token"
         sources, targets = list(compress(sources, kept)), list(compress(targets, kept))
-        lengths = [length - n for n, length in zip(given, lengths, strict=True)]
+        chosen = [[i for i, flag in enumerate(flags) if flag] for flags in learned]
+        lengths = [len(places) for places in chosen]
     rows, row_of = torch.tensor(sources).unique(return_inverse=True)
     row_of, by_row = row_of.sort(stable=True)
     place = {"device": device, "dtype": torch.long}
@@ -106,6 +116,7 @@ def pack(groups: list[Group], *, given: Sequence[int] | None = None, device="cpu
         row_of=row_of,
         layout=PackedGroups([len(p) for p in prompts], inputs, device),
         groups=groups,
+        chosen=chosen,
     )
 
 
