@@ -12,6 +12,7 @@ import warnings
 from pathlib import Path
 
 from rlm import files, parallel
+from rlm.answers import math_pool
 from rlm.models.loading import find
 from rlm.report import report
 from rlm.run import checkpoint
@@ -30,14 +31,23 @@ SHOWN = (
 )  # fmt: skip
 
 
-def start(*models: str, log_level: str, threads: int, seed: int, timeout: float = 0) -> None:
+def start(
+    *models: str,
+    log_level: str,
+    threads: int,
+    seed: int,
+    timeout: float = 0,
+    math_seconds: float = math_pool.SECONDS,
+) -> None:
     """Set up what is global to a process: what is printed, CPU threads, torch's own seed.
 
     models: their names are looked up first: InputError before anything heavy is imported.
     timeout: seconds that it waits for the other processes of its run, 0 for the usual.
+    math_seconds: deadline of a verdict of kind math.
     """
     for name in models:
         find(name)
+    math_pool.set_deadline(math_seconds)
     import torch
     import transformers
 

@@ -263,6 +263,11 @@ def test_quiet_leaves_warnings_and_errors():
     assert config.load(GRPOSettings, []).process()["log_level"] == "info"
 
 
+def test_the_deadline_of_mathematics_is_for_the_whole_process():
+    assert config.load(EvaluateSettings, []).process()["math_seconds"] == 2.0
+    assert config.load(GRPOSettings, ["--math-seconds", "0.5"]).process()["math_seconds"] == 0.5
+
+
 def test_what_a_backend_of_sft_leaves_undone_is_refused(capsys):
     own = ("--backend", "own")
     assert "--packing: not with --backend own" in refused(capsys, SFTSettings, *own, "--packing")
