@@ -291,20 +291,23 @@ def test_the_page_renews_itself_and_keeps_what_was_chosen(tmp_path, browser):  #
     with watching(run) as server:
         tab.goto(f"http://127.0.0.1:{server.server_port}")
         expect(tab.locator("#browser")).to_be_hidden()  # no samples yet
-        first = [record(1, i, 1.0) for i in ("a", "b")]
+        first = [record(1, "c", 1.0), record(1, "b", 1.0), record(2, "b", 0.0)]
         made(run, first, {"max_steps": 9})
         expect(tab.locator("#browser")).to_be_visible()
-        tab.locator("#question").select_option("1")
+        tab.get_by_role("button", name="step 2: 0").click()
         expect(tab.locator("#asked")).to_have_text("Question b")
         tab.locator("#figures details summary").first.click()
         tab.locator(".text").evaluate("e => { e.dataset.seen = 'yes'; }")
         log = "step,reward_mean\n1,0.25\n2,0.5\n3,0.75\n"
-        made(run, [*first, record(3, "b", 0.0)], {"max_steps": 9}, log=log)
+        more = [record(step, "c", 1.0) for step in (2, 3)]
+        made(run, [*first, *more], {"max_steps": 9}, log=log)
         expect(tab.locator("#figures")).to_contain_text("step 3 of 9")
-        # Question b has more steps now and stands first; it is still the one that is shown.
+        # Question c has more steps now and stands first; b is still the one that is shown.
         expect(tab.locator("#asked")).to_have_text("Question b")
-        expect(tab.locator("#question")).to_have_value("0")
-        assert tab.locator("#steps button").all_inner_texts() == ["step 1: 1", "step 3: 0"]
+        expect(tab.locator("#question")).to_have_value("1")
+        expect(tab.get_by_role("button", name="step 2: 0")).to_have_attribute(
+            "aria-pressed", "true"
+        )
         assert tab.locator(".text").get_attribute("data-seen") == "yes", "it was not drawn anew"
         assert tab.locator("#figures details").first.get_attribute("open") is not None
         expect(tab.locator("#lost")).to_be_hidden()
