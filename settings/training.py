@@ -23,7 +23,7 @@ PASSING = {
     "config", "named_models", "weights", "output", "overwrite", "run", "log_level", "device",
     "threads", "max_rows", "cache_tokens", "cuda_graphs", "token_budget", "checkpointing",
     "wandb_project", "wandb", "save_every", "resume", "budget", "probe", "check_only",
-    "tracker", "quiet", "collective_timeout",
+    "tracker", "report_every", "quiet", "collective_timeout",
     "vllm_url", "canary_tolerance",
 }  # fmt: skip
 
@@ -68,7 +68,6 @@ class Training(Orchestrator, Common):
     budget: str | None = option(
         None, "time for all of it, as 90m or 1h30m: the steps are chosen to fit", shown="no limit"
     )
-
     collective_timeout: float = option(
         1800.0,
         "seconds that a process waits for the others, where torchrun started several",
@@ -135,6 +134,7 @@ class Training(Orchestrator, Common):
         None, "project of the trackers; short for --tracker wandb with it"
     )
     wandb: bool = option(True, "--no-wandb: not logged there, whatever else is given")
+    report_every: int = option(0, "steps between reports while it runs; 0: at the end alone", ge=0)
 
     @field_validator("tracker", mode="before")
     @classmethod
@@ -152,7 +152,8 @@ class Training(Orchestrator, Common):
 
     def logging(self) -> dict:
         """Where figures go, for `rlm.run.folder.Run`."""
-        return {"trackers": self.trackers(), "project": self.wandb_project}
+        tracked = {"trackers": self.trackers(), "project": self.wandb_project}
+        return tracked | {"report_every": self.report_every}
 
     def check_values(self) -> None:
         super().check_values()
@@ -219,7 +220,6 @@ class SFTSettings(Training):
     warmup_fraction: float = option(0.05, "share of the steps with rising rate", ge=0, lt=1)
     max_length: int = option(1024, "longest demonstration, tokens", ge=16)
     packing: bool = option(False, "several demonstrations in a row of max-length tokens")
-
     backend: Literal["trl", "own"] = option(
         lambda v: "own" if v.get("train") == "full" else "trl",
         "what trains; trl: TRL's SFTTrainer; own: our packed learner, which pads nothing",

@@ -68,13 +68,15 @@ class Run:
     """The folder of one run. `settings` is a plain dictionary, written as it is.
 
     trackers: names out of `rlm.run.log.TRACKERS`, which get all that is logged; project: theirs.
+    report_every: steps between reports while it runs, 0: one at the end alone.
     goes_on: the run is the one whose folder is there, stopped earlier.
     rows: what was logged by this process, a dictionary a step.
     """
 
     def __init__(
-        self, path: str | Path, settings: dict, *, trackers=(), project=None, goes_on=False
-    ):
+        self, path: str | Path, settings: dict, *, trackers=(), project=None, report_every=0,
+        goes_on=False,
+    ):  # fmt: skip
         self.path = Path(path)
         if not goes_on:
             keep_earlier(self.path)
@@ -86,6 +88,7 @@ class Run:
         self._trackers = Trackers(trackers, self.path, project=project, settings=settings)
         self._progress = ProgressBar(settings.get("max_steps") or None)
         self._validation, self._validated = dict[str, float](), False
+        self._report_every = report_every
         atexit.register(self.close)  # an interrupted run has its report too
 
     def log(self, row: dict, *, show: bool = True) -> None:
@@ -100,6 +103,8 @@ class Run:
         self.rows.append(row)
         self._trackers.log(row)
         self._progress.show(row)
+        if self._report_every and row["step"] % self._report_every == 0:
+            self._report(running=True)
         if not show:
             return
         shown = [f"{name} {row[name]:.4g}" for name in SHOWN if name in row]
@@ -144,8 +149,11 @@ class Run:
         self._progress.close()
         self._csv.close()
         self._trackers.close()
+        self._report()
+
+    def _report(self, *, running: bool = False) -> None:
         try:
-            report.write(self.path)
+            report.write(self.path, running=running)
         except OSError as error:
             logger.warning("warning: no report.html: %s", error)
 

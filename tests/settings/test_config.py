@@ -245,7 +245,8 @@ def test_trackers_add_up_and_no_wandb_takes_one_away(monkeypatch):
     given = "--tracker trackio --tracker tensorboard,trackio --wandb-project mine"
     settings = config.load(SFTSettings, given.split())
     assert settings.trackers() == ["trackio", "tensorboard", "wandb"]
-    assert settings.logging() == {"trackers": settings.trackers(), "project": "mine"}
+    logged = {"trackers": settings.trackers(), "project": "mine", "report_every": 0}
+    assert settings.logging() == logged
     assert config.load(SFTSettings, [*given.split(), "--no-wandb"]).trackers() == [
         "trackio", "tensorboard"]  # fmt: skip
     assert config.load(SFTSettings, []).trackers() == []
