@@ -27,9 +27,9 @@ def sums(n: int) -> list[dict]:
 
 
 def choices(n: int) -> list[dict]:
-    """Which of four sums is right? Worked out one by one until it is found, or guessed.
+    """Which of four sums is right? Worked out one by one until it is found.
 
-    Three of five solutions guess. Results are one digit: the tiny base can tell two of them apart.
+    Results have one digit: the tiny base can learn to tell two of them apart.
     """
     random, rows = Random("choices"), []
     sums = [(a, b) for a in range(1, 9) for b in range(1, 10 - a)]
@@ -41,10 +41,8 @@ def choices(n: int) -> list[dict]:
         found = ["agree" if i == right else "differ" for i in range(4)]
         steps = [f"{LETTERS[i]}. {texts[i]}? {a + b} and {said[i]} {found[i]}."
                  for i, (a, b) in enumerate(numbers)]  # fmt: skip
-        guess = random.random() < 0.6
-        solution = f"It is {LETTERS[right]}." if guess else "\n".join(steps[: right + 1])
         rows.append({"question": "Which sum is right?", "choices": texts,
-                     "answer": right, "solution": solution})  # fmt: skip
+                     "answer": right, "solution": "\n".join(steps[: right + 1])})  # fmt: skip
     return rows
 
 
@@ -65,7 +63,7 @@ def fractions(n: int) -> list[dict]:
     return list(rows.values())
 
 
-SETS = {"sums": (sums, 400), "choices": (choices, 2500), "fractions": (fractions, 500)}
+SETS = {"sums": (sums, 400), "choices": (choices, 2000), "fractions": (fractions, 500)}
 
 
 def main() -> None:
