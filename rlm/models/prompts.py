@@ -105,13 +105,18 @@ def placed(instruction: str, turns: list[dict], role: str) -> list[dict]:
 
 def chat_text(tokenizer, instruction: str, turns: list[dict], role: str = "system") -> str:
     """Return the text of the prompt, up to where the assistant's turn begins."""
+    return chat_turns(tokenizer, instruction, turns, role)[1]
+
+
+def chat_turns(tokenizer, instruction: str, turns: list[dict], role: str) -> tuple[list[dict], str]:
+    """Return (the turns that the chat template is given, the text that it makes of them)."""
     from jinja2 import TemplateError
 
     merged = [turns[0] | {"content": f"{instruction}\n\n{turns[0]['content']}"}, *turns[1:]]
     without_system = merged if role == "system" else placed(instruction, turns, "user")
     for messages in (placed(instruction, turns, role), without_system):
         try:
-            return tokenizer.apply_chat_template(
+            return messages, tokenizer.apply_chat_template(
                 messages, tokenize=False, add_generation_prompt=True
             )
         except TemplateError as error:
