@@ -269,6 +269,12 @@ def test_the_deadline_of_mathematics_is_for_the_whole_process():
     assert config.load(GRPOSettings, ["--math-seconds", "0.5"]).process()["math_seconds"] == 0.5
 
 
+def test_a_loss_without_a_clip_takes_none(capsys):
+    said = refused(capsys, GRPOSettings, "--loss", "vespo", "--clip-low", "0.1")
+    assert "--clip-low 0.1: --loss vespo has a soft bound" in said
+    assert config.load(GRPOSettings, ["--loss", "luspo", "--clip-low", "0.1"]).clip_low == 0.1
+
+
 def test_what_a_backend_of_sft_leaves_undone_is_refused(capsys):
     own = ("--backend", "own")
     assert "--packing: not with --backend own" in refused(capsys, SFTSettings, *own, "--packing")
