@@ -23,6 +23,10 @@ TEXT = "\n\n".join("".join(cell["source"]) for cell in CELLS if cell["cell_type"
 PARTS = ("config.py", "data.py", "rewards.py", "train_sft.py", "train_grpo.py", "evaluate.py",
          "inference.py", "serve.py", "settings", "training", "rlm", "weights")  # fmt: skip
 COLAB = """
+import importlib.util
+import sys
+
+
 class drive:
     def mount(place):
         print("mounted", place)
@@ -34,8 +38,15 @@ class userdata:
 
     def get(name):
         raise userdata.SecretNotFoundError(name)
+
+
+for name in ("google", "google.colab"):
+    spec = importlib.util.spec_from_loader(name, None)
+    sys.modules[name] = importlib.util.module_from_spec(spec)
+sys.modules["google"].colab = sys.modules["google.colab"]
+sys.modules["google.colab"].__dict__.update(drive=drive, userdata=userdata)
 """
-SMALL = "DEMONSTRATIONS, STEPS, QUESTIONS = 96, 3, 4\n"
+SMALL = "DEMONSTRATIONS, STEPS, QUESTIONS = 64, 3, 4\n"
 
 
 def kept(cells: list[dict]) -> list[str]:
@@ -86,18 +97,14 @@ def run(folder, parameters: str, monkeypatch):
     """Execute the notebook in a folder that looks like a copy of the repository; return it."""
     for name in PARTS:
         (folder / name).symlink_to(ROOT / name)
-    (folder / "made_up" / "google").mkdir(parents=True)
-    (folder / "made_up" / "google" / "__init__.py").write_text("")
-    (folder / "made_up" / "google" / "colab.py").write_text(COLAB)
-    monkeypatch.setenv("PYTHONPATH", str(folder / "made_up"))
-    monkeypatch.setenv("IPYTHONDIR", str(folder / "made_up"))
+    monkeypatch.setenv("IPYTHONDIR", str(folder / "ipython"))
     for name in ("NGROK_AUTHTOKEN", "RLM_API_KEY"):
         monkeypatch.delenv(name, raising=False)
     book = nbformat.read(PATH, as_version=4)
     [place] = [
         i for i, cell in enumerate(book.cells) if "parameters" in cell.metadata.get("tags", [])
     ]
-    source = f"DRIVE = {str(folder / 'drive')!r}\n{SMALL}{parameters}"
+    source = f"{COLAB}DRIVE = {str(folder / 'drive')!r}\n{SMALL}{parameters}"
     book.cells.insert(place + 1, nbformat.v4.new_code_cell(source))
     NotebookClient(
         book, timeout=300, kernel_name="python3", resources={"metadata": {"path": str(folder)}}
@@ -126,3 +133,24 @@ def test_it_runs_on_the_tiny_base(tmp_path, monkeypatch):
     assert re.search(r"^local: http://127\.0\.0\.1:\d+$", told, re.MULTILINE)
     images = [o for cell in book.cells for o in cell.get("outputs", []) if "data" in o]
     assert any("image/png" in output["data"] for output in images)
+
+
+@pytest.mark.slow
+def test_the_cells_for_a_gpu_run_with_a_small_qwen3_too(tmp_path, monkeypatch):
+    from tests.support.tiny_families import save, tiny_family
+
+    model = save(tiny_family("qwen3", max_position_embeddings=1024), tmp_path / "qwen3")
+    (tmp_path / "rewards.yaml").write_text("grpo: {rewards: 'repetition=1,length=1', probe: 2}\n")
+    parameters = f"""
+LARGE, LARGE_MODEL, LARGE_DTYPE = True, {model!r}, "float32"
+LARGE_DATA = ["--task", "addition", "--max-tokens", "16"]
+LARGE_SFT = ["--num-samples", "16"]
+LARGE_GRPO = ["--questions-per-step", "2", "--group-size", "2", "--max-steps", "2"]
+LARGE_GRPO += ["--config", "rewards.yaml"]
+"""
+    book = run(tmp_path, parameters, monkeypatch)
+    told = said(book)
+    folder = tmp_path / "drive" / "runs" / "notebook"
+    assert (folder / "weights_large" / "final_rlm_lora" / "adapter_model.safetensors").is_file()
+    assert [row["step"] for row in rows(folder / "grpo_large" / "log.csv")][-1] == "2"
+    assert (folder / "evaluation_large").is_dir() and "NO-GO" in told
