@@ -84,13 +84,13 @@ def _kept(model, vocab_size: int, prompt: int, lengths: tuple[int, ...]) -> tupl
     tokens = len(packed.ids) if packs(model) else padded.tokens(packed.groups)
     # What rlm.learner.sharding has spread is in no place of its own.
     whole = [p for p in model.parameters() if not hasattr(p, "to_local")]
-    weights = {p.untyped_storage().data_ptr() for p in whole}
+    weights = {p.untyped_storage()._cdata for p in whole}  # also where there are no bytes (meta)
     kept: dict[int, int] = {}
 
     def count(tensor):
         storage = tensor.untyped_storage()
-        if storage.data_ptr() not in weights:
-            kept[storage.data_ptr()] = storage.nbytes()
+        if storage._cdata not in weights:
+            kept[storage._cdata] = storage.nbytes()
         return tensor
 
     training = model.training

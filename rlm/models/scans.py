@@ -4,9 +4,9 @@
 
 transformers' reference functions of the same names serve where the kernels that it asks for are not
 installed. They go through sums of five and six dimensions, or through every token of a chunk in
-Python. The functions here take and give the same. What differs: chunks fit the length of the sequence, so
-that little is padding; decays below e^-20, less than float32 can tell from zero beside one, are zero; what does
-not wait for the state before it is made for all chunks at once.
+Python. The functions here take and give the same. What differs: chunks fit the length of the
+sequence, so that little is padding; decays below e^-20 are zero, which beside one float32 cannot
+tell from it; what does not wait for the state before it is made for all chunks at once.
 
 Shapes: B sequences, T tokens, H heads, N chunks of C tokens, K and V the widths of keys and values.
 Sources: gated delta rule arXiv:2412.06464, Kimi's arXiv:2510.26692, Mamba-2 arXiv:2405.21060.
@@ -215,7 +215,8 @@ def mamba2_scan(
     each = heads // groups
     keys, queries = (x.repeat_interleave(each, 1) if each > 1 else x for x in (keys, queries))
     made = (values * decayed(end - sums)[..., None]).transpose(-1, -2) @ keys  # [B, H, N, V, K]
-    state = made.new_zeros(made[:, :, 0].shape) if initial_states is None else initial_states.float()
+    state = initial_states
+    state = made.new_zeros(made[:, :, 0].shape) if state is None else state.float()
     before = []
     for own, left in zip(made.unbind(2), decayed(end)[..., None].unbind(2), strict=True):
         before.append(state)

@@ -148,7 +148,7 @@ def flushed():
     What has decayed over many tokens is so small, and for each such number a CPU takes a hundred
     times as long.
     """
-    before = not (torch.tensor(2e-38) / 16).item()
+    before = not (torch.tensor(2e-38, device="cpu") / 16).item()
     torch.set_flush_denormal(True)
     try:
         yield
