@@ -95,12 +95,14 @@ def upstream(settings) -> tuple:
     from rlm.addresses import UPSTREAM_KEY, read_key
     from rlm.models.loading import load_tokenizer
     from rlm.models.prompts import end_ids, token_ids
+    from rlm.models.templates import set_template
     from rlm.server.pool import Pool, look_at
     from rlm.server.upstream import PROBE
     from rlm.server.upstream_worker import UpstreamWorker
 
     key, urls = read_key(UPSTREAM_KEY), settings.upstream_urls
     tokenizer, generation_config = load_tokenizer(settings.model)
+    set_template(tokenizer, **settings.template())
     probe = token_ids(tokenizer, PROBE)
     served, absent = asyncio.run(look_at(urls, key, settings.upstream_model, probe))
     more = {"served": served, "absent": absent, "room": settings.max_rows, "probe_ids": probe}
