@@ -42,6 +42,7 @@ def load(settings):
         model=name,
         max_tokens=min(settings.max_tokens, worker.context_tokens or settings.max_tokens),
         timeout_seconds=settings.timeout,
+        reasoning_fields=settings.reasoning_fields,
         log_content=settings.log_content,
         shots=worked_examples(settings, tokenizer, worker.context_tokens),
         role=settings.role,

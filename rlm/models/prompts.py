@@ -79,6 +79,19 @@ def chat_prompt(
     return Prompt(token_ids(tokenizer, text), prefill)
 
 
+def raw_prompt(tokenizer, text: str | Sequence[int]) -> Prompt:
+    """Return the prompt of a text, with the tokenizer's own beginning, or of token ids as they are.
+
+    InputError if it has no token, or ids that the tokenizer does not know.
+    """
+    ids = _with_beginning(tokenizer, text) if isinstance(text, str) else list(text)
+    if not ids:
+        raise InputError("it has no token; give it some text")
+    if not all(0 <= id < len(tokenizer) for id in ids):
+        raise InputError(f"ids of tokens are 0 to {len(tokenizer) - 1}; use this model's tokenizer")
+    return Prompt(ids)
+
+
 def worked_turns(shots: Sequence[Example], format_name: str) -> list[dict]:
     """Return the turns of worked examples: a user's question, an assistant's turn in the format."""
     return [

@@ -91,6 +91,14 @@ class Splitter:
         self._searched = 0
 
 
+class Whole:
+    """In the place of a Splitter: all is the answer, as it comes."""
+
+    def feed(self, piece: str, final: bool = False) -> list[tuple[str, str]]:
+        """Return the piece."""
+        return [(ANSWER, piece)] if piece else []
+
+
 def _held(text: str, tags: tuple[str, ...]) -> int:
     """Return the length of the longest end of `text` that begins one of the tags."""
     lengths = (n for tag in tags for n in range(1, len(tag)) if text.endswith(tag[:n]))
