@@ -79,12 +79,16 @@ def worked_examples(settings, tokenizer, context_tokens: int | None) -> list:
 def own_engine(settings) -> tuple:
     """Return (worker, tokenizer, name): the model with its adapter, checked, in an engine."""
     from rlm.engine.engine import Engine
+    from rlm.export.at_load import merged_at_load
     from rlm.models.loading import check_finite
     from rlm.models.policy import open_policy
     from rlm.server.worker import Worker
 
-    policy = open_policy(settings.model, settings.adapter, **settings.loading())
+    opened = partial(open_policy, settings.model, settings.adapter, **settings.loading())
+    policy = opened()
     check_finite(policy.model)
+    if not settings.unmerged:
+        policy = merged_at_load(policy, settings.format, opened)
     limits = {"admissions": 2} | settings.engine_options()
     engine = Engine(policy.model, policy.tokenizer, **limits)
     name = Path(settings.adapter or settings.model).name

@@ -14,7 +14,9 @@ from settings.shared import Shared
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 # Of the model in this process; with --upstream there is none.
-OF_THE_ENGINE = ("device", "dtype", "quantize", "cache_tokens", "cuda_graphs", "engine")
+OF_THE_ENGINE = (
+    "device", "dtype", "quantize", "cache_tokens", "cuda_graphs", "engine", "unmerged",
+)  # fmt: skip
 
 
 class ServeSettings(Shared):
@@ -29,6 +31,11 @@ class ServeSettings(Shared):
     )
     host: str = option("127.0.0.1", "address to listen on; any other needs a key", section="Server")
     port: int = option(8000, "port to listen on; 0: a free one", ge=0, le=65535)
+    unmerged: bool = option(
+        False,
+        "in bfloat16 and float16 leave the adapter beside the weights; else it is merged into them "
+        "at load, where that is the same model but for rounding",
+    )
     upstream: list[str] = option(
         [],
         "URLs of running `vllm serve` that do the generation, as http://127.0.0.1:8001; their key "

@@ -116,7 +116,9 @@ def _add_endpoints(app: FastAPI, service: Service) -> None:
         return openai_route.models(service, started)
 
     @app.get(
-        "/v1/models/{model}", response_model=openai_route.Model, responses=errors(401, 404, 500)
+        "/v1/models/{model:path}",
+        response_model=openai_route.Model,
+        responses=errors(401, 404, 500),
     )
     async def model(model: str) -> dict:
         """The model, by its name."""

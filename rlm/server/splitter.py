@@ -67,8 +67,9 @@ class Splitter:
         self._channel = self._channel or before
         self._show(start, out)
         entered, self._channel = after != self._channel, after
-        if self._begun[after] and (entered or tag in (fmt.reasoning_open, fmt.reasoning_close)):
-            self._space[after].append("\n" if entered else " ")
+        apart = entered or tag in (fmt.reasoning_open, fmt.reasoning_close)
+        if self._begun[after] and apart and not any(self._space[after]):
+            self._space[after].append("\n" if entered else " ")  # what a tag parted stays apart
 
     def _show(self, end: int, out: list[tuple[str, str]]) -> None:
         """Show the buffer up to `end`, without the white space at the channel's ends."""
