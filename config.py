@@ -51,6 +51,11 @@ class InferenceSettings(Orchestrator, Common):
     num_samples: int = option(10, "questions of --batch", ge=1)
     temperature: float = option(0.0, "of the sampling; 0: greedy", ge=0, le=10)
     json_output: bool = option(False, "print each answer as a line of JSON")
+    unmerged: bool = option(
+        False,
+        "in bfloat16 and float16 leave the adapter beside the weights; else it is merged into them "
+        "at load, where that is the same model but for rounding",
+    )
 
     def check_values(self) -> None:
         super().check_values()

@@ -160,9 +160,7 @@ def learn(model, groups, advantages, budget, chunk, **options):
     return total, gradients(model)
 
 
-@pytest.mark.parametrize(
-    "loss_type", [loss for loss in LOSSES if loss != "bnpo"]
-)
+@pytest.mark.parametrize("loss_type", [loss for loss in LOSSES if loss != "bnpo"])
 def test_chunks_and_micro_batches_change_nothing(loss_type):
     model, groups = tiny_lora(tiny_model()), random_groups(SHAPE)
     advantages = torch.randn(5, 3, generator=torch.Generator().manual_seed(2))
