@@ -27,9 +27,10 @@ def sums(n: int) -> list[dict]:
 
 
 def choices(n: int) -> list[dict]:
-    """Which of four sums is right? Worked out one by one until it is found.
+    """Which of four sums is right? Worked out one by one until it is found, or guessed.
 
-    Results have one digit: the tiny base can learn to tell two of them apart.
+    Half of the solutions guess, as GRPO shall find out which half pays. Results have one digit:
+    the tiny base can learn to tell two of them apart.
     """
     random, rows = Random("choices"), []
     sums = [(a, b) for a in range(1, 9) for b in range(1, 10 - a)]
@@ -41,8 +42,10 @@ def choices(n: int) -> list[dict]:
         found = ["agree" if i == right else "differ" for i in range(4)]
         steps = [f"{LETTERS[i]}. {texts[i]}? {a + b} and {said[i]} {found[i]}."
                  for i, (a, b) in enumerate(numbers)]  # fmt: skip
+        worked = "\n".join(steps[: right + 1])
+        solution = random.choice([worked, f"It is {LETTERS[right]}."])
         rows.append({"question": "Which sum is right?", "choices": texts,
-                     "answer": right, "solution": "\n".join(steps[: right + 1])})  # fmt: skip
+                     "answer": right, "solution": solution})  # fmt: skip
     return rows
 
 
@@ -63,7 +66,7 @@ def fractions(n: int) -> list[dict]:
     return list(rows.values())
 
 
-SETS = {"sums": (sums, 400), "choices": (choices, 2000), "fractions": (fractions, 500)}
+SETS = {"sums": (sums, 400), "choices": (choices, 4000), "fractions": (fractions, 500)}
 
 
 def main() -> None:
