@@ -1,8 +1,8 @@
 """The container: no Docker runs here, so the Dockerfile is linted and its commands are run without.
 
 They run on the files that .dockerignore lets through, in a tree that is read-only, as a user who
-owns nothing but the volumes and may do nothing else; the proxy's configuration runs in a real nginx,
-where one is installed.
+owns nothing but the volumes and may do nothing else; the proxy's configuration runs in a real
+nginx, where one is installed.
 """
 
 import http.client
@@ -199,7 +199,7 @@ def test_its_commands_run_for_an_ordinary_user_in_a_tree_that_is_read_only():
             keyed = {"Authorization": f"Bearer {KEY}"}
             assert httpx.post(url, json=asked, headers=keyed, timeout=60).json()["answer"] == "46"
             server.send_signal(signal.SIGTERM)
-            assert server.wait(30) == 0
+            assert server.wait(120) == 0
         finally:
             server.kill()
             server.communicate()

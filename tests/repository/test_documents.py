@@ -33,6 +33,7 @@ ROOMS = ("training", "rlm/answers", "rlm/evaluation", "rlm/learner", "rlm/rollou
 # Flags in running text that are other programs' own.
 FOREIGN = {
     "--", "--enable-lora", "--max-num-seqs", "--hypothesis-profile", "--index-url",
+    "--build-arg",
 }  # fmt: skip
 PROGRAMS = ("python", "python3", "uv", "make", "pip", "torchrun", "accelerate", "vllm", "curl")
 FENCE = re.compile(r"^ *```(\w*)\n(.*?)^ *```$", re.MULTILINE | re.DOTALL)
