@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from rlm.learner import logprobs as logprobs_module
-from rlm.learner.logprobs import LOGITS, PACKED, PADDED, micro_batches, pack, token_logprobs, way_of
+from rlm.learner.logprobs import PACKED, PADDED, micro_batches, pack, token_logprobs, way_of
 from rlm.learner.rehearsal import fullest, size
 from rlm.models import states
 from tests.learner.test_logprobs import (
@@ -36,7 +36,7 @@ KINDS = {
     "kimi_linear": PACKED,  # a delta rule with a decay for each channel
     "ministral3": PACKED,  # scaled positions
     "stablelm": PADDED,  # code of its own around the attention
-    "recurrent_gemma": LOGITS,  # states in its modules, a cap under another name
+    "recurrent_gemma": PADDED,  # states in its modules, a cap under another name
 }
 
 
