@@ -134,7 +134,7 @@ class Shared(Settings):
     )
     template_date: str = option(
         lambda _: datetime.date.today().isoformat(),
-        "the date that a chat template writes for today, YYYY-MM-DD",
+        "the date that a chat template writes for today, as ISO 8601 has it",
         shown="the adapter's or the run's, else today's",
     )
     shots: int = option(

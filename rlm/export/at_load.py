@@ -19,7 +19,7 @@ from rlm.models.policy import Policy
 logger = logging.getLogger("rlm")
 
 PROMPTS = 4
-KEPT = 0.5  # of what the adapter does to the logits, in the mean square, may be off at most
+KEPT = 0.1  # of what the adapter does to the logits, in the mean square, may be off at most
 APART = "--unmerged keeps it beside the weights"
 
 

@@ -79,7 +79,7 @@ class CompletionRequest(OpenRequest):
     def ask(self) -> Ask:
         """Return what is asked of the model."""
         return Ask(
-            prompt=self.prompt if isinstance(self.prompt, str) else tuple(self.prompt),
+            prompt=self.prompt if isinstance(self.prompt, str) else tuple(map(int, self.prompt)),
             max_tokens=self.max_tokens,
             temperature=0.7 if self.temperature is None else self.temperature,
             top_p=self.top_p or 1.0,

@@ -128,8 +128,7 @@ Samples = Annotated[int, Field(ge=1, le=16)]
 
 class Request(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False, frozen=True)
-    if TYPE_CHECKING:  # every request has them, in a place of its own
-        n: int | None
+    if TYPE_CHECKING:  # every request has it, in a place of its own
         temperature: float | None
 
     @classmethod
@@ -139,7 +138,7 @@ class Request(BaseModel):
 
     @model_validator(mode="after")
     def _samples_differ(self):
-        if (self.n or 1) > 1 and self.temperature == 0:
+        if (getattr(self, "n", None) or 1) > 1 and self.temperature == 0:
             raise ValueError("n: greedy samples are all the same; use n 1 or a temperature above 0")
         return self
 

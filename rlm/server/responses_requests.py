@@ -34,10 +34,6 @@ class ResponsesRequest(OpenRequest):
     top_k: TopK = None
     stream: bool | None = None
 
-    @property
-    def n(self) -> int:  # type: ignore[override]
-        return 1
-
     @field_validator("input", mode="before")
     @classmethod
     def _turns(cls, value):

@@ -27,7 +27,7 @@ from tests.support.serving import SUM, ask, served
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 KEY = "k" * 20
-FOLDER = Path(os.environ.get("RLM_CLIENTS", "clients")).expanduser()
+FOLDER = Path(os.environ.get("RLM_CLIENTS", "clients")).expanduser().absolute()
 PYTHON = FOLDER / "bin" / "python"
 BROWSER_CLIENT = FOLDER / "node_modules" / "openai"
 CASES = ROOT / "tests" / "support" / "clients"
