@@ -66,7 +66,7 @@ def run(place, *words) -> str:
 def test_langchains_standard_tests_pass(place):
     needs("langchain_openai", "langchain_tests", "pytest_asyncio")
     said = run(
-        place, "-m", "pytest", "-q", "-rs", "-p", "no:cacheprovider", "--asyncio-mode=auto",
+        place, "-m", "pytest", "-q", "-rs", "-p", "no:cacheprovider", "--noconftest", "--asyncio-mode=auto",
         "-c", os.devnull, CASES / "langchain_standard.py",
     )  # fmt: skip
     passed = re.search(r"(\d+) passed", said)
