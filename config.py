@@ -20,11 +20,12 @@ from rlm.cli.config_file import read_file
 from rlm.cli.flags import read_flags
 from rlm.cli.layers import build, option, read_environment
 from rlm.errors import InputError
+from settings.common import Common
 from settings.evaluation import EvaluateSettings
 from settings.grpo import GRPOSettings
 from settings.orchestrator import Orchestrator
 from settings.serving import ServeSettings
-from settings.training import Common, SFTSettings, Training
+from settings.training import SFTSettings, Training
 
 
 class InferenceSettings(Orchestrator, Common):

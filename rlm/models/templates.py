@@ -148,7 +148,20 @@ def chat_text(
     own: str = "",
     options: dict | None = None,
 ) -> str:
-    """Return the text of the prompt, up to where the assistant's turn begins.
+    """Return the text of the prompt, up to where the assistant's turn begins: see `chat_turns`."""
+    return chat_turns(tokenizer, instruction, turns, role, own=own, options=options)[1]
+
+
+def chat_turns(
+    tokenizer,
+    instruction: str,
+    turns: list[dict],
+    role: str = "system",
+    *,
+    own: str = "",
+    options: dict | None = None,
+) -> tuple[list[dict], str]:
+    """Return (the turns that the template is given, the prompt that it makes of them).
 
     The first of these that the template renders with the instruction and every user's turn in it:
     the turns as they are `placed`, contents as texts or as lists of parts; without a system turn
@@ -165,7 +178,7 @@ def chat_text(
                     refusal = refusal or " ".join(str(error).split())
                     continue
                 if _shows(tokenizer, text, (instruction, own), each):
-                    return text
+                    return shaped, text
     if len(turns) > 1 and _renders_a_question(tokenizer, turns, options):
         raise InputError(
             f"this model's chat template cannot render the conversation ({refusal or 'turns are'}"
