@@ -3,6 +3,7 @@
     python -m rlm.export merged  --adapter weights/final_rlm_lora --output exported/my_model
     python -m rlm.export merged  --adapter ... --output ... --dtype float32 --device cpu
     python -m rlm.export gguf    --adapter ... --output exported/my_gguf --dtype Q8_0
+    python -m rlm.export lora-gguf --adapter ... --output exported/my_lora
     python -m rlm.export adapter --adapter weights/final_rlm_lora --output exported/my_adapter
 
 A merged folder loads with plain transformers and needs nothing of this repository; before it is
@@ -86,6 +87,11 @@ def write(given, source: Path | None, base: str, new: Path, name: str) -> dict:
         return write_gguf(source, base, new, kind=given.dtype, device=given.device, name=name,
                           token_ids=given.token_ids)  # fmt: skip
     assert source is not None
+    if given.kind == "lora-gguf":
+        from rlm.export.lora_gguf import write_lora_gguf
+
+        return write_lora_gguf(source, base, new, device=given.device, name=name,
+                               token_ids=given.token_ids)  # fmt: skip
     if given.kind == "merged":
         return write_merged(source, base, new, given.dtype, given.device)
     return write_adapter(source, base, new)
@@ -108,6 +114,7 @@ def arguments() -> argparse.ArgumentParser:
     for kind, text in (
         ("merged", "one model with the adapter in its weights"),
         ("gguf", "one GGUF file of it for llama.cpp and Ollama"),
+        ("lora-gguf", "the adapter as a GGUF file, for a base in one"),
         ("adapter", "a PEFT adapter with a model card"),
     ):
         sub = kinds.add_parser(kind, help=text, description=text)
@@ -119,8 +126,11 @@ def arguments() -> argparse.ArgumentParser:
             choices, default = DTYPES[kind]
             sub.add_argument("--dtype", choices=choices, default=default,
                              help="of the weights; default %(default)s")  # fmt: skip
-            sub.add_argument("--device", default="auto", help="where it is merged: cuda, cpu, ...")
-        if kind == "gguf":
+        if kind != "adapter":
+            sub.add_argument(
+                "--device", default="auto", help="where it is computed: cuda, cpu, ..."
+            )
+        if kind.endswith("gguf"):
             sub.add_argument("--token-ids", action="store_true", help="for programs that send and "
                              "read token ids: for a tokenizer that llama.cpp has not")  # fmt: skip
     return parser

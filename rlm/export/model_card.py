@@ -13,7 +13,7 @@ from rlm.models.prompts import worked_turns
 from rlm.models.templates import placed
 
 QUESTION = "Calculate 23 + 15 + 8"
-LIBRARIES = {"adapter": "peft", "gguf": "gguf"}  # of the others: transformers
+LIBRARIES = {"adapter": "peft", "gguf": "gguf", "lora-gguf": "gguf"}  # of the others: transformers
 SCORES = {
     "questions": "held-out questions",
     "accuracy": "right answers, of all questions",
@@ -51,7 +51,7 @@ def write(manifest: dict, name: str, *, local: bool) -> str:
             [_here(name, manifest["base_file"])]
             if "base_file" in manifest and not merged
             else [_run_gguf(name, export)]
-            if export["kind"] == "gguf"
+            if export["kind"].endswith("gguf")
             else [
                 "## Load it\n\n```python\n" + _code(name, base, chat, merged) + "\n```",
                 "## Serve it\n\n```\n" + _serve(name, base, export, merged) + "\n```",
@@ -91,6 +91,13 @@ def _what(export: dict, base: str, merged: bool) -> str:
         )
     if export["kind"] == "gguf":
         return _what_gguf(export, base)
+    if export["kind"] == "lora-gguf":
+        asked = export["proof"].get("llama_cpp")
+        return (
+            f"A LoRA of `{base}` as the GGUF file `{export['file']}`, to be put on the base in a "
+            f"GGUF file. It writes its reasoning before its answer."
+            + (f" With both, {in_llama_cpp(asked)}" if asked else "")
+        )
     kind = {"bfloat16": "rounded to bfloat16", "float32": "in float32"}[export["dtype"]]
     return (
         f"`{base}` with a LoRA merged into its weights, {kind}; it writes its reasoning before "
@@ -175,12 +182,14 @@ def _here(name: str, file: dict) -> str:
 
 def _run_gguf(name: str, export: dict) -> str:
     file = export["file"]
+    if "base_file" in export:
+        file = f"{export['base_file']} --lora {file}"
     if export.get("token_ids"):
         return (
-            "## Run it\n\nIts tokenizer is beside it as `tokenizer.json`, since llama.cpp cannot "
-            "cut up a text as it does: send token ids, and read them.\n\n```\n"
-            f"llama-server --model {file}\n```\n\n`POST /completion` takes a list of ids as "
-            '`prompt`, and gives ids with `"return_tokens": true`.'
+            "## Run it\n\nllama.cpp cannot cut up a text as its tokenizer (`tokenizer.json`) does: "
+            f"send token ids, and read them.\n\n```\nllama-server --model {file}\n```\n\n"
+            "`POST /completion` takes a list of ids as `prompt`, and gives ids with "
+            '`"return_tokens": true`.'
         )
     return (
         f"## Run it\n\n```\nollama create {name} -f Modelfile && ollama run {name}\n"
