@@ -68,7 +68,12 @@ def test_the_servers_own():
 
 @pytest.mark.parametrize(
     "kept, kind",
-    [({"answers": "choice"}, "choice"), ({"task": "math500"}, "math"), ({"task": "gsm8k"}, None)],
+    [
+        ({"answers": "choice"}, "choice"),
+        ({"task": "math500"}, "math"),
+        ({"task": "gsm8k"}, "number"),
+        ({}, None),
+    ],
 )
 def test_a_server_asks_for_what_the_adapter_was_trained_for(tmp_path, kept, kind):
     (tmp_path / "manifest.json").write_text(json.dumps({"base": "x", "settings": kept}))
