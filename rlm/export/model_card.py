@@ -8,7 +8,7 @@ from pathlib import Path
 import yaml
 
 from rlm.answers.formats import FORMATS, get_format
-from rlm.models.lookup import shots_of
+from rlm.models.lookup import local_place, shots_of
 from rlm.models.prompts import worked_turns
 from rlm.models.templates import placed
 
@@ -24,10 +24,13 @@ SCORES = {
 }
 
 
-def write(manifest: dict, name: str, *, local: bool) -> str:
+def write(
+    manifest: dict, name: str, *, local: bool, licence: str | None = None, command: str = ""
+) -> str:
     """Return the README.md of a folder called `name`, with its front matter.
 
     local: the base is a folder, not a model on the hub; it is named without the way to it.
+    licence: of the base, where it is known. command: what wrote the folder.
     """
     export, base = manifest["export"], manifest["base"]
     merged = export["kind"] != "adapter"  # a model that stands for itself
@@ -37,6 +40,8 @@ def write(manifest: dict, name: str, *, local: bool) -> str:
         "tags": ["reasoning", "grpo" if "step" in manifest else "sft"]
         + ([] if export["kind"] == "full" else ["lora"]),
     } | ({} if local else {"base_model": base})
+    head |= {"license": licence} if licence else {}
+    head |= _results(manifest, name)
     base = Path(base).name if local else base
     form = FORMATS.get(str(manifest.get("format"))) or get_format("think")
     worked = worked_turns(shots_of(manifest), form.name)
@@ -59,9 +64,29 @@ def write(manifest: dict, name: str, *, local: bool) -> str:
         ),
         _scores(manifest.get("scores", {}).get("validation", {})),
         _settings(manifest),
+        f"## Made by\n\n```\n{command}\n```" if command else "",
         _limits(manifest),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _results(manifest: dict, name: str) -> dict:
+    """Return datasets and model-index for the front matter: what the manifest knows of them."""
+    data, task = manifest.get("data"), manifest.get("task")
+    known = isinstance(data, str) and data.count("/") == 1 and not data.startswith((".", "/", "~"))
+    found: dict = {"datasets": [data]} if known and local_place(str(data)) is None else {}
+    scores = manifest.get("scores", {}).get("validation", {})
+    metrics = [
+        {"type": key, "name": text, "value": scores[key]}
+        for key, text in SCORES.items()
+        if key in scores and key != "questions"
+    ]
+    if not (task and metrics):
+        return found
+    questions = {"type": str(data) if "datasets" in found else str(task), "name": str(task),
+                 "split": "validation"}  # fmt: skip
+    result = {"task": {"type": "text-generation"}, "dataset": questions, "metrics": metrics}
+    return found | {"model-index": [{"name": name, "results": [result]}]}
 
 
 def summary(manifest: dict) -> str:

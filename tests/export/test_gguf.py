@@ -110,7 +110,7 @@ def test_more_tokens_than_rows_and_a_second_token_of_one_text_are_told():
     tokenizer.add_tokens(["[PAD304]"])
     with pytest.raises(InputError, match=r"two of its tokens are '\[PAD304\]'"):
         gguf_tokenizer.read(tokenizer, ENDS, rows=ROWS)
-    with pytest.raises(InputError, match="fourth of the tokens that end"):
+    with pytest.raises(InputError, match="4 tokens that end an answer, and # is one too many"):
         gguf_tokenizer.read(bpe_tokenizer(), SimpleNamespace(eos_token_id=[2, 3, 4, 5]), rows=ROWS)
 
 
