@@ -72,7 +72,8 @@ def train(settings) -> dict:
     policy, run = stage.policy, stage.run
     reference = stage.reference()  # the policy as it is now, for the KL
     optimizer = stage.optimizer(max_grad_norm=settings.max_grad_norm)
-    questions = data.Batches(examples, settings.questions_per_step, seed=settings.seed)
+    batches = data.Curriculum if settings.curriculum else data.Batches
+    questions = batches(examples, settings.questions_per_step, seed=settings.seed)
     best = BestAdapter(policy.model, lambda: stage.validate(validation))
     pending = optimizer.pending_bytes()
     budget = stage.token_budget(stage.longest(examples), pending=pending)
@@ -96,6 +97,8 @@ def train(settings) -> dict:
         record = partial(records, step, batch, advantage, policy.tokenizer)
         finite = guard.passed(step, checked(row, optimizer), record)
         row["skipped_steps"] = guard.skipped
+        if reference and due(step, settings.reference_every):
+            reference.reset()
         if finite and (step == steps.last or due(step, settings.eval_every)):
             row |= best.row(step)
             if settings.early_stop and best.fell(row.get("validation_accuracy")):
@@ -165,10 +168,12 @@ def sample_live(engine, task, questions, settings, step: int):
     What is replaced is still counted in the step's reward, or it would look better than it is.
     """
     batch = sample(engine, task, next(questions), settings, (step, 0))
+    questions.observe(batch)
     for attempt in range(1, settings.replace_dead_groups + 1):
         if batch.all_live():
             break
         fresh = sample(engine, task, next(questions), settings, (step, attempt))
+        questions.observe(fresh)
         batch = batch.with_dead_replaced(fresh)
     return batch
 
@@ -204,7 +209,7 @@ def backward(policy, optimizer, batch, settings, make, *, token_budget):
     """
     from rlm.learner import sharding
     from rlm.learner.logprobs import token_logprobs, use
-    from rlm.learner.losses import importance_weights, kl_estimate, policy_loss
+    from rlm.learner.losses import importance_weights, kl_estimate, policy_loss, uncertain
     from rlm.learner.metrics import Metrics
 
     policy.model.train()
@@ -222,12 +227,19 @@ def backward(policy, optimizer, batch, settings, make, *, token_budget):
             mask = pieces.per_token(part.counts)
             if cap := settings.importance_cap:  # another engine rounds otherwise than the learner
                 before = now if part.old_logprobs is None else part.old_logprobs
-                weights, ratios = importance_weights(before, part.sampler_logprobs, cap)
+                whole = pieces.sequence if settings.importance_level == "sequence" else None
+                weights, ratios = importance_weights(
+                    before, part.sampler_logprobs, cap,
+                    drop=settings.importance_mode == "mask", sequence=whole, mask=mask,
+                )  # fmt: skip
                 token_advantages = token_advantages * weights
                 ratios = ratios[mask > 0]
                 metrics.mean(importance_mean=ratios.clamp(max=cap))
                 metrics.mean(importance_capped_fraction=(ratios > cap).float())
                 metrics.max(importance_max=ratios.max() if len(ratios) else 0.0)
+            if settings.entropy_share < 1:
+                forks = uncertain(entropy, settings.entropy_share, mask)
+                token_advantages = token_advantages * forks
             loss, loss_metrics = policy_loss(
                 logprobs, part.old_logprobs, token_advantages, pieces.sequence,
                 loss_type=settings.loss,

@@ -215,7 +215,9 @@ def mamba2_scan(
     each = heads // groups
     keys, queries = (x.repeat_interleave(each, 1) if each > 1 else x for x in (keys, queries))
     made = (values * decayed(end - sums)[..., None]).transpose(-1, -2) @ keys  # [B, H, N, V, K]
-    state = made.new_zeros(made[:, :, 0].shape) if initial_states is None else initial_states.float()
+    state = (
+        made.new_zeros(made[:, :, 0].shape) if initial_states is None else initial_states.float()
+    )
     before = []
     for own, left in zip(made.unbind(2), decayed(end)[..., None].unbind(2), strict=True):
         before.append(state)
