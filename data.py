@@ -30,9 +30,9 @@ from rlm.records import Example
 from rlm.seeds import derive
 
 __all__ = [
-    "GENERATED", "SPLITS", "TASKS", "Batches", "Curriculum", "check_no_overlap", "check_room",
-    "end_ids", "examples_for", "fingerprint", "load_examples", "make_prompt", "sft_tokens",
-    "trained_on", "training_sets", "without", "worked_examples",
+    "GENERATED", "SPLITS", "TASKS", "Batches", "Curriculum", "batches", "check_no_overlap",
+    "check_room", "end_ids", "examples_for", "fingerprint", "load_examples", "make_prompt",
+    "sft_tokens", "trained_on", "training_sets", "without", "worked_examples",
 ]  # fmt: skip
 
 GENERATED = ("addition", "word_problems", "mixed")
@@ -244,6 +244,12 @@ def fingerprint(examples: Iterable[Example]) -> str:
         kind = [] if e.kind == "number" else [e.kind, *e.accepted]
         digest.update(json.dumps([e.question, e.gold, e.solution, *kind]).encode() + b"\n")
     return digest.hexdigest()[:16]
+
+
+def batches(examples: list[Example], settings) -> "Batches":
+    """Return where a GRPO training gets its questions from, a batch a step."""
+    kind = Curriculum if settings.curriculum else Batches
+    return kind(examples, settings.questions_per_step, seed=settings.seed)
 
 
 class Batches:
