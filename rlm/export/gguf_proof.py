@@ -16,7 +16,7 @@ from rlm.answers.formats import get_format
 from rlm.data import problems
 from rlm.export import llama_cpp
 from rlm.export.proof import PROMPTS, SEED, ProofError, Seen
-from rlm.models.prompts import chat_turns
+from rlm.models.templates import chat_turns
 
 ROWS = 8  # answers at a time
 LIMIT = {True: 0.25, False: 1.0}  # nats that a log-probability may move, by whether it is exact

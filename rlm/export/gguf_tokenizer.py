@@ -158,7 +158,8 @@ def split_name(parts: dict) -> str:
 
 def begins_with_bos(tokenizer) -> bool:
     """Return whether a prompt begins with the tokenizer's bos token: by the template, if any."""
-    from rlm.models.prompts import chat_text, token_ids
+    from rlm.models.prompts import token_ids
+    from rlm.models.templates import chat_text
 
     if tokenizer.bos_token_id is None:
         return False

@@ -9,7 +9,8 @@ import yaml
 
 from rlm.answers.formats import FORMATS, get_format
 from rlm.models.lookup import local_place, shots_of
-from rlm.models.prompts import placed, worked_turns
+from rlm.models.prompts import worked_turns
+from rlm.models.templates import placed
 
 QUESTION = "Calculate 23 + 15 + 8"
 LIBRARIES = {"adapter": "peft", "gguf": "gguf", "lora-gguf": "gguf"}  # of the others: transformers
