@@ -46,6 +46,7 @@ def load(settings):
         log_content=settings.log_content,
         shots=worked_examples(settings, tokenizer, worker.context_tokens),
         role=settings.role,
+        kind=settings.answers or "number",
     )
 
 

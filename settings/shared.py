@@ -13,6 +13,7 @@ from rlm.errors import InputError
 from rlm.models.lookup import (
     adapter_base,
     adapter_format,
+    adapter_kind,
     adapter_role,
     adapter_settings,
     adapter_shots,
@@ -169,6 +170,8 @@ class Shared(Settings):
             trained |= {"shots": len(adapter_shots(first)), "instruction_role": adapter_role(first)}
             kept = adapter_settings(first)
             trained |= {name: kept[name] for name in TEMPLATE if kept.get(name)}
+            if cls.script == "serve":
+                trained["answers"] = adapter_kind(first)
         return trained | found
 
     @field_validator("log_level", mode="before")

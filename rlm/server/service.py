@@ -44,7 +44,8 @@ class Service:
     speed, and leaves a request that says how long it can wait its time.
     reasoning_fields: the names that clients of the chat API find the reasoning under.
     shots: worked examples that stand before every conversation. role: where the instruction
-    stands, of `rlm.answers.formats.ROLES`; None: where the format has it.
+    stands, of `rlm.answers.formats.ROLES`; None: where the format has it. kind: of the answers,
+    which are asked for and read, of `rlm.answers.kinds.KINDS`.
     """
 
     worker: Admission
@@ -57,6 +58,7 @@ class Service:
     log_content: bool = False
     shots: Sequence[Example] = ()
     role: str | None = None
+    kind: str = "number"
     metrics: Metrics = field(default_factory=Metrics)
 
     def __post_init__(self):
@@ -144,6 +146,7 @@ class Service:
                 self.format.name,
                 self.shots,
                 self.role,
+                self.kind,
                 beside=not ask.replace_instruction,
                 options=ask.template,
             )
