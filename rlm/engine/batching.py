@@ -17,18 +17,16 @@ from rlm.engine.requests import Event, Group, Row, uniforms
 from rlm.engine.sampling import Draws, Mix, Sampling
 from rlm.engine.support import open_runner
 from rlm.engine.tool_calls import Calls
+from rlm.engine.tool_rows import WAIT_SECONDS, ToolRows
 from rlm.errors import InputError, RunError
 from rlm.models.adapters import network_of
 from rlm.models.memory import cache_tokens as fitting_tokens
 from rlm.models.memory import most_rows
 from rlm.models.text_stream import TextStream
-from rlm.records import Prompt
-from rlm.tools.toolbox import Toolbox
-
-WAIT_SECONDS = 0.02  # that a step waits for tools where nothing else is to be done
+from rlm.records import Choice, Prompt
 
 
-class ContinuousBatch:
+class ContinuousBatch(ToolRows):
     """The engine step by step; see rlm.engine.engine for what the arguments mean.
 
     prefill_tokens: prompt tokens of one step; a longer prompt goes alone, in one piece.
@@ -69,7 +67,6 @@ class ContinuousBatch:
         )
         self._queue: deque[Group] = deque()
         self._rows: list[Row] = []
-        # Rows that wait for a tool, and what the cache had of them.
         self._parked: list[tuple[Row, Prefix | None]] = []
         self._mix: Mix | None = None  # of the rows as they stand
         self._kept: list[Event] = []
@@ -154,7 +151,7 @@ class ContinuousBatch:
             drawn = drawn.cpu()  # the one time that the host waits for the device
             tokens, logprobs = drawn[0].int().tolist(), drawn[1].tolist()
             self._check_finite(logprobs, draws.due)
-            return answered + self._record(tokens, logprobs)
+            return answered + self._record(tokens, logprobs, drawn[2:])
         except BaseException:
             self.reset()
             raise
@@ -299,10 +296,16 @@ class ContinuousBatch:
             f"be drawn; {dtype}if an adapter was trained, train it with a lower --learning-rate"
         )
 
-    def _record(self, tokens: list[int], logprobs: list[float]) -> list[Event]:
-        """Give each row its token; return the events and retire the rows that have ended."""
+    def _record(
+        self, tokens: list[int], logprobs: list[float], chosen_from: torch.Tensor
+    ) -> list[Event]:
+        """Give each row its token; return the events and retire the rows that have ended.
+
+        chosen_from: of `rlm.engine.sampling.chosen_from`; no rows where nobody asks for it.
+        """
         events: list[Event] = []
         ended, called, stop_ids = [], [], self.stop_ids
+        choices = self._choices(chosen_from) if len(chosen_from) else [None] * len(tokens)
         taken = zip(self._rows, tokens, logprobs, strict=True)
         for index, (row, token, logprob) in enumerate(taken):
             # As `take` does it for most tokens, of which there are some hundred in a step.
@@ -310,7 +313,7 @@ class ContinuousBatch:
                 row.ids.append(token)
                 row.logprobs.append(logprob)
                 continue
-            event = row.take(token, logprob, self.tokenizer, stop_ids)
+            event = row.take(token, logprob, self.tokenizer, stop_ids, choices[index])
             if event is not None:
                 events.append(event)
                 if event.rollout is not None:
@@ -322,61 +325,18 @@ class ContinuousBatch:
             self._retire(sorted(ended + left))
         return events
 
-    def _answer(self, called: list[int], events: list[Event]) -> list[int]:
-        """Put in the results of calls that have one; return the rows that leave until later.
-
-        Those wait for a tool, or begin again behind their result where a runner cannot go on.
-        """
-        left = []
-        for index in called:
-            row = self._rows[index]
-            assert row.calls is not None and row.calls.job is not None
-            if row.calls.job.outcome is None:
-                self._parked.append((row, self._runner.save(index, row.cached)))
-                left.append(index)
-                continue
-            self._put(row, events)
-            if not self._runner.goes_on:
-                self._begin_again(row)
-                left.append(index)
-        return left
-
-    def _put(self, row: Row, events: list[Event]) -> None:
-        """Put in the result of a row's call; its event, if it is watched, goes to the others."""
-        event = row.answer(self.stop_ids)
-        if row.watched:
-            events.append(event)
-
-    def _begin_again(self, row: Row) -> None:
-        """Let a row be the next to join, with a prompt that goes on to where it is."""
-        whole = Prompt(row.origin.ids + row.ids, row.origin.prefill)
-        row.group, row.more = Group(whole, deque([row])), 0
-        self._queue.appendleft(row.group)
-
-    def _toolboxes(self) -> list[Toolbox]:
-        """The toolboxes that rows wait for, each once."""
-        found = [row.calls.bound.toolbox for row, _ in self._parked if row.calls]
-        return list(dict.fromkeys(found))
-
-    def _rejoin(self) -> list[Event]:
-        """Let the rows whose tools have answered go on; return the events of watched ones."""
-        events: list[Event] = []
-        for box in self._toolboxes():
-            box.poll()
-        parked, self._parked = self._parked, []
-        for row, kept in parked:
-            assert row.calls is not None and row.calls.job is not None
-            if row.calls.job.outcome is None:
-                self._parked.append((row, kept))
-                continue
-            self._put(row, events)
-            if kept is None:
-                self._begin_again(row)
-                continue
-            self._runner.restore(self._rows, row, kept, self._queued)
-            self._rows.append(row)
-            self._mix = None
-        return events
+    def _choices(self, chosen_from: torch.Tensor) -> list[Choice | None]:
+        """Return what each row's token was chosen from, None for a row that does not ask."""
+        logprobs, count = chosen_from[0].tolist(), len(chosen_from) // 2
+        ids, values = chosen_from[1 : 1 + count].int().T.tolist(), chosen_from[1 + count :].T
+        found: list[Choice | None] = []
+        for row, logprob, names, own in zip(
+            self._rows, logprobs, ids, values.tolist(), strict=True
+        ):
+            k = row.sampling.top_logprobs
+            told = k is not None
+            found.append(Choice(logprob, list(zip(names, own, strict=True))[:k]) if told else None)
+        return found
 
     def _retire(self, indices: list[int]) -> None:
         """Take rows out: the last ones move into the holes."""

@@ -11,7 +11,7 @@ from rlm.engine.kv_cache import Prefix
 from rlm.engine.sampling import Sampling
 from rlm.engine.tool_calls import Calls
 from rlm.models.text_stream import TextStream, decode
-from rlm.records import Prompt, Rollout, ToolCall
+from rlm.records import Choice, Prompt, Rollout, ToolCall
 
 DRAWN = 256  # random numbers that are drawn at a time
 
@@ -24,6 +24,7 @@ class Event:
     text: the piece of text that is now certain, for a request submitted with stream=True.
     rollout: the result if the request has ended, else None.
     cause: why it ended: "stop" (end token), "stop_text", "length" or "cancelled"; else None.
+    choice: what the token was chosen from, where the sampling asked for it.
     call: the call of a tool that has its result now; the text is what was shown to the model.
     """
 
@@ -32,6 +33,7 @@ class Event:
     text: str = ""
     rollout: Rollout | None = None
     cause: str | None = None
+    choice: Choice | None = None
     call: ToolCall | None = None
 
 
@@ -71,6 +73,7 @@ class Row:
     cached: int = 0
     ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
+    choices: list[Choice] = field(default_factory=list)
     forced: deque = field(default_factory=deque)
     closed: bool = False
     calls: Calls | None = None
@@ -83,7 +86,8 @@ class Row:
     def __post_init__(self):
         self.most = len(self.group.prompt.ids) + self.sampling.max_tokens
         self.most += self.calls.bound.room if self.calls else 0
-        self.quiet = self.text is None and not self.watched
+        told = self.sampling.top_logprobs is not None
+        self.quiet = self.text is None and not self.watched and not told
         self.last = self.sampling.max_tokens - 1
         self.origin = self.group.prompt
 
@@ -92,16 +96,25 @@ class Row:
         """How many of its tokens were sampled."""
         return len(self.ids) - (self.calls.tokens if self.calls else 0)
 
-    def take(self, token: int, logprob: float, tokenizer, stop_ids: frozenset[int]) -> Event | None:
+    def take(
+        self,
+        token: int,
+        logprob: float,
+        tokenizer,
+        stop_ids: frozenset[int],
+        choice: Choice | None = None,
+    ) -> Event | None:
         """Add a sampled token; return an event if it ends the request or if it is watched."""
         if self.forced:
             self.forced.popleft()
         self.ids.append(token)
         self.logprobs.append(logprob)
+        if choice:
+            self.choices.append(choice)
         full = self.sampled >= self.sampling.max_tokens
         if token in stop_ids:
             if not full and self._calls_now(ended=True):
-                return Event(self.id, token) if self.watched else None
+                return Event(self.id, token, choice=choice) if self.watched else None
             return self.end("stop", tokenizer, token)
         piece = self.text.push(token) if self.text else ""
         if self.text and self.text.stopped:
@@ -111,7 +124,7 @@ class Row:
         self._calls_now()
         if self.sampling.closing and not self.closed:
             self._bound_reasoning()
-        return Event(self.id, token, piece) if self.watched else None
+        return Event(self.id, token, piece, choice=choice) if self.watched else None
 
     def _calls_now(self, *, ended: bool = False) -> bool:
         """Begin the call that has just ended, if there is one; return whether there is."""
@@ -154,10 +167,13 @@ class Row:
         else:
             text = decode(tokenizer, self.ids[:-1] if cause == "stop" else self.ids)
         finish = "stop" if cause == "stop_text" else cause
+        told = self.sampling.top_logprobs is not None
+        choices = self.choices if told else None
         calls = tuple(self.calls.done) if self.calls else ()
-        whole = self.group.prompt.prefill + text
-        rollout = Rollout(self.ids, self.logprobs, whole, finish, calls=calls)
-        return Event(self.id, token, piece, rollout, cause)
+        text = self.group.prompt.prefill + text
+        rollout = Rollout(self.ids, self.logprobs, text, finish, choices=choices, calls=calls)
+        choice = self.choices[-1] if choices and token is not None else None
+        return Event(self.id, token, piece, rollout, cause, choice)
 
 
 def uniforms(seed: int) -> Iterator[float]:
