@@ -124,6 +124,7 @@ class ServeSettings(Shared):
             super().check_places()
 
     def check_values(self) -> None:
+        super().check_values()
         self._check_upstream()
         for origin in self.cors_origin:
             if not re.fullmatch(r"https?://[\w.\-\[\]:]+|\*", origin):

@@ -164,8 +164,9 @@ class Bound:
         """Return a turn in pieces of ids, and whether the model is to learn each of them.
 
         A calculator note (`rlm.data.solutions.note_parts`) becomes a call, if the calculator has
-        the note's result; the result that stands behind it is left out, since the call has one.
-        What a tool writes is not learned. ends: ids that end a turn.
+        the note's result. The call takes the place of the sum: the same expression before the note
+        and the result behind it are left out. What a tool writes is not learned. ends: ids that
+        end a turn.
         """
         pieces: list[tuple[list[int], bool]] = []
         text, calls, result = "", 0, ""
@@ -175,6 +176,7 @@ class Bound:
             result = ""
             if job is None or job.outcome is None:
                 continue
+            text = without_sum(text, expression)
             margin = "\n" if self.form.at_stop and text.strip() else ""
             text += margin + self.form.write(CALCULATOR, {"expression": expression})
             ids, _, outcome = self.result(job.outcome)
@@ -213,6 +215,26 @@ class Bound:
 
     def _ids(self, text: str) -> list[int]:
         return list(self._tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def without_sum(text: str, expression: str) -> str:
+    """Return a text without the expression and = that it ends with, whatever blanks are in them.
+
+    Not where the expression is the end of a longer one.
+
+    >>> without_sum("1. In May: 48 / 2 =", "48/2"), without_sum("148/2 = ", "48/2")
+    ('1. In May: ', '148/2 = ')
+    """
+    left = [sign for sign in f"{expression}=" if not sign.isspace()]
+    place = len(text)
+    while place and left:
+        if not text[place - 1].isspace() and text[place - 1] != left.pop():
+            return text
+        place -= 1
+    before = text[:place]
+    longer = before[-1:].isdigit() or before[-1:] in (".", ",")
+    longer = longer or before.rstrip()[-1:] in tuple("+-*/^(=")
+    return text if left or longer else before
 
 
 def built_in(names: Sequence[str]) -> list[Tool]:

@@ -17,7 +17,9 @@ def test_a_calculator_in_both_stages(tmp_path):
     few = ["--num-samples", 64, "--eval-samples", 4]
     own = ["--backend", "own", "--epochs", 6, "--learning-rate", 6e-3]
     succeed("train_sft.py", *WORDS, *TOOLS, *few, *own, cwd=tmp_path)
+    # With a KL term a step learns whether or not an answer is right.
     grpo = ["--questions-per-step", 4, "--group-size", 4, "--max-steps", 1, "--probe", 0]
+    grpo += ["--kl-weight", 0.01]
     # The tools are those of the adapter.
     succeed("train_grpo.py", *WORDS, *few, *grpo, "--overwrite", cwd=tmp_path)
     (last,) = [row for row in rows(tmp_path / "runs/grpo/log.csv") if row["step"] == "1"]

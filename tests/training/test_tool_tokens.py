@@ -171,7 +171,7 @@ def test_a_demonstration_learns_its_calls_and_not_their_results():
         for flag in (True, False)
     }
     assert TOKENIZER.decode(ids) == (
-        "<think>\n1. 6 * 7 = <calc>6 * 7</calc><result>42</result>\n2. 43\n"
+        "<think>\n1. <calc>6 * 7</calc><result>42</result>\n2. 43\n"
         "3. <calc>42+2</calc><result>44</result>.\n</think>\n44<eos>"
     )
     assert parts[False] == "<result>42</result><result>44</result>"
