@@ -27,19 +27,25 @@ def sums(n: int) -> list[dict]:
 
 
 def choices(n: int) -> list[dict]:
-    """Which of four sums is right? Each is worked out until the right one is found."""
+    """Which of four sums is right? Worked out one by one until it is found, or guessed.
+
+    Half of the solutions guess, as GRPO shall find out which half pays. Results have one digit:
+    the tiny base can learn to tell two of them apart.
+    """
     random, rows = Random("choices"), []
+    sums = [(a, b) for a in range(1, 9) for b in range(1, 10 - a)]
     for _ in range(n):
-        numbers = [(random.randint(1, 9), random.randint(1, 9)) for _ in range(4)]
-        right = random.randrange(4)
-        said = [a + b if i == right else a + b + random.choice([-2, -1, 1, 2])
+        numbers, right = random.sample(sums, 4), random.randrange(4)
+        said = [a + b if i == right else random.choice([c for c in range(1, 10) if c != a + b])
                 for i, (a, b) in enumerate(numbers)]  # fmt: skip
         texts = [f"{a} + {b} = {c}" for (a, b), c in zip(numbers, said, strict=True)]
-        steps = [f"{LETTERS[i]}. {a} + {b} = {a + b}" + (f", not {said[i]}." * (i != right) or ".")
+        found = ["agree" if i == right else "differ" for i in range(4)]
+        steps = [f"{LETTERS[i]}. {texts[i]}? {a + b} and {said[i]} {found[i]}."
                  for i, (a, b) in enumerate(numbers)]  # fmt: skip
-        if len(set(texts)) == 4:
-            rows.append({"question": "Which sum is right?", "choices": texts,
-                         "answer": right, "solution": "\n".join(steps[: right + 1])})  # fmt: skip
+        worked = "\n".join(steps[: right + 1])
+        solution = random.choice([worked, f"It is {LETTERS[right]}."])
+        rows.append({"question": "Which sum is right?", "choices": texts,
+                     "answer": right, "solution": solution})  # fmt: skip
     return rows
 
 
@@ -60,7 +66,7 @@ def fractions(n: int) -> list[dict]:
     return list(rows.values())
 
 
-SETS = {"sums": (sums, 400), "choices": (choices, 1200), "fractions": (fractions, 500)}
+SETS = {"sums": (sums, 400), "choices": (choices, 4000), "fractions": (fractions, 500)}
 
 
 def main() -> None:

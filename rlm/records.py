@@ -83,6 +83,18 @@ class ToolCall:
 
 
 @dataclass(frozen=True, slots=True)
+class Choice:
+    """What one token was chosen from, in nats by the model itself: at temperature 1, nothing cut.
+
+    likeliest: (id, log-probability) of the likeliest tokens, the first one first; none for a token
+    that a tool wrote.
+    """
+
+    logprob: float
+    likeliest: list[tuple[int, float]]
+
+
+@dataclass(frozen=True, slots=True)
 class Rollout:
     """What the engine sampled for one prompt.
 
@@ -97,6 +109,7 @@ class Rollout:
     version: of the weights that sampled it, as the engine's last `sync` was told: in a training
         the number of steps that they had taken.
     calls: of tools, in order.
+    choices: one for each token, where the sampling asked for them.
     """
 
     ids: list[int]
@@ -105,6 +118,7 @@ class Rollout:
     finish: str
     version: int = 0
     calls: tuple[ToolCall, ...] = ()
+    choices: list[Choice] | None = None
 
     @property
     def tool_tokens(self) -> int:

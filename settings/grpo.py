@@ -103,9 +103,11 @@ class GRPOSettings(Training):
         ge=0,
     )
 
-    loss: Literal["grpo", "dapo", "bnpo", "dr_grpo", "cispo", "gspo"] = option(
+    loss: Literal[
+        "grpo", "dapo", "bnpo", "dr_grpo", "cispo", "gspo", "sapo", "luspo", "vespo"
+    ] = option(
         "dapo", "which loss; dapo counts every token alike", section="Loss and reward"
-    )
+    )  # fmt: skip
     clip_low: float = option(0.2, "ratio to the old policy is cut below 1 - this", gt=0, le=1)
     clip_high: float = option(0.28, "ratio to the old policy is cut above 1 + this", gt=0)
     kl_weight: float = option(0.0, "weight of the KL to the start; 0: none", ge=0)
@@ -182,6 +184,10 @@ class GRPOSettings(Training):
         if self.overlong_tokens >= self.max_tokens:
             raise InputError(f"{self.given('overlong_tokens')}: must be less than --max-tokens "
                              f"{self.max_tokens}, or every completion costs")  # fmt: skip
+        for name in self.model_fields_set.intersection(("clip_low", "clip_high")):
+            if self.loss in ("sapo", "vespo"):
+                raise InputError(f"{self.given(name)}: --loss {self.loss} has a soft bound of its "
+                                 "own; leave it out, or use another loss")  # fmt: skip
         self.reward_functions()
         self._check_backend()
         self._check_engine()

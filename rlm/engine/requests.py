@@ -11,7 +11,7 @@ from rlm.engine.kv_cache import Prefix
 from rlm.engine.sampling import Sampling
 from rlm.engine.tool_calls import Calls
 from rlm.models.text_stream import TextStream, decode
-from rlm.records import Prompt, Rollout, ToolCall
+from rlm.records import Choice, Prompt, Rollout, ToolCall
 
 DRAWN = 256  # random numbers that are drawn at a time
 
@@ -25,6 +25,7 @@ class Event:
     rollout: the result if the request has ended, else None.
     cause: why it ended: "stop" (end token), "stop_text", "length" or "cancelled"; else None.
     call: the call of a tool that has its result now; the text is what was shown to the model.
+    choice: what the token was chosen from, where the sampling asked for it.
     """
 
     id: int
@@ -33,6 +34,7 @@ class Event:
     rollout: Rollout | None = None
     cause: str | None = None
     call: ToolCall | None = None
+    choice: Choice | None = None
 
 
 @dataclass(eq=False, slots=True)
@@ -71,6 +73,7 @@ class Row:
     cached: int = 0
     ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
+    choices: list[Choice] = field(default_factory=list)
     forced: deque = field(default_factory=deque)
     closed: bool = False
     calls: Calls | None = None
@@ -83,7 +86,8 @@ class Row:
     def __post_init__(self):
         self.most = len(self.group.prompt.ids) + self.sampling.max_tokens
         self.most += self.calls.bound.room if self.calls else 0
-        self.quiet = self.text is None and not self.watched
+        told = self.sampling.top_logprobs is not None
+        self.quiet = self.text is None and not self.watched and not told
         self.last = self.sampling.max_tokens - 1
         self.origin = self.group.prompt
 
@@ -92,12 +96,21 @@ class Row:
         """How many of its tokens were sampled."""
         return len(self.ids) - (self.calls.tokens if self.calls else 0)
 
-    def take(self, token: int, logprob: float, tokenizer, stop_ids: frozenset[int]) -> Event | None:
+    def take(
+        self,
+        token: int,
+        logprob: float,
+        tokenizer,
+        stop_ids: frozenset[int],
+        choice: Choice | None = None,
+    ) -> Event | None:
         """Add a sampled token; return an event if it ends the request or if it is watched."""
         if self.forced:
             self.forced.popleft()
         self.ids.append(token)
         self.logprobs.append(logprob)
+        if choice:
+            self.choices.append(choice)
         full = self.sampled >= self.sampling.max_tokens
         if token in stop_ids:
             if not full and self._calls_now(ended=True):
@@ -110,7 +123,7 @@ class Row:
             return self.end("length", tokenizer, token, piece)
         if not self._calls_now() and self.sampling.closing and not self.closed:
             self._bound_reasoning()
-        return Event(self.id, token, piece) if self.watched else None
+        return Event(self.id, token, piece, choice=choice) if self.watched else None
 
     def _calls_now(self, *, ended: bool = False) -> bool:
         """Begin the call that has just ended, if there is one; return whether there is."""
@@ -123,6 +136,8 @@ class Row:
         first = len(self.ids)
         self.ids += ids
         self.logprobs += [0.0] * len(ids)
+        if self.sampling.top_logprobs is not None:
+            self.choices += [Choice(0.0, [])] * len(ids)
         self.more = len(ids)
         piece = self.text.put(shown)
         end = len(self.text.text)
@@ -154,9 +169,12 @@ class Row:
             text = decode(tokenizer, self.ids[:-1] if cause == "stop" else self.ids)
         finish = "stop" if cause == "stop_text" else cause
         calls = tuple(self.calls.done) if self.calls else ()
-        whole = self.group.prompt.prefill + text
-        rollout = Rollout(self.ids, self.logprobs, whole, finish, calls=calls)
-        return Event(self.id, token, piece, rollout, cause)
+        told = self.sampling.top_logprobs is not None
+        choices = self.choices if told else None
+        text = self.group.prompt.prefill + text
+        rollout = Rollout(self.ids, self.logprobs, text, finish, calls=calls, choices=choices)
+        choice = self.choices[-1] if choices and token is not None else None
+        return Event(self.id, token, piece, rollout, cause, choice=choice)
 
 
 def uniforms(seed: int) -> Iterator[float]:

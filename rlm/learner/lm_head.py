@@ -14,6 +14,7 @@ from rlm.models.matmul import linear, matmul
 # Logits held at once. A GPU is idle between the many small kernels of small chunks; in float32
 # 2**27 are 512 MB, and three times that stands there for a moment. A CPU's caches like them small.
 LOGITS = {"cpu": 2**23, "cuda": 2**27, "mps": 2**25}
+CAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")  # by family
 SHARE = 1 / 128  # no more logits than this times a GPU's bytes
 
 
@@ -39,7 +40,7 @@ class LMHead:
         self.layer, self.temperature = base.get_output_embeddings(), temperature
         self.size = size or self.layer.weight.shape[0]
         config = base.config.get_text_config()
-        self.cap = getattr(config, "final_logit_softcapping", None)
+        self.cap = next(filter(None, (getattr(config, name, None) for name in CAPS)), None)
         self.scale = _logit_scale(config)
         self.frozen = type(self.layer) is nn.Linear and not any(
             p.requires_grad for p in self.layer.parameters()

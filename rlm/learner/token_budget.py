@@ -50,8 +50,9 @@ class Activations:
         return Activations(inputs + 2 * self.token / layers, 2 * self.pair / layers)
 
 
-# Two groups of dissimilar length: (prompt, completions) in tokens.
-SHORT, LONG = (64, (33, 33)), (64, (193,))
+# Two groups of dissimilar length: (prompt, completions) in tokens. Each is whole chunks of 64, as
+# rlm.models.scans cuts them: what those keep does not grow with the length.
+SHORT, LONG = (64, (65, 65)), (64, (193,))
 
 
 def activations(model, vocab_size: int) -> Activations:
@@ -84,13 +85,13 @@ def _kept(model, vocab_size: int, prompt: int, lengths: tuple[int, ...]) -> tupl
     tokens = len(packed.ids) if packs(model) else padded.tokens(packed.groups)
     # What rlm.learner.sharding has spread is in no place of its own.
     whole = [p for p in model.parameters() if not hasattr(p, "to_local")]
-    weights = {p.untyped_storage().data_ptr() for p in whole}
+    weights = {p.untyped_storage()._cdata for p in whole}  # also where there are no bytes (meta)
     kept: dict[int, int] = {}
 
     def count(tensor):
         storage = tensor.untyped_storage()
-        if storage.data_ptr() not in weights:
-            kept[storage.data_ptr()] = storage.nbytes()
+        if storage._cdata not in weights:
+            kept[storage._cdata] = storage.nbytes()
         return tensor
 
     training = model.training

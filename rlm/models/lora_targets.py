@@ -1,6 +1,6 @@
 """Which layers of a model a LoRA goes on, by what a user calls them.
 
-found(model, ("all-linear",))       every linear layer but the output head
+found(model, ("all-linear",))       every linear layer but the output head and what peft mistakes
 found(model, ("attention",))        the linear layers inside attention
 found(model, ("q_proj", "v_proj"))  by the last parts of their names
 found(model, ("experts",))          weights of three dimensions, [expert, .., ..]
@@ -18,7 +18,7 @@ WORDS = ("all-linear", "attention", "experts", "router")
 
 def found(model, targets: tuple[str, ...]) -> dict:
     """Return target_modules and the like of a LoraConfig; ModelError for one that is not there."""
-    linear = linear_names(model)
+    linear, mistaken = linear_names(model), taken_for_experts(model)
     routers = sorted(name for name in linear if ROUTER.search(name))
     # Of a model with experts peft's own "all-linear" means experts and routers, too.
     if targets == ("all-linear",) and not (routers or expert_names(model)):
@@ -35,12 +35,22 @@ def found(model, targets: tuple[str, ...]) -> dict:
             parameters += weights
             matching = routers + weights
         elif target == "all-linear":
-            matching = [name for name in linear if name not in routers]
+            matching = [
+                name
+                for name in linear
+                if name not in routers and name.rpartition(".")[2] not in mistaken
+            ]
             modules.update(matching)
         elif target == "attention":
             matching = [name for name in linear if ATTENTION.search(name.rpartition(".")[0])]
             modules.update(".".join(name.split(".")[-2:]) for name in matching)
         else:
+            if target.rpartition(".")[2] in mistaken:
+                raise ModelError(
+                    f"--lora-targets {target}: peft takes this name for the experts' own weights "
+                    f"of {type(model).__name__}; use experts, or names without "
+                    f"{', '.join(sorted(mistaken))}"
+                )
             matching = [name for name in linear if name == target or name.endswith(f".{target}")]
             modules.add(target)
         if not matching:
@@ -52,6 +62,21 @@ def found(model, targets: tuple[str, ...]) -> dict:
     return {"target_modules": sorted(modules)} | (
         {"target_parameters": parameters} if parameters else {}
     )
+
+
+def taken_for_experts(model) -> set[str]:
+    """Return last parts of names by which peft means a family's experts, none for most.
+
+    An adapter of the days when experts were linear layers names them so, and peft changes such a
+    target into the experts' weights, also where a shared expert or a dense layer was meant.
+    """
+    try:
+        from peft.utils import transformers_weight_conversion as peft_names
+    except ImportError:  # another version of peft
+        return set()
+    kinds = getattr(peft_names, "_MODEL_TO_CONVERSION_PATTERN", {})
+    named = getattr(peft_names, "_MOE_TARGET_MODULE_MAPPING", {})
+    return set(named.get(kinds.get(model.config.model_type), {})) - {"gate"}
 
 
 def linear_names(model) -> list[str]:

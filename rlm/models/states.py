@@ -1,21 +1,24 @@
 """Layers that carry a state along a sequence (Gated DeltaNet, Mamba-2, short convolutions).
 
-The transformers module of such a layer (a mixer) runs as it is, but never over the flat row, where
-a state would leak from one sequence into the next: the layout cuts the row into its sequences and
-gives each its own state (rlm.learner.packed_groups, rlm.engine.kv_cache). A mixer takes its state
-from a cache; `State` stands for transformers' cache of one layer.
+The transformers module of such a layer (a mixer) runs as it is, with faster functions for its scan
+(rlm.models.scans), but never over the flat row, where a state would leak from one sequence into the
+next: the layout cuts the row into its sequences and gives each its own state
+(rlm.learner.packed_groups, rlm.engine.kv_cache). A mixer takes its state from a cache; `State`
+stands for transformers' cache of one layer.
 
 It does not know kinds of layers: a mixer is a module with a convolution that takes a cache.
 """
 
 import inspect
 from collections.abc import Iterable
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
+
+from rlm.models import scans
 
 HOLDER = "_rlm_states"
 
@@ -118,7 +121,7 @@ def mixers(model: nn.Module) -> list[nn.Module]:
 
 def install(module: nn.Module, holder: Holder) -> None:
     """Let a mixer run under the holder's layout; `module.forward` is replaced."""
-    name, forward = cache_name(module), partial(type(module).forward, module)
+    name, forward = cache_name(module), partial(scans.forward_of(module), module)
 
     def run(hidden: torch.Tensor, state: State) -> torch.Tensor:
         """Return the mixer's output [rows, T, H] and leave the state behind it in `state`."""
@@ -139,6 +142,21 @@ def holder_of(model: nn.Module) -> Holder:
 
 
 @contextmanager
+def flushed():
+    """Inside the block what a CPU computes below 1e-38 is zero, in this thread.
+
+    What has decayed over many tokens is so small, and for each such number a CPU takes a hundred
+    times as long.
+    """
+    before = not (torch.tensor(2e-38, device="cpu") / 16).item()
+    torch.set_flush_denormal(True)
+    try:
+        yield
+    finally:
+        torch.set_flush_denormal(before)
+
+
+@contextmanager
 def use(model: nn.Module):
     """Inside the block the model's mixers run under the layout of the model's holder.
 
@@ -149,7 +167,8 @@ def use(model: nn.Module):
     try:
         for module in found:
             install(module, holder)
-        yield
+        with flushed() if found else nullcontext():
+            yield
     finally:
         for module in found:
             module.__dict__.pop("forward", None)

@@ -3,11 +3,13 @@
     router_gap(engine, model, batch.prompts, batch.groups)   # a share, or None
 
 Both run two completions of a step again, with the weights that sampled them: the engine token by
-token over its cache, the learner in one forward. For models whose experts are one module, given
-the experts that each token chose, as transformers has them (Qwen3-MoE, Gemma 4, gpt-oss, Mixtral).
+token over its cache, the learner in one forward. For models whose experts are one module, given the
+experts that each token chose, as transformers has them (Qwen3-MoE, Gemma 4, gpt-oss, Mixtral,
+Granite), and for those whose routers sort the tokens themselves and return their logits (JetMoe).
 """
 
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 
@@ -30,7 +32,11 @@ def router_gap(engine, model, prompts: list[Prompt], groups: list[list[Rollout]]
     tokens.
     """
     network = network_of(model)
-    if not isinstance(engine, Engine) or sharded(model) or not expert_modules(network):
+    if (
+        not isinstance(engine, Engine)
+        or sharded(model)
+        or not (expert_modules(network) or gates(network))
+    ):
         return None
     pairs = [sorted((r.ids for r in group), key=len)[-2:] for group in groups]
     chosen = max(range(len(pairs)), key=lambda b: len(pairs[b][0]))
@@ -69,22 +75,32 @@ def recorded(network):
     layers: list[list[torch.Tensor]] = []
     handles = []
 
-    def watch(module):
-        calls: list[torch.Tensor] = []
-        layers.append(calls)
+    def add(chosen: torch.Tensor, calls: list[torch.Tensor]) -> None:
+        calls.append(chosen.detach().flatten(0, -2).sort(-1).values)
 
-        def note(module, args, given):
-            for value in (*args, *given.values()):
-                if isinstance(value, torch.Tensor) and not value.is_floating_point():
-                    calls.append(value.detach().flatten(0, -2).sort(-1).values)
-                    break
+    def given(module, args, more, calls):
+        for value in (*args, *more.values()):
+            if isinstance(value, torch.Tensor) and not value.is_floating_point():
+                return add(value, calls)
 
-        handles.append(module.register_forward_pre_hook(note, with_kwargs=True))
+    def returned(module, args, out, calls):
+        add(out[-1].topk(module.top_k).indices, calls)
 
     try:
-        for module in expert_modules(network):
-            watch(module)
+        for module in gates(network):
+            layers.append([])
+            handles.append(module.register_forward_hook(partial(returned, calls=layers[-1])))
+        for module in expert_modules(network) if not layers else ():
+            layers.append([])
+            note = partial(given, calls=layers[-1])
+            handles.append(module.register_forward_pre_hook(note, with_kwargs=True))
         yield layers
     finally:
         for handle in handles:
             handle.remove()
+
+
+def gates(network) -> list:
+    """Return the routers that return their logits [tokens, experts] last, and choose by them."""
+    named = ("top_k", "num_experts", "layer")
+    return [m for m in network.modules() if all(hasattr(m, name) for name in named)]

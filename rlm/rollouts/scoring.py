@@ -27,7 +27,7 @@ from typing import Any
 from rlm.answers.formats import turn_of
 from rlm.answers.kinds import judge_all, last_statements
 from rlm.cli.python_file import error_told, public_functions
-from rlm.errors import InputError
+from rlm.errors import InputError, RunError
 from rlm.records import Example, Rollout, Score
 
 Function = Callable[..., Any]
@@ -147,7 +147,7 @@ def _column(
                 f"{error_told(error)}"
             ) from error
         if len(values) != len(texts):
-            raise RuntimeError(
+            raise RunError(
                 f"reward {name} returned {len(values)} values for {len(texts)} completions, of "
                 f"examples {_ids(examples)}; return one for each, in order"
             )
@@ -179,7 +179,7 @@ def _ids(examples: Sequence[Example]) -> str:
 
 
 def _number(name: str, value, example: Example) -> float | None:
-    """Return a reward as a float; RuntimeError naming the example if it is no finite number."""
+    """Return a reward as a float; RunError naming the example if it is no finite number."""
     if value is None:
         return None
     try:
@@ -188,7 +188,7 @@ def _number(name: str, value, example: Example) -> float | None:
         number = math.nan
     if not math.isfinite(number):
         shown = repr(value)[:80]
-        raise RuntimeError(
+        raise RunError(
             f"reward {name} returned {shown} on example {example.id}; return a finite number, or "
             "None where it does not apply"
         )

@@ -105,9 +105,7 @@ async def _events(
             out += [_sample_event(service, job, index) for index in ended]
             if out:
                 yield b"".join(out)
-        # A reader of a stream has the text so far, and is told that it ran out of time.
-        late = job.failure and job.failure.status == 504 and job.started is not None
-        if not job.succeeded and not late:
+        if not job.succeeded and not job.cut:
             raise job.failure or failed()
         reply = make_reply(service, asked, job, seed, request_id)
         for name in ("reasoning", "text"):

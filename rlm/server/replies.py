@@ -121,10 +121,6 @@ def read_sample(job: Job, index: int, fmt, tokenizer) -> Read:
     splitter, parts = Splitter(fmt), {REASONING: "", ANSWER: ""}
     for channel, delta in (*splitter.feed(text), *splitter.finish()):
         parts[channel] += delta
-    behind = 0  # where the reasoning ends
-    if parts[REASONING]:
-        begin = text.index(fmt.reasoning_open) + len(fmt.reasoning_open)
-        behind = text.index(parts[REASONING], begin) + len(parts[REASONING])
     answer = Answer(reason="empty")
     if sample.finish in OWN_ENDS:
         answer = read_answer(text, fmt.name)
@@ -140,7 +136,7 @@ def read_sample(job: Job, index: int, fmt, tokenizer) -> Read:
         answer=answer,
         finish=sample.finish,
         tokens=len(ids),
-        reasoning_tokens=_tokens_of(behind - len(job.prompt.prefill), ids, tokenizer),
+        reasoning_tokens=_tokens_of(splitter.reasoned - len(job.prompt.prefill), ids, tokenizer),
     )
 
 

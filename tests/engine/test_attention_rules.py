@@ -1,6 +1,7 @@
 """Windows, caps, sinks, sizes by layer, shared keys, states: natively, and seen when left out."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -124,4 +125,8 @@ def test_layers_tell_their_windows_and_sizes():
     # keys of their own. Keys and values, 4 bytes each.
     assert token_bytes(model) == 2 * 4 * 2 * (8 + 16)
     assert [source_of(model.config, layer) for layer in (2, 3)] == [0, 1]
+    # Of several layers of a kind with keys of their own, the last.
+    kinds = ["sliding_attention", "full_attention"] * 3
+    deeper = SimpleNamespace(layer_types=kinds, num_hidden_layers=6, num_kv_shared_layers=2)
+    assert [source_of(deeper, layer) for layer in (4, 5)] == [2, 3]
     assert windows_of(tiny_family("qwen2").config) == [None] * 4

@@ -28,7 +28,7 @@ EVERY = [(name, dtype) for name in NAMES for dtype in FORMATS]
 
 def base(name: str, dtype=torch.float32, spread: float = 0.25):
     sizes = {"max_position_embeddings": 512}
-    return tiny_family(name, spread=spread, **sizes | EXPERTS[name]).to(dtype)
+    return tiny_family(name, spread=spread, **sizes | EXPERTS.get(name, {})).to(dtype)
 
 
 def adapted(name: str, dtype=torch.float32, spread: float = 0.25):
@@ -141,6 +141,20 @@ def test_a_router_learns_only_where_it_is_asked_for():
             assert learned and not any(router in n for n in learned), (name, targets)
             assert any(NAMES[name] in n for n in learned) == ("experts" in targets)
         assert layers_with_lora(add_lora(base(name), **options, targets=("router",))) == {router}
+
+
+def test_a_shared_expert_whose_names_peft_takes_for_the_experts_is_left_out():
+    model = moved(add_lora(base("qwen3_next", spread=0.1), r=2, alpha=4, seed=0))
+    learned = layers_with_lora(model)
+    assert {"mlp.shared_expert_gate", "self_attn.q_proj", "linear_attn.out_proj"} <= learned
+    assert not any("experts" in name or "shared_expert." in name for name in learned)
+    ((rollout,),) = Engine(model, TOKENIZER).generate([PROMPT], 1, Sampling(6, 0.0), seed=0)
+    says = logits(model, PROMPT.ids + rollout.ids)
+    assert rollout.ids == says[len(PROMPT.ids) - 1 : -1].argmax(1).tolist()
+    (_, ours), (_, plain) = learned_both_ways(model, random_groups([(20, [7])]), size=SIZE)
+    assert_same_gradients(ours, plain, 1e-4)
+    with pytest.raises(ModelError, match=r"--lora-targets up_proj: peft takes .* use experts, or"):
+        add_lora(base("qwen3_next"), r=2, alpha=4, seed=0, targets=("up_proj",))
 
 
 def test_vllm_is_refused_an_adapter_of_experts():

@@ -38,6 +38,21 @@ def test_in_float32_both_choose_the_same_and_a_planted_difference_is_seen(name):
     assert [len(rollout.ids) for (rollout,) in again] == [4, 4]
 
 
+@pytest.mark.parametrize("name", ["granitemoe", "jetmoe"])
+def test_of_granite_and_jetmoe_too(name):
+    model = add_lora(tiny_family(name), r=2, alpha=4, seed=0, targets=("attention",)).eval()
+    engine, groups = sampled(model)
+    assert router_gap(engine, model, PROMPTS, groups) == 0.0
+    routers = [m for n, m in engine.network.named_modules() if n.endswith("router")]
+    last = routers[-1] if name == "granitemoe" else routers[-1].layer
+    plain = last.forward
+    if name == "granitemoe":  # the other way round: experts 0 and 3, 1 and 2
+        last.forward = lambda x: (3 - plain(x)[0], *plain(x)[1:])
+    else:  # the other two experts
+        last.forward = lambda x: -plain(x)
+    assert 0 < router_gap(engine, model, PROMPTS, groups) <= 1 / len(routers)
+
+
 def test_it_is_measured_where_generate_samples():
     model = learning("qwen3_moe")
     engine, groups = sampled(model, transformers=True)

@@ -6,8 +6,9 @@ from fractions import Fraction
 import pytest
 
 from rlm.answers.reading import Answer, read_answer
-from rlm.server.chat_requests import ChatRequest, without_reasoning
+from rlm.server.chat_requests import ChatRequest
 from rlm.server.errors import ApiError
+from rlm.server.messages import without_reasoning
 from rlm.server.replies import Read, count_votes
 from rlm.server.requests import ReasoningRequest, check
 
@@ -22,6 +23,7 @@ def refusal(model, given) -> ApiError:
 GOOD = {
     "prompt": "p",
     "system": "s",
+    "replace_instruction": True,
     "max_tokens": 9,
     "max_reasoning_tokens": 9,
     "temperature": 2,
@@ -46,6 +48,7 @@ def test_every_field_is_read():
         {"role": "system", "content": "s"},
         {"role": "user", "content": "p"},
     )
+    assert asked.ask().replace_instruction
     assert GOOD.keys() == ReasoningRequest.model_fields.keys()
     alone = check(ReasoningRequest, b'\xef\xbb\xbf{"prompt": "p", "stop": "x"}')
     assert alone.ask().stop == ("x",) and alone.temperature == 0.7 and alone.n == 1
@@ -65,6 +68,8 @@ def test_every_field_is_read():
         ("max_tokens", 1.5),
         ("max_tokens", "9"),
         ("max_tokens", True),
+        ("max_tokens", -1.0),
+        ("max_tokens", -2),
         ("max_reasoning_tokens", 0),
         ("max_reasoning_tokens", 10),
         ("temperature", -0.1),
@@ -75,14 +80,14 @@ def test_every_field_is_read():
         ("temperature", None),
         ("top_p", 0),
         ("top_p", 1.1),
-        ("top_k", -1),
+        ("top_k", -2),
         ("seed", -1),
         ("seed", 2**63),
         ("n", 0),
         ("n", 17),
         ("vote", "all"),
         ("stop", [""]),
-        ("stop", ["a"] * 5),
+        ("stop", ["a"] * 9),
         ("stop", "\ud800"),
         ("stop", 1),
         ("format", "xml"),
@@ -107,6 +112,7 @@ def test_a_wrong_field_is_named(field, value):
         ({"temperature": 0}, "n"),
         ({"max_reasoning_tokens": 10, "max_tokens": 9}, "max_reasoning_tokens"),
         ({"format": "text"}, "format"),
+        ({"system": None}, "replace_instruction"),
     ],
 )
 def test_fields_are_checked_together(change, param):
@@ -163,7 +169,7 @@ def test_a_conversation_loses_its_earlier_reasoning():
             {"role": "user", "content": "+ 2", "name": "me"},
         ],
         "max_completion_tokens": 7,
-        "logit_bias": {"1": 2},
+        "logit_bias": {},
         "temperature": None,
         "n": None,
     }

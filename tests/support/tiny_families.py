@@ -50,6 +50,13 @@ SPECIAL: dict[str, dict] = {
         layer_types=["sliding_attention", "full_attention"] * 2, num_kv_shared_layers=2,
         global_head_dim=16,
     ),
+    "ministral3": dict(
+        rope_parameters=dict(  # positions scale queries from 16 tokens on
+            type="yarn", rope_theta=10000.0, factor=16.0, original_max_position_embeddings=16,
+            max_position_embeddings=256, beta_fast=32.0, beta_slow=1.0, mscale_all_dim=1.0,
+            mscale=1.0, llama_4_scaling_beta=0.5,
+        ),
+    ),
     "xlstm": dict(hidden_size=64, num_heads=1, qk_dim_factor=1.0),
 }  # fmt: skip
 
