@@ -114,7 +114,7 @@ class Row:
         full = self.sampled >= self.sampling.max_tokens
         if token in stop_ids:
             if not full and self._calls_now(ended=True):
-                return Event(self.id, token) if self.watched else None
+                return Event(self.id, token, choice=choice) if self.watched else None
             return self.end("stop", tokenizer, token)
         piece = self.text.push(token) if self.text else ""
         if self.text and self.text.stopped:
