@@ -70,8 +70,12 @@ def reasoner() -> inference.Reasoner:
     written, end = start + len(CALL), start + len(CALL + RESULT)
     call = ToolCall("calculator", '{"expression": "8 * 9"}', "72", None, 1, 1, start, written, end)
     rollout = Rollout([1, 2, 3], [0.0] * 3, text, "stop", calls=(call,))
-    events = [Event(1, 1, BEFORE + CALL[:6]), Event(1, 1, CALL[6:-1]),
-              Event(1, None, CALL[-1:] + RESULT, call=call), Event(1, 3, AFTER, rollout, "stop")]  # fmt: skip
+    events = [
+        Event(1, 1, BEFORE + CALL[:6]),
+        Event(1, 1, CALL[6:-1]),
+        Event(1, None, CALL[-1:] + RESULT, call=call),
+        Event(1, 3, AFTER, rollout, "stop"),
+    ]
     made = object.__new__(inference.Reasoner)
     made.task = SimpleNamespace(prompt=lambda question, kind: Prompt([1]))
     made.engine = SimpleNamespace(events=lambda prompt, sampling, *, seed: iter(events))

@@ -54,12 +54,16 @@ def test_a_result_is_no_answer_and_counts_as_no_completion_token():
     _, same = read(Rollout(tokens, [], plain, "stop"))
     assert abs(same["reasoning_tokens"] - used["reasoning_tokens"]) <= 1 < used["reasoning_tokens"]
     assert used["reasoning_tokens"] < used["completion_tokens"]
-    # The result alone would be an answer; the model has stated none.
-    cut = TURN.replace("\n</think>\n8", "").replace("<think>\n", "")
-    moved = [
-        replace(rollout.calls[0], **{n: getattr(CALL, n) - 8 for n in ("start", "written", "end")})
-    ]
-    assert read(replace(rollout, text=cut, calls=tuple(moved)))[0].answer.canonical == "9"
+
+
+def test_an_answer_is_read_without_results():
+    text = "<think>\na\n</think>\n8<result>72</result>"
+    call = replace(CALL, tokens=1, start=len(text) - 20, written=len(text) - 19, end=len(text))
+    assert text[call.start : call.written] == "8"
+    for finish in ("stop", "length"):
+        sample, _ = read(Rollout([1, 2], [0.0] * 2, text, finish, calls=(call,)))
+        # Cut off, 8 may be the beginning of a number.
+        assert sample.answer.canonical == ("8" if finish == "stop" else None)
 
 
 def test_log_probabilities_are_told_of_what_was_sampled():
@@ -87,8 +91,8 @@ def test_a_call_has_the_same_place_however_the_text_is_cut(text, channel, shown,
     call = ToolCall("calculator", "1", "1", None, 0, 1, start, text.index("<result>"), end)
     splitter, parts = Splitter(get_format("think")), {"reasoning": "", "answer": ""}
     pieces = [text[at : at + size] for at in range(0, len(text), size)]
-    for deltas in (*(splitter.feed(piece) for piece in pieces), splitter.finish()):
-        for name, delta in deltas:
+    for number, piece in enumerate(pieces, 1):
+        for name, delta in splitter.feed(piece, final=number == len(pieces)):
             parts[name] += delta
         placed = splitter.place(call)
         assert not placed or placed.end <= len(parts[placed.channel])
@@ -212,10 +216,10 @@ def broken(text: str) -> str:
 
 
 class Turns(Often):
-    """Calls one tool after the other."""
+    """Calls one tool after the other, whichever sample calls."""
 
     def __init__(self, tools):
-        super().__init__(every=16)
+        super().__init__(every=4)
         self.tools, self.calls = tools, 0
 
     def read(self, call):
@@ -229,12 +233,13 @@ def test_tools_that_hang_raise_or_say_a_megabyte_and_a_server_that_goes_on(tmp_p
     tools = Toolbox(load_tools(str(path)), max_calls=3, result_tokens=12, seconds=1.0)
     tools.bound(policy().tokenizer).form = Turns(tools.tools)
     with served(tools=tools) as place:
-        reply = ask(place, **ASKED | {"max_tokens": 60}).json()
-        calls = {call["name"]: call for call in reply["tool_calls"]}
+        reply = ask(place, **ASKED, n=6, include_samples=True).json()
+        calls = {call["name"]: call for s in reply["samples"] for call in s["tool_calls"]}
+        assert len(calls) == 3
         assert calls["hang"]["failure"] == "timeout" and calls["large"]["failure"] == "cut"
         assert calls["broken"]["failure"] == "error" and "no luck" in calls["broken"]["result"]
         assert all(call["tokens"] < 30 for call in calls.values())
-        assert reply["finish_reason"] in ("stop", "length")
+        assert all(s["finish_reason"] in ("stop", "length") for s in reply["samples"])
         assert place.client.get("/health").json()["worker_alive"]
         raw = place.client.post("/v1/completions", json={"prompt": "2 + 3 =", "max_tokens": 4})
         assert raw.status_code == 200
