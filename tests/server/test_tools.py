@@ -230,7 +230,7 @@ class Turns(Often):
 def test_tools_that_hang_raise_or_say_a_megabyte_and_a_server_that_goes_on(tmp_path):
     path = tmp_path / "faulty.py"
     path.write_text(FAULTY)
-    tools = Toolbox(load_tools(str(path)), max_calls=3, result_tokens=12, seconds=1.0)
+    tools = Toolbox(load_tools(str(path)), max_calls=3, result_tokens=32, seconds=1.0)
     tools.bound(policy().tokenizer).form = Turns(tools.tools)
     with served(tools=tools) as place:
         reply = ask(place, **ASKED, n=6, include_samples=True).json()
@@ -238,7 +238,7 @@ def test_tools_that_hang_raise_or_say_a_megabyte_and_a_server_that_goes_on(tmp_p
         assert len(calls) == 3
         assert calls["hang"]["failure"] == "timeout" and calls["large"]["failure"] == "cut"
         assert calls["broken"]["failure"] == "error" and "no luck" in calls["broken"]["result"]
-        assert all(call["tokens"] < 30 for call in calls.values())
+        assert all(call["tokens"] < 64 for call in calls.values())
         assert all(s["finish_reason"] in ("stop", "length") for s in reply["samples"])
         assert place.client.get("/health").json()["worker_alive"]
         raw = place.client.post("/v1/completions", json={"prompt": "2 + 3 =", "max_tokens": 4})
