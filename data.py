@@ -74,20 +74,17 @@ def load_examples(
     """
     _check(task, split, n, data)
     made = n or 0  # a generated task has a number, says _check
+    told: dict[str, Any] = {"terse_fraction": terse_fraction, "notes": notes}
+    stories = told | {"steps": steps, "scale": scale}
     if task == "addition":
-        options = {"digits": digits, "terse_fraction": terse_fraction, "notes": notes}
-        return _made_up(problems.additions, split, made, seed, options)
+        return _made_up(problems.additions, split, made, seed, told | {"digits": digits})
     if task == "word_problems":
-        options = {"steps": steps, "scale": scale, "terse_fraction": terse_fraction}
-        options |= {"notes": notes}
-        return _made_up(problems.word_problems, split, made, seed, options)
+        return _made_up(problems.word_problems, split, made, seed, stories)
     if task == "mixed":
         sums = (made + 1) // 2
-        shared: dict[str, Any] = {"seed": seed, "terse_fraction": terse_fraction, "notes": notes}
-        parts = [load_examples("addition", split, n=sums, digits=digits, **shared)]
+        parts = [load_examples("addition", split, n=sums, seed=seed, digits=digits, **told)]
         if made > sums:
-            shared |= {"steps": steps, "scale": scale}
-            parts += [load_examples("word_problems", split, n=made - sums, **shared)]
+            parts += [load_examples("word_problems", split, n=made - sums, seed=seed, **stories)]
         return [e for pair in zip_longest(*parts) for e in pair if e is not None]
     if task in openmath.VERSIONS:
         reading = reading or Reading()

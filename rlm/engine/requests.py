@@ -121,7 +121,8 @@ class Row:
             return self.end("stop_text", tokenizer, token, piece)
         if full:
             return self.end("length", tokenizer, token, piece)
-        if not self._calls_now() and self.sampling.closing and not self.closed:
+        self._calls_now()
+        if self.sampling.closing and not self.closed:
             self._bound_reasoning()
         return Event(self.id, token, piece, choice=choice) if self.watched else None
 

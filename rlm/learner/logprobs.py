@@ -39,7 +39,7 @@ class Packed:
     by_row: [N] the targets in the order of the rows that predict them; row_of: [N], beside it,
         indices into `rows`, ascending, kept on the CPU.
     groups: what was packed, for a model whose completions are padded (rlm.learner.padded).
-    chosen: of each completion which of its tokens are targets, by their places; None: all.
+    learned: of each completion which of its tokens are targets; None: all.
     """
 
     ids: torch.Tensor
@@ -52,7 +52,7 @@ class Packed:
     row_of: torch.Tensor
     layout: PackedGroups
     groups: list[Group]
-    chosen: list[list[int]] | None = None
+    learned: Sequence[Sequence[bool]] | None = None
 
     def per_token(self, values: torch.Tensor) -> torch.Tensor:
         """Return [N] from one value per completion, e.g. its advantage."""
@@ -60,16 +60,13 @@ class Packed:
 
 
 def pack(
-    groups: list[Group],
-    *,
-    learned: Sequence[Sequence[bool]] | None = None,
-    device="cpu",
+    groups: list[Group], *, learned: Sequence[Sequence[bool]] | None = None, device="cpu"
 ) -> Packed:
     """Return the groups as one flat row. ValueError for an empty prompt or completion.
 
     A completion's last token is a target but no input: nothing follows from it.
-    learned: of each completion which of its tokens are targets, one at least; the others are given
-    (a part of the prompt, what a tool wrote): they are seen and not predicted. None: all.
+    learned: of each completion which of its tokens are targets, one at least; others are seen and
+    not predicted, as what a tool wrote. None: all.
     """
     for index, (prompt, completions) in enumerate(groups):
         if not prompt or not completions or not all(completions):
@@ -95,13 +92,11 @@ def pack(
         ids += targets[first : first + more]
         positions += range(length, length + more)
         inputs += [(owner, more)] if more else []
-    chosen: list[list[int]] | None = None
     if learned is not None:
         kept = [flag for flags in learned for flag in flags]
         assert [len(flags) for flags in learned] == lengths, "a flag for each token"
         sources, targets = list(compress(sources, kept)), list(compress(targets, kept))
-        chosen = [[i for i, flag in enumerate(flags) if flag] for flags in learned]
-        lengths = [len(places) for places in chosen]
+        lengths = [sum(flags) for flags in learned]
     rows, row_of = torch.tensor(sources).unique(return_inverse=True)
     row_of, by_row = row_of.sort(stable=True)
     place = {"device": device, "dtype": torch.long}
@@ -116,7 +111,7 @@ def pack(
         row_of=row_of,
         layout=PackedGroups([len(p) for p in prompts], inputs, device),
         groups=groups,
-        chosen=chosen,
+        learned=learned,
     )
 
 
@@ -126,7 +121,6 @@ def micro_batches(
     """Return parts that each pack into at most `token_budget` tokens.
 
     shared: a prompt counts once for its completions, as where groups are packed (`packs`).
-
     A part's pieces are (index of a group, slice of its completions). A group larger than the
     budget is cut, its prompt standing in each piece; only what has a single completion may be
     larger. Pieces of like length share a part, since attention pads inside it. ValueError for a

@@ -28,7 +28,7 @@ def states(base, packed, *, logits: bool = False) -> torch.Tensor:
         for row, own in zip(members, found, strict=True):
             length = len(rows[row])
             own = own[length - counts[row] : length]
-            parts[row] = own if packed.chosen is None else own[packed.chosen[row]]
+            parts[row] = own if packed.learned is None else own[torch.tensor(packed.learned[row])]
     return torch.cat(parts)
 
 

@@ -54,7 +54,8 @@ class Worker:
     """A process of rlm/tools/worker.py. deadline: of its start, or of the call that it has."""
 
     def __init__(self, file: str):
-        self.ready, self.job = False, None
+        self.ready = False
+        self.job: Job | None = None
         self.deadline = time.monotonic() + START_SECONDS
         self._heard = b""
         self.process = subprocess.Popen(
@@ -134,7 +135,7 @@ class ToolWorkers:
                 self._replace(worker, "died")
             elif "ready" in line:
                 worker.ready = True
-            elif line:
+            elif line and worker.job is not None:
                 failed = "error" in line
                 outcome = Outcome(line["error" if failed else "text"], "error" if failed else None)
                 worker.job.outcome, worker.job = outcome, None

@@ -161,10 +161,11 @@ def test_the_reasoning_is_closed_after_what_was_sampled_alone():
     ids = tuple(TOKENIZER("</t>")["input_ids"])
     closing = Closing(after=12, ids=ids, opener="<t>", closer="</t>")
     asked = sampling(closing=closing, max_tokens=40, tools=often(TOKENIZER, every=4))
-    rollouts = engine_of(small()).generate([PROMPTS[3]], 6, asked, seed=2)[0]
-    closed = [r for r in rollouts if r.length > 16]
-    assert any(r.calls and r.calls[0].first < 12 for r in closed)
-    for rollout in closed:
+    engine = engine_of(small())
+    engine.stop_ids = frozenset()
+    (rollouts,) = engine.generate([PROMPTS[3]], 6, asked, seed=2)
+    assert any(r.calls and r.calls[0].first < 12 for r in rollouts)
+    for rollout in rollouts:
         sampled = [id for id, own in zip(rollout.ids, rollout.sampled, strict=True) if own]
         assert sampled[12:16] == list(ids)
 
