@@ -20,11 +20,12 @@ from rlm.cli.config_file import read_file
 from rlm.cli.flags import read_flags
 from rlm.cli.layers import build, option, read_environment
 from rlm.errors import InputError
+from settings.common import Common
 from settings.evaluation import EvaluateSettings
 from settings.grpo import GRPOSettings
 from settings.orchestrator import Orchestrator
 from settings.serving import ServeSettings
-from settings.training import Common, SFTSettings, Training
+from settings.training import SFTSettings, Training
 
 
 class InferenceSettings(Orchestrator, Common):
@@ -50,6 +51,11 @@ class InferenceSettings(Orchestrator, Common):
     num_samples: int = option(10, "questions of --batch", ge=1)
     temperature: float = option(0.0, "of the sampling; 0: greedy", ge=0, le=10)
     json_output: bool = option(False, "print each answer as a line of JSON")
+    unmerged: bool = option(
+        False,
+        "in bfloat16 and float16 leave the adapter beside the weights; else it is merged into them "
+        "at load, where that is the same model but for rounding",
+    )
 
     def check_values(self) -> None:
         super().check_values()

@@ -13,6 +13,7 @@ The adapter's manifest names its base model and its format, so neither has to be
 
 import json
 import sys
+from functools import partial
 
 import config
 import data
@@ -32,14 +33,20 @@ class Reasoner:
 
     def __init__(self, settings):
         from rlm.engine.engine import Engine, Sampling
+        from rlm.export.at_load import merged_at_load
+        from rlm.models.lookup import adapter_kind
         from rlm.models.policy import open_policy
 
-        opened = open_policy(settings.model, settings.adapter, **settings.loading())
+        again = partial(open_policy, settings.model, settings.adapter, **settings.loading())
+        opened = again()
+        if not settings.unmerged:
+            opened = merged_at_load(opened, settings.format, again)
         self.opened, self.tokenizer = opened, opened.tokenizer
         self.format = formats.get_format(settings.format)
         self.engine = Engine(opened.model, opened.tokenizer, **settings.engine_options())
         self.sampling = Sampling(max_tokens=settings.max_tokens, temperature=settings.temperature)
-        self.seed, self.kind = settings.seed, settings.answers or "number"
+        known = adapter_kind(settings.adapter) if settings.adapter else None
+        self.seed, self.kind = settings.seed, settings.answers or known or "number"
         shots = data.worked_examples(settings, [settings.adapter])
         self.task = tasks.task_of(settings, opened, shots)
         limits = settings.max_tokens, self.engine.context_tokens

@@ -42,9 +42,11 @@ def load(settings):
         model=name,
         max_tokens=min(settings.max_tokens, worker.context_tokens or settings.max_tokens),
         timeout_seconds=settings.timeout,
+        reasoning_fields=settings.reasoning_fields,
         log_content=settings.log_content,
         shots=worked_examples(settings, tokenizer, worker.context_tokens),
         role=settings.role,
+        kind=settings.answers or "number",
     )
 
 
@@ -78,12 +80,16 @@ def worked_examples(settings, tokenizer, context_tokens: int | None) -> list:
 def own_engine(settings) -> tuple:
     """Return (worker, tokenizer, name): the model with its adapter, checked, in an engine."""
     from rlm.engine.engine import Engine
+    from rlm.export.at_load import merged_at_load
     from rlm.models.loading import check_finite
     from rlm.models.policy import open_policy
     from rlm.server.worker import Worker
 
-    policy = open_policy(settings.model, settings.adapter, **settings.loading())
+    opened = partial(open_policy, settings.model, settings.adapter, **settings.loading())
+    policy = opened()
     check_finite(policy.model)
+    if not settings.unmerged:
+        policy = merged_at_load(policy, settings.format, opened)
     limits = {"admissions": 2} | settings.engine_options()
     engine = Engine(policy.model, policy.tokenizer, **limits)
     name = Path(settings.adapter or settings.model).name
@@ -95,12 +101,14 @@ def upstream(settings) -> tuple:
     from rlm.addresses import UPSTREAM_KEY, read_key
     from rlm.models.loading import load_tokenizer
     from rlm.models.prompts import end_ids, token_ids
+    from rlm.models.templates import set_template
     from rlm.server.pool import Pool, look_at
     from rlm.server.upstream import PROBE
     from rlm.server.upstream_worker import UpstreamWorker
 
     key, urls = read_key(UPSTREAM_KEY), settings.upstream_urls
     tokenizer, generation_config = load_tokenizer(settings.model)
+    set_template(tokenizer, **settings.template())
     probe = token_ids(tokenizer, PROBE)
     served, absent = asyncio.run(look_at(urls, key, settings.upstream_model, probe))
     more = {"served": served, "absent": absent, "room": settings.max_rows, "probe_ids": probe}

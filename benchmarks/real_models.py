@@ -5,7 +5,8 @@
     python benchmarks/real_models.py --part qwen --model FILE.gguf --data DIR
     python benchmarks/tables.py                                         # docs/results.md
 
-smollm2: SmolLM2-135M-Instruct on additions; 100, 500 and 1,000 demonstrations, then GRPO. rates:
+smollm2: SmolLM2-135M-Instruct on additions; the base, SFT and GRPO by the one command that the
+recipe names; then SFT on 100, 500 and 1,000 demonstrations that all are worked out. rates:
 learning rates of both stages on it. qwen: Qwen2.5-Coder-0.5B-Instruct on GSM8K; the base in each
 format, SFT on human demonstrations and on its own, then a few GRPO steps. Evaluations are greedy,
 on test questions that no training has seen (rates: on validation questions). Rows that are there
@@ -19,6 +20,7 @@ import json
 import os
 import platform
 import shlex
+import shutil
 import subprocess
 import sys
 import time
@@ -42,7 +44,8 @@ COLUMNS = (
 class Row:
     """One row of a table: what trains it (nothing for a base), and how it is asked.
 
-    train: the script and its words; before: the row whose adapter it starts from.
+    train: the script and its words; before: the row whose adapter it starts from. stage: base, sft
+    or grpo of a run of train.py, whose command `train` is then and which measures all three.
     """
 
     name: str
@@ -50,24 +53,26 @@ class Row:
     train: str = ""
     before: str = ""
     ask: str = ""
+    stage: str = ""
 
 
 SMOLLM2 = "--config configs/addition_smollm2.yaml --dtype bfloat16"
+WHOLE = f"train.py {SMOLLM2}"
+WORKED = "--terse-fraction 0"
 QWEN = "--model MODEL --task gsm8k --data DATA --dtype bfloat16 --max-tokens 300"
 SFT = f"train_sft.py {QWEN} --backend own --eval-samples 16 --epochs 3"
 PARTS: dict[str, list[Row]] = {
     "smollm2": [
-        Row("smollm2/base", "the base"),
+        Row("smollm2/base", "the base", WHOLE, stage="base"),
+        Row("smollm2/sft", "SFT by the recipe", WHOLE, "smollm2/base", stage="sft"),
+        Row("smollm2/grpo", "GRPO by the recipe", WHOLE, "smollm2/sft", stage="grpo"),
         *(
-            Row(f"smollm2/sft-{n}", f"SFT, {n:,} demonstrations",
-                f"train_sft.py {SMOLLM2} --num-samples {n}")
+            Row(f"smollm2/sft-{n}", f"SFT, {n:,} demonstrations, all worked out",
+                f"train_sft.py {SMOLLM2} {WORKED} --num-samples {n}")
             for n in (100, 500, 1000)
         ),
-        *(
-            Row(f"smollm2/grpo-{n}", f"GRPO after SFT on {n:,}", f"train_grpo.py {SMOLLM2}",
-                before=f"smollm2/sft-{n}")
-            for n in (100, 500, 1000)
-        ),
+        Row("smollm2/grpo-100", "GRPO after SFT on those 100", f"train_grpo.py {SMOLLM2}",
+            before="smollm2/sft-100"),
     ],
     "rates": [
         *(
@@ -106,6 +111,8 @@ ASK = {
 
 def commands(part: str, row: Row) -> list[str]:
     """Return the commands of a row, as one would type them; MODEL and DATA stand for paths."""
+    if row.stage:
+        return [row.train]
     found, place = [], f"weights/real/{row.name}"
     if row.train:
         start = f" --adapter weights/real/{row.before}" if row.before else ""
@@ -120,14 +127,19 @@ def commands(part: str, row: Row) -> list[str]:
 
 def measure(part: str, row: Row, given: dict[str, str]) -> dict:
     """Run the commands of a row; return its summary, its log, its seconds."""
-    seconds = []
-    environment = os.environ | {"HF_HUB_OFFLINE": "1"}
-    for command in commands(part, row):
-        words = [given.get(word, word) for word in shlex.split(command)]
-        began = time.perf_counter()
-        subprocess.run([sys.executable, *words], cwd=ROOT, check=True, env=environment)
-        seconds.append(round(time.perf_counter() - began, 1))
-    run = ROOT / "runs/real" / row.name
+    run, seconds = ROOT / "runs/real" / row.name, []
+    if row.stage:
+        whole = ROOT / "runs/addition_smollm2"
+        if row.stage == "base":
+            seconds = [once(row.train, given)]
+        run.mkdir(parents=True, exist_ok=True)
+        for kind in ("csv", "json"):
+            shutil.copy(whole / f"test-{row.stage}.{kind}", run / f"test.{kind}")
+        name = {"sft": "sft_lora", "grpo": "final_rlm_lora"}.get(row.stage, "")
+        log, weights = whole / row.stage / "log.csv", f"weights/addition_smollm2/{name}"
+    else:
+        log, weights = run / "log.csv", f"weights/real/{row.name}"
+        seconds = [once(command, given) for command in commands(part, row)]
     kept: dict[str, Any] = {
         "title": row.title,
         "before": row.before,
@@ -135,13 +147,21 @@ def measure(part: str, row: Row, given: dict[str, str]) -> dict:
         "seconds": seconds,
         "test": json.loads((run / "test.json").read_text(encoding="utf-8")),
     }
-    if row.train:
-        log = rows_of(run / "log.csv")
-        kept["log"] = [{k: r[k] for k in COLUMNS if r.get(k)} for r in log]
-        manifest = json.loads((ROOT / f"weights/real/{row.name}/manifest.json").read_text("utf-8"))
+    if row.train and row.stage != "base":
+        kept["log"] = [{k: r[k] for k in COLUMNS if r.get(k)} for r in rows_of(log)]
+        manifest = json.loads((ROOT / weights / "manifest.json").read_text("utf-8"))
         kept["demonstrations"] = manifest.get("demonstrations")
         kept["best_step"] = manifest.get("step")
     return kept
+
+
+def once(command: str, given: dict[str, str]) -> float:
+    """Run a command; return its seconds."""
+    words = [given.get(word, word) for word in shlex.split(command)]
+    began = time.perf_counter()
+    environment = os.environ | {"HF_HUB_OFFLINE": "1"}
+    subprocess.run([sys.executable, *words], cwd=ROOT, check=True, env=environment)
+    return round(time.perf_counter() - began, 1)
 
 
 def change(before: str, after: str) -> dict:

@@ -56,10 +56,15 @@ def results(part: str) -> str:
         machine = row["machine"]
         machines[f"{machine['processor']}, {machine['cores']} cores, torch {machine['torch']}"] = 1
     questions = max(row["test"]["questions"] for row in mine.values())
-    commands = "\n".join(command for row in mine.values() for command in row["commands"])
+    # One command of train.py makes several rows.
+    every = dict.fromkeys(command for row in mine.values() for command in row["commands"])
+    commands = "\n".join(every)
+    whole = [row["seconds"][0] / 60 for row in mine.values() if len(row["seconds"]) == 1
+             and row["commands"][0].startswith("python train.py")]  # fmt: skip
+    took = "".join(f"train.py took {minutes:.0f} min with its evaluations. " for minutes in whole)
     return (
         f"{lines(head, rows)}\n\nPer cent of {questions} questions, with 95 % intervals. "
-        f"{'; '.join(machines)}; other programs ran beside some rows.\n\n"
+        f"{took}{'; '.join(machines)}; other programs ran beside some rows.\n\n"
         f"<details><summary>Commands</summary>\n\n```\n{commands}\n```\n</details>"
     )
 

@@ -60,6 +60,17 @@ class Prompt:
 
 
 @dataclass(frozen=True, slots=True)
+class Choice:
+    """What one token was chosen from, in nats by the model itself: at temperature 1, nothing cut.
+
+    likeliest: (id, log-probability) of the likeliest tokens, the first one first.
+    """
+
+    logprob: float
+    likeliest: list[tuple[int, float]]
+
+
+@dataclass(frozen=True, slots=True)
 class Rollout:
     """What the engine sampled for one prompt.
 
@@ -71,6 +82,7 @@ class Rollout:
     finish: "stop" (end token or stop string) or "length" (cut off at the maximum).
     version: of the weights that sampled it, as the engine's last `sync` was told: in a training
         the number of steps that they had taken.
+    choices: one for each token, where the sampling asked for them.
     """
 
     ids: list[int]
@@ -78,6 +90,7 @@ class Rollout:
     text: str
     finish: str
     version: int = 0
+    choices: list[Choice] | None = None
 
 
 @dataclass(frozen=True, slots=True)

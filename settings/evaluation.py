@@ -19,8 +19,8 @@ from rlm.models.lookup import (
     check_model,
     is_trained,
 )
+from settings.common import Common
 from settings.orchestrator import Orchestrator
-from settings.training import Common
 
 # What --robustness takes from the adapter's training, where it is not given.
 TRAINED = (

@@ -1,6 +1,7 @@
 """The settings of the server. config.py is the door that loads them."""
 
 import re
+from typing import Literal
 
 from pydantic import field_validator, model_validator
 
@@ -13,7 +14,9 @@ from settings.shared import Shared
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 # Of the model in this process; with --upstream there is none.
-OF_THE_ENGINE = ("device", "dtype", "quantize", "cache_tokens", "cuda_graphs", "engine")
+OF_THE_ENGINE = (
+    "device", "dtype", "quantize", "cache_tokens", "cuda_graphs", "engine", "unmerged",
+)  # fmt: skip
 
 
 class ServeSettings(Shared):
@@ -28,6 +31,16 @@ class ServeSettings(Shared):
     )
     host: str = option("127.0.0.1", "address to listen on; any other needs a key", section="Server")
     port: int = option(8000, "port to listen on; 0: a free one", ge=0, le=65535)
+    answers: Literal["number", "math", "choice", "text"] | None = option(
+        None,
+        "kind of the answers that are asked for and read",
+        shown="what the adapter was trained for, else number",
+    )
+    unmerged: bool = option(
+        False,
+        "in bfloat16 and float16 leave the adapter beside the weights; else it is merged into them "
+        "at load, where that is the same model but for rounding",
+    )
     upstream: list[str] = option(
         [],
         "URLs of running `vllm serve` that do the generation, as http://127.0.0.1:8001; their key "
@@ -48,7 +61,13 @@ class ServeSettings(Shared):
     )
     max_queue: int = option(64, "requests that may wait; more are refused", ge=1, le=100_000)
     max_tokens: int = option(1024, "longest completion, tokens", ge=1, le=131072)
-    timeout: float = option(120.0, "seconds a request may take, its wait included", gt=0, le=3600)
+    timeout: float | None = option(
+        None,
+        "seconds a request may take, its wait included",
+        gt=0,
+        le=3600,
+        shown="120, or what its tokens take three times over at the measured speed",
+    )
     drain_seconds: float = option(10.0, "seconds that requests get to end at a stop", ge=0, le=600)
     api_key_file: str | None = option(
         None, "file with the API key; RLM_API_KEY goes before it", section="Access", shown="none"
@@ -58,6 +77,11 @@ class ServeSettings(Shared):
     tunnel_domain: str | None = option(None, "the domain of an ngrok account for the public URL")
     cors_origin: list[str] = option(
         [], "origins whose web pages may ask, such as https://example.org", shown="none"
+    )
+    reasoning_field: Literal["reasoning_content", "reasoning", "both"] = option(
+        "reasoning_content",
+        "field of the chat completions API that has the reasoning; both: clients that know both "
+        "show it twice",
     )
     log_content: bool = option(False, "log prompts and answers too")
 
@@ -80,6 +104,12 @@ class ServeSettings(Shared):
     @property
     def with_tunnel(self) -> bool:
         return self.tunnel or self.require_tunnel
+
+    @property
+    def reasoning_fields(self) -> tuple[str, ...]:
+        """The fields of the chat completions API that have the reasoning."""
+        both = ("reasoning_content", "reasoning")
+        return both if self.reasoning_field == "both" else (self.reasoning_field,)
 
     @property
     def upstream_urls(self) -> list[str]:

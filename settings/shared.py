@@ -1,5 +1,7 @@
 """What the settings of all scripts share: the model, its adapter, where and how it runs."""
 
+import datetime
+import json
 from typing import ClassVar, Literal
 
 from pydantic import field_validator, model_validator
@@ -11,7 +13,9 @@ from rlm.errors import InputError
 from rlm.models.lookup import (
     adapter_base,
     adapter_format,
+    adapter_kind,
     adapter_role,
+    adapter_settings,
     adapter_shots,
     check_adapter,
     check_model,
@@ -21,8 +25,10 @@ from rlm.models.lookup import (
     resolve,
     same_model,
 )
+from rlm.models.templates import read_options
 
 TINY_BASE = "weights/tiny_base"
+TEMPLATE = ("template_options", "template_date")
 
 
 def of_tiny_base(given: dict) -> bool:
@@ -122,6 +128,16 @@ class Shared(Settings):
         "where the format's instruction stands: in a system turn, behind each question, in both",
         shown="the adapter's, else the format's",
     )
+    template_options: list[str] = option(
+        [],
+        "what the model's chat template is told, NAME=VALUE each, as in enable_thinking=true",
+        shown="the adapter's, else none",
+    )
+    template_date: str = option(
+        lambda _: datetime.date.today().isoformat(),
+        "the date that a chat template writes for today, as ISO 8601 has it",
+        shown="the adapter's or the run's, else today's",
+    )
     shots: int = option(
         0,
         "worked examples before the question, drawn from the training split by the seed",
@@ -152,12 +168,33 @@ class Shared(Settings):
         first = next(filter(is_trained, adapters), None)
         if first:
             trained |= {"shots": len(adapter_shots(first)), "instruction_role": adapter_role(first)}
+            kept = adapter_settings(first)
+            trained |= {name: kept[name] for name in TEMPLATE if kept.get(name)}
+            if cls.script == "serve":
+                trained["answers"] = adapter_kind(first)
         return trained | found
 
     @field_validator("log_level", mode="before")
     @classmethod
     def _lower(cls, value):
         return str(value).lower()
+
+    @field_validator("template_options", mode="before")
+    @classmethod
+    def _pairs(cls, value):
+        if isinstance(value, dict):
+            value = [f"{name}={json.dumps(given)}" for name, given in value.items()]
+        words = value.split() if isinstance(value, str) else value
+        read_options([str(word) for word in words or []])
+        return words or []
+
+    @field_validator("template_date", mode="after")
+    @classmethod
+    def _day(cls, value):
+        try:
+            return datetime.date.fromisoformat(value).isoformat()
+        except ValueError:
+            raise InputError(f"{value!r} is no date; write YYYY-MM-DD, as in 2026-07-01") from None
 
     @property
     def role(self) -> str:
@@ -166,7 +203,12 @@ class Shared(Settings):
 
     def loading(self) -> dict:
         """How the base model is loaded, for `rlm.models.policy.open_policy`."""
-        return {"device": self.device, "dtype": self.dtype, "quantize": self.quantize}
+        place = {"device": self.device, "dtype": self.dtype, "quantize": self.quantize}
+        return place | {"template": self.template()}
+
+    def template(self) -> dict:
+        """What chat templates are rendered with, for `rlm.models.templates.set_template`."""
+        return {"options": read_options(self.template_options), "date": self.template_date}
 
     def engine_options(self) -> dict:
         """How completions are sampled, for `rlm.engine.engine.Engine`."""

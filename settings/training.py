@@ -1,173 +1,31 @@
-"""The settings of data and output, those of both training stages, and those of train_sft.py.
+"""The settings of output, those of both training stages, and those of train_sft.py.
 
 config.py is the door: it adds the other scripts' classes and loads all of them.
 """
 
-import os
-import re
-from pathlib import Path
 from typing import Literal
 
-from pydantic import field_validator, model_validator
+from pydantic import field_validator
 
-from rlm.answers.math_pool import available
 from rlm.cli.layers import nearest, option
-from rlm.cli.parsing import parse_range, words_of
-from rlm.data.hub_sets import HELD_OUT, kind_of_task
-from rlm.data.layouts import Reading
+from rlm.cli.parsing import words_of
+from rlm.data.hub_sets import HELD_OUT
 from rlm.errors import InputError
 from rlm.run.log import TRACKERS, check_trackers
 from rlm.run.time_budget import seconds_of
 from settings import all_weights
+from settings.common import Common
 from settings.orchestrator import Orchestrator
-from settings.shared import Shared, by_model, peak_rate
-
-GENERATED = ("addition", "word_problems", "mixed")
-FIXED = (*GENERATED, "openmath", "openmath2")  # tasks whose columns are what they are
+from settings.shared import peak_rate
 
 # Settings that a stopped run may go on without: they change no step.
 PASSING = {
     "config", "named_models", "weights", "output", "overwrite", "run", "log_level", "device",
     "threads", "max_rows", "cache_tokens", "cuda_graphs", "token_budget", "checkpointing",
     "wandb_project", "wandb", "save_every", "resume", "budget", "probe", "check_only",
-    "tracker", "quiet", "collective_timeout",
+    "tracker", "report_every", "quiet", "collective_timeout",
     "vllm_url", "canary_tolerance",
 }  # fmt: skip
-
-
-class Common(Shared):
-    run: str = option("", "what is logged goes to runs/NAME", shown="the script's name")
-    seed: int = option(0, "seed of data, sampling and new weights", ge=0, le=2**32 - 1)
-
-    task: Literal[
-        "addition", "word_problems", "mixed", "gsm8k", "math", "math500", "aime", "choice",
-        "openmath", "openmath2", "jsonl", "orchestrator",
-    ] = option(
-        "addition",
-        "where the questions come from; mixed: both of the first; jsonl: files of your own; "
-        "orchestrator: those of --questions, and the model writes graphs of agents that answer "
-        "them",
-        section="Data",
-    )  # fmt: skip
-    data: str | None = option(
-        None,
-        "file or folder of the task's data (JSONL, JSON, CSV, Parquet); needed for jsonl, else the "
-        "hub",
-        shown="the hub",
-    )
-    question_field: str | None = option(
-        None, "column of the question, if its name is not known; a.b for b inside of a"
-    )
-    answer_field: str | None = option(None, "column of the right answer, as --question-field")
-    solution_field: str | None = option(None, "column of the reasoning, as --question-field")
-    answers: Literal["number", "math", "choice", "text"] | None = option(
-        None,
-        "kind of the answers, where a row has no field `kind` of its own; math needs Math-Verify",
-        shown="the task's own; jsonl: choice for rows with choices, else number",
-    )
-    skip_bad_rows: bool = option(False, "leave out rows that cannot be used, and count them")
-    digits: tuple[int, int] = option(
-        (1, 3), "digits of the numbers in task addition, 1 to 9: 3 or 1-3", shown="1-3"
-    )
-    terse_fraction: float = option(
-        0.0, "share of generated demonstrations that skip the working", ge=0, le=1
-    )
-    problem_steps: tuple[int, int] = option(
-        (2, 4), "steps of a word problem, 2 to 4: 3 or 2-4", shown="2-4"
-    )
-    per_question: int = option(
-        1, "solutions of a question in openmath and openmath2", ge=1, le=1000
-    )
-    max_tokens: int = by_model(
-        160, 512, "longest completion that is sampled, tokens", ge=1, le=131072, section="Sampling"
-    )
-
-    @model_validator(mode="before")
-    @classmethod
-    def _run(cls, given: dict) -> dict:
-        return {"run": cls.script} | given
-
-    @field_validator("digits", mode="before")
-    @classmethod
-    def _digits(cls, value):
-        return parse_range(value, 1, 9)
-
-    @field_validator("problem_steps", mode="before")
-    @classmethod
-    def _steps(cls, value):
-        return parse_range(value, 2, 4)
-
-    @property
-    def run_dir(self) -> Path:
-        """The folder of this run: settings.json, log.csv, ..."""
-        return Path("runs") / self.run
-
-    @property
-    def source(self) -> str:
-        """The task whose questions are asked."""
-        return self.task
-
-    def task_options(self) -> dict:
-        """What the generator of the questions takes, for `data.load_examples`."""
-        terse = {"terse_fraction": self.terse_fraction}
-        options: dict[str, dict] = {
-            "addition": {"digits": self.digits} | terse,
-            "word_problems": {"steps": self.problem_steps} | terse,
-            "mixed": {"digits": self.digits, "steps": self.problem_steps} | terse,
-            "openmath": {"per_question": self.per_question},
-            "openmath2": {"per_question": self.per_question},
-        }
-        read = {} if self.source in GENERATED else {"reading": self.reading()}
-        return options.get(self.source, {}) | read
-
-    def reading(self) -> Reading:
-        """How rows of data are read."""
-        return Reading(
-            question=self.question_field,
-            answer=self.answer_field,
-            solution=self.solution_field,
-            kind=self.answers,
-            skip_bad_rows=self.skip_bad_rows,
-        )
-
-    def process(self) -> dict:
-        return super().process() | {"seed": self.seed}
-
-    def check_values(self) -> None:
-        if not re.fullmatch(r"[\w.+-]+(/[\w.+-]+)*", self.run) or ".." in self.run:
-            raise InputError(f"{self.given('run')}: a name of letters, digits, - _ . is needed")
-        if self.source in GENERATED and self.data:
-            raise InputError(f"{self.given('data')}: task {self.source} makes its own questions; "
-                                "leave --data out or choose --task jsonl")  # fmt: skip
-        if self.task == "orchestrator" and self.shots:
-            raise InputError(f"{self.given('shots')}: task orchestrator has no solutions to show; "
-                              "leave it out")  # fmt: skip
-        if self.source == "jsonl" and not self.data:
-            raise InputError("--task jsonl: needs the file; give it with --data FILE.jsonl")
-        if self.data and not os.path.exists(os.path.expanduser(self.data)):
-            raise InputError(f"{self.given('data')}: no such file or folder; check the path")
-        self._check_rows()
-        for name in ("num_samples", "eval_samples"):
-            if self.source in GENERATED and getattr(self, name, 1) == 0:
-                raise InputError(f"{self.given(name)}: task {self.source} has no end; use a number")
-
-    def _check_rows(self) -> None:
-        """InputError for what says how rows are read, where the task's rows are what they are."""
-        for name in ("question_field", "answer_field", "solution_field"):
-            if getattr(self, name) is not None and (self.source in FIXED or not self.data):
-                raise InputError(f"{self.given(name)}: task {self.source} has its own columns; "
-                                 "name columns with --task jsonl --data FILE")  # fmt: skip
-        if self.skip_bad_rows and self.source in GENERATED:
-            raise InputError(f"--skip-bad-rows: task {self.source} makes its own questions; "
-                             "leave it out")  # fmt: skip
-        if self.source in GENERATED and self.answers not in (None, "number"):
-            raise InputError(f"{self.given('answers')}: the answers of task {self.source} are "
-                             "numbers; leave --answers out")  # fmt: skip
-        if self.source in FIXED and self.answers not in (None, "number", "math"):
-            raise InputError(f"{self.given('answers')}: the answers of task {self.source} are "
-                             "number or math")  # fmt: skip
-        if (self.answers or kind_of_task(self.source)) == "math":
-            available()
 
 
 class Training(Orchestrator, Common):
@@ -210,7 +68,6 @@ class Training(Orchestrator, Common):
     budget: str | None = option(
         None, "time for all of it, as 90m or 1h30m: the steps are chosen to fit", shown="no limit"
     )
-
     collective_timeout: float = option(
         1800.0,
         "seconds that a process waits for the others, where torchrun started several",
@@ -277,6 +134,7 @@ class Training(Orchestrator, Common):
         None, "project of the trackers; short for --tracker wandb with it"
     )
     wandb: bool = option(True, "--no-wandb: not logged there, whatever else is given")
+    report_every: int = option(0, "steps between reports while it runs; 0: at the end alone", ge=0)
 
     @field_validator("tracker", mode="before")
     @classmethod
@@ -294,7 +152,8 @@ class Training(Orchestrator, Common):
 
     def logging(self) -> dict:
         """Where figures go, for `rlm.run.folder.Run`."""
-        return {"trackers": self.trackers(), "project": self.wandb_project}
+        tracked = {"trackers": self.trackers(), "project": self.wandb_project}
+        return tracked | {"report_every": self.report_every}
 
     def check_values(self) -> None:
         super().check_values()
@@ -361,7 +220,6 @@ class SFTSettings(Training):
     warmup_fraction: float = option(0.05, "share of the steps with rising rate", ge=0, lt=1)
     max_length: int = option(1024, "longest demonstration, tokens", ge=16)
     packing: bool = option(False, "several demonstrations in a row of max-length tokens")
-
     backend: Literal["trl", "own"] = option(
         lambda v: "own" if v.get("train") == "full" else "trl",
         "what trains; trl: TRL's SFTTrainer; own: our packed learner, which pads nothing",

@@ -187,6 +187,7 @@ def begin(settings, began: float, *, logged: bool = True, questions=()) -> Stage
     found = checkpoint.find(settings.resume, settings.run_dir) if logged and world.first else None
     found = world.broadcast(found, "the checkpoint")
     if found:
+        settings = same_day(settings, found.facts)
         checkpoint.check_same(found, {"settings": settings.lasting()})
     loading, sharded = settings.loading(), sharding_asked(settings)
     opening = time.monotonic()
@@ -224,6 +225,13 @@ def begin(settings, began: float, *, logged: bool = True, questions=()) -> Stage
     if run:
         run.info(rates.told(settings, policy.model))
     return stage
+
+
+def same_day(settings, facts: dict):
+    """Return the settings with the date of the run that goes on, unless they were given one."""
+    began = (facts.get("settings") or {}).get("template_date")
+    given = "template_date" in settings._origins
+    return settings if given or not began else settings.model_copy(update={"template_date": began})
 
 
 def sharding_asked(settings) -> bool:

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from rlm.agents.graph import Agent, Graph
 from rlm.answers.formats import get_format
 from rlm.engine.engine import Engine, Sampling
-from rlm.models.prompts import chat_prompt, chat_text, make_prompt
+from rlm.models.prompts import chat_prompt, make_prompt
+from rlm.models.templates import chat_text
 from rlm.records import Prompt, Rollout
 from rlm.seeds import derive
 

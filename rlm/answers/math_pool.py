@@ -20,7 +20,6 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -193,9 +192,19 @@ def _no_start() -> str:
     )
 
 
-@cache
-def shared_pool(seconds: float = SECONDS) -> MathPool:
+_shared: dict[float, MathPool] = {}
+_seconds = SECONDS
+
+
+def set_deadline(seconds: float) -> None:
+    """Set the deadline of the process's own pool, from the next verdict on."""
+    global _seconds
+    _seconds = seconds
+
+
+def shared_pool() -> MathPool:
     """Return the process's own pool, started at its first use and ended with the process."""
-    pool = MathPool(seconds=seconds)
-    atexit.register(pool.close)
-    return pool
+    if _seconds not in _shared:
+        _shared[_seconds] = MathPool(seconds=_seconds)
+        atexit.register(_shared[_seconds].close)
+    return _shared[_seconds]

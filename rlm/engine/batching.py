@@ -19,7 +19,7 @@ from rlm.models.adapters import network_of
 from rlm.models.memory import cache_tokens as fitting_tokens
 from rlm.models.memory import most_rows
 from rlm.models.text_stream import TextStream
-from rlm.records import Prompt
+from rlm.records import Choice, Prompt
 
 
 class ContinuousBatch:
@@ -140,7 +140,7 @@ class ContinuousBatch:
             drawn = drawn.cpu()  # the one time that the host waits for the device
             tokens, logprobs = drawn[0].int().tolist(), drawn[1].tolist()
             self._check_finite(logprobs, draws.due)
-            return self._record(tokens, logprobs)
+            return self._record(tokens, logprobs, drawn[2:])
         except BaseException:
             self.reset()
             raise
@@ -270,9 +270,15 @@ class ContinuousBatch:
             f"be drawn; {dtype}if an adapter was trained, train it with a lower --learning-rate"
         )
 
-    def _record(self, tokens: list[int], logprobs: list[float]) -> list[Event]:
-        """Give each row its token; return the events and retire the rows that have ended."""
+    def _record(
+        self, tokens: list[int], logprobs: list[float], chosen_from: torch.Tensor
+    ) -> list[Event]:
+        """Give each row its token; return the events and retire the rows that have ended.
+
+        chosen_from: of `rlm.engine.sampling.chosen_from`; no rows where nobody asks for it.
+        """
         events, ended, stop_ids = [], [], self.stop_ids
+        choices = self._choices(chosen_from) if len(chosen_from) else [None] * len(tokens)
         taken = zip(self._rows, tokens, logprobs, strict=True)
         for index, (row, token, logprob) in enumerate(taken):
             # As `take` does it for most tokens, of which there are some hundred in a step.
@@ -280,7 +286,7 @@ class ContinuousBatch:
                 row.ids.append(token)
                 row.logprobs.append(logprob)
                 continue
-            event = row.take(token, logprob, self.tokenizer, stop_ids)
+            event = row.take(token, logprob, self.tokenizer, stop_ids, choices[index])
             if event is not None:
                 events.append(event)
                 if event.rollout is not None:
@@ -288,6 +294,19 @@ class ContinuousBatch:
         if ended:
             self._retire(ended)
         return events
+
+    def _choices(self, chosen_from: torch.Tensor) -> list[Choice | None]:
+        """Return what each row's token was chosen from, None for a row that does not ask."""
+        logprobs, count = chosen_from[0].tolist(), len(chosen_from) // 2
+        ids, values = chosen_from[1 : 1 + count].int().T.tolist(), chosen_from[1 + count :].T
+        found: list[Choice | None] = []
+        for row, logprob, names, own in zip(
+            self._rows, logprobs, ids, values.tolist(), strict=True
+        ):
+            k = row.sampling.top_logprobs
+            told = k is not None
+            found.append(Choice(logprob, list(zip(names, own, strict=True))[:k]) if told else None)
+        return found
 
     def _retire(self, indices: list[int]) -> None:
         """Take rows out: the last ones move into the holes."""

@@ -10,7 +10,7 @@ import torch
 from rlm.engine.kv_cache import Prefix
 from rlm.engine.sampling import Sampling
 from rlm.models.text_stream import TextStream, decode
-from rlm.records import Prompt, Rollout
+from rlm.records import Choice, Prompt, Rollout
 
 DRAWN = 256  # random numbers that are drawn at a time
 
@@ -23,6 +23,7 @@ class Event:
     text: the piece of text that is now certain, for a request submitted with stream=True.
     rollout: the result if the request has ended, else None.
     cause: why it ended: "stop" (end token), "stop_text", "length" or "cancelled"; else None.
+    choice: what the token was chosen from, where the sampling asked for it.
     """
 
     id: int
@@ -30,6 +31,7 @@ class Event:
     text: str = ""
     rollout: Rollout | None = None
     cause: str | None = None
+    choice: Choice | None = None
 
 
 @dataclass(eq=False, slots=True)
@@ -66,6 +68,7 @@ class Row:
     cached: int = 0
     ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
+    choices: list[Choice] = field(default_factory=list)
     forced: deque = field(default_factory=deque)
     closed: bool = False
     most: int = field(init=False)
@@ -74,15 +77,25 @@ class Row:
 
     def __post_init__(self):
         self.most = len(self.group.prompt.ids) + self.sampling.max_tokens
-        self.quiet = self.text is None and not self.watched
+        told = self.sampling.top_logprobs is not None
+        self.quiet = self.text is None and not self.watched and not told
         self.last = self.sampling.max_tokens - 1
 
-    def take(self, token: int, logprob: float, tokenizer, stop_ids: frozenset[int]) -> Event | None:
+    def take(
+        self,
+        token: int,
+        logprob: float,
+        tokenizer,
+        stop_ids: frozenset[int],
+        choice: Choice | None = None,
+    ) -> Event | None:
         """Add a sampled token; return an event if it ends the request or if it is watched."""
         if self.forced:
             self.forced.popleft()
         self.ids.append(token)
         self.logprobs.append(logprob)
+        if choice:
+            self.choices.append(choice)
         if token in stop_ids:
             return self.end("stop", tokenizer, token)
         piece = self.text.push(token) if self.text else ""
@@ -92,7 +105,7 @@ class Row:
             return self.end("length", tokenizer, token, piece)
         if self.sampling.closing and not self.closed:
             self._bound_reasoning()
-        return Event(self.id, token, piece) if self.watched else None
+        return Event(self.id, token, piece, choice=choice) if self.watched else None
 
     def _bound_reasoning(self) -> None:
         """Put the closer next in line once the reasoning has had its tokens."""
@@ -116,8 +129,12 @@ class Row:
         else:
             text = decode(tokenizer, self.ids[:-1] if cause == "stop" else self.ids)
         finish = "stop" if cause == "stop_text" else cause
-        rollout = Rollout(self.ids, self.logprobs, self.group.prompt.prefill + text, finish)
-        return Event(self.id, token, piece, rollout, cause)
+        told = self.sampling.top_logprobs is not None
+        choices = self.choices if told else None
+        text = self.group.prompt.prefill + text
+        rollout = Rollout(self.ids, self.logprobs, text, finish, choices=choices)
+        choice = self.choices[-1] if choices and token is not None else None
+        return Event(self.id, token, piece, rollout, cause, choice)
 
 
 def uniforms(seed: int) -> Iterator[float]:

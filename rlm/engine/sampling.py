@@ -47,6 +47,8 @@ class Sampling:
     top_p: only the likeliest tokens that together reach this share, after top_k.
     stop: texts that end the completion and are kept out of it.
     closing: bounds the reasoning inside the completion.
+    top_logprobs: so many of the likeliest tokens are told beside each sampled one
+        (`rlm.records.Choice`); None tells nothing.
     """
 
     max_tokens: int
@@ -55,6 +57,7 @@ class Sampling:
     top_p: float = 1.0
     stop: tuple[str, ...] = ()
     closing: Closing | None = None
+    top_logprobs: int | None = None
 
     def __post_init__(self):
         if self.max_tokens < 1:
@@ -97,6 +100,12 @@ class Mix:
         return any(setting.closing for setting in self._kinds.values())
 
     @cached_property
+    def top_logprobs(self) -> int | None:
+        """How many of the likeliest tokens are told at most, None where no row asks for them."""
+        asked = [s.top_logprobs for s in self._kinds.values() if s.top_logprobs is not None]
+        return max(asked, default=None)
+
+    @cached_property
     def temperatures(self) -> list[float]:
         """The temperature of each row, 0 for greedy ones."""
         told = {i: 0.0 if s.way == "greedy" else s.temperature for i, s in self._kinds.items()}
@@ -118,18 +127,33 @@ class Draws:
     @property
     def plain(self) -> bool:
         """Whether all rows are greedy or plain, which `draw_plainly` serves."""
-        return not self.due and not self.mix.cuts
+        return not self.due and not self.mix.cuts and self.mix.top_logprobs is None
 
     def take(self, logits, uniforms=None) -> torch.Tensor:
         """Return [2, n] float32: a token and its log-probability for each row of logits [n, V].
 
         uniforms: the numbers, where they are on the device already. An id below 2**24 is exact in
-        float32, so that one transfer brings both.
+        float32, so that one transfer brings both, and [2 * k + 1, n] more of `chosen_from` where a
+        row asks for the k likeliest tokens.
         """
         if uniforms is None:
             uniforms = torch.tensor(self.numbers, device=logits.device)
         tokens, logprobs = sample(logits, uniforms, self.mix.settings, self.size, self.due)
-        return torch.stack([tokens.float(), logprobs])
+        drawn = torch.stack([tokens.float(), logprobs])
+        if self.mix.top_logprobs is None:
+            return drawn
+        return torch.cat(
+            [drawn, chosen_from(logits[:, : self.size], tokens, self.mix.top_logprobs)]
+        )
+
+
+def chosen_from(logits, tokens, count: int) -> torch.Tensor:
+    """Return [1 + 2 * k, n] float32: the tokens' log-probabilities at temperature 1, and the
+    ids and log-probabilities of the k likeliest, `count` or as many as there are.
+    """
+    logprobs = logits.float().log_softmax(1)
+    values, ids = logprobs.topk(min(count, logprobs.shape[1]), dim=1)  # [n, k]
+    return torch.cat([logprobs.gather(1, tokens[:, None]).T, ids.T.float(), values.T])
 
 
 def sample(logits, uniforms, settings: list[Sampling], size: int, due=None):

@@ -8,10 +8,12 @@ from pathlib import Path
 import yaml
 
 from rlm.answers.formats import FORMATS, get_format
-from rlm.models.lookup import shots_of
-from rlm.models.prompts import placed, worked_turns
+from rlm.models.lookup import local_place, shots_of
+from rlm.models.prompts import worked_turns
+from rlm.models.templates import placed
 
 QUESTION = "Calculate 23 + 15 + 8"
+LIBRARIES = {"adapter": "peft", "gguf": "gguf", "lora-gguf": "gguf"}  # of the others: transformers
 SCORES = {
     "questions": "held-out questions",
     "accuracy": "right answers, of all questions",
@@ -22,19 +24,24 @@ SCORES = {
 }
 
 
-def write(manifest: dict, name: str, *, local: bool) -> str:
+def write(
+    manifest: dict, name: str, *, local: bool, licence: str | None = None, command: str = ""
+) -> str:
     """Return the README.md of a folder called `name`, with its front matter.
 
     local: the base is a folder, not a model on the hub; it is named without the way to it.
+    licence: of the base, where it is known. command: what wrote the folder.
     """
     export, base = manifest["export"], manifest["base"]
     merged = export["kind"] != "adapter"  # a model that stands for itself
     head = {
-        "library_name": "transformers" if merged else "peft",
+        "library_name": LIBRARIES.get(export["kind"], "transformers"),
         "pipeline_tag": "text-generation",
         "tags": ["reasoning", "grpo" if "step" in manifest else "sft"]
         + ([] if export["kind"] == "full" else ["lora"]),
     } | ({} if local else {"base_model": base})
+    head |= {"license": licence} if licence else {}
+    head |= _results(manifest, name)
     base = Path(base).name if local else base
     form = FORMATS.get(str(manifest.get("format"))) or get_format("think")
     worked = worked_turns(shots_of(manifest), form.name)
@@ -48,6 +55,8 @@ def write(manifest: dict, name: str, *, local: bool) -> str:
         *(
             [_here(name, manifest["base_file"])]
             if "base_file" in manifest and not merged
+            else [_run_gguf(name, export)]
+            if export["kind"].endswith("gguf")
             else [
                 "## Load it\n\n```python\n" + _code(name, base, chat, merged) + "\n```",
                 "## Serve it\n\n```\n" + _serve(name, base, export, merged) + "\n```",
@@ -55,9 +64,29 @@ def write(manifest: dict, name: str, *, local: bool) -> str:
         ),
         _scores(manifest.get("scores", {}).get("validation", {})),
         _settings(manifest),
+        f"## Made by\n\n```\n{command}\n```" if command else "",
         _limits(manifest),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _results(manifest: dict, name: str) -> dict:
+    """Return datasets and model-index for the front matter: what the manifest knows of them."""
+    data, task = manifest.get("data"), manifest.get("task")
+    known = isinstance(data, str) and data.count("/") == 1 and not data.startswith((".", "/", "~"))
+    found: dict = {"datasets": [data]} if known and local_place(str(data)) is None else {}
+    scores = manifest.get("scores", {}).get("validation", {})
+    metrics = [
+        {"type": key, "name": text, "value": scores[key]}
+        for key, text in SCORES.items()
+        if key in scores and key != "questions"
+    ]
+    if not (task and metrics):
+        return found
+    questions = {"type": str(data) if "datasets" in found else str(task), "name": str(task),
+                 "split": "validation"}  # fmt: skip
+    result = {"task": {"type": "text-generation"}, "dataset": questions, "metrics": metrics}
+    return found | {"model-index": [{"name": name, "results": [result]}]}
 
 
 def summary(manifest: dict) -> str:
@@ -85,11 +114,52 @@ def _what(export: dict, base: str, merged: bool) -> str:
             f"`{base}`, all of whose weights were trained further, in {export['dtype']}; it writes "
             f"its reasoning before its answer.{proved}"
         )
+    if export["kind"] == "gguf":
+        return _what_gguf(export, base)
+    if export["kind"] == "lora-gguf":
+        asked = export["proof"].get("llama_cpp")
+        return (
+            f"A LoRA of `{base}` as the GGUF file `{export['file']}`, to be put on the base in a "
+            f"GGUF file. It writes its reasoning before its answer."
+            + (f" With both, {in_llama_cpp(asked)}" if asked else "")
+        )
     kind = {"bfloat16": "rounded to bfloat16", "float32": "in float32"}[export["dtype"]]
     return (
         f"`{base}` with a LoRA merged into its weights, {kind}; it writes its reasoning before "
         f"its answer.\n\nLoaded afresh from this folder and computed in float32, it was compared "
         f"with the base and its adapter: {told(export['proof'])}."
+    )
+
+
+def _what_gguf(export: dict, base: str) -> str:
+    from rlm.export.proof import told
+
+    proof = export["proof"]
+    text = (
+        f"`{base}`, trained further, as the GGUF file `{export['file']}` in {export['dtype']}; it "
+        f"writes its reasoning before its answer.\n\nComputed by torch in float32 with weights "
+        f"rounded as in the file, it was compared with the model that was trained: {told(proof)}. "
+        "Read back by transformers the file is that rounded model."
+    )
+    if found := proof.get("llama_cpp"):
+        text += f" {in_llama_cpp(found)}"
+    return text
+
+
+def in_llama_cpp(found: dict) -> str:
+    """Return the metrics of rlm.export.gguf_proof in words."""
+    equal = f"{found['equal_answers_fraction']:.3g} of its greedy answers are those of torch"
+    if found.get("largest_gap"):
+        equal += f" (where one parts, torch's choice was better by {found['largest_gap']:.2g} nats)"
+    texts = (
+        f"renders {found['equal_prompts']} prompts and reads their tokens as the tokenizer does, "
+        if "equal_prompts" in found
+        else ""
+    )
+    return (
+        f"llama.cpp ({found['runtime']}) {texts}stops at each end token; {equal}, and "
+        f"log-probabilities behind the prompts differ by {found['logprob_difference']:.2g} nats at "
+        "most."
     )
 
 
@@ -132,6 +202,24 @@ def _here(name: str, file: dict) -> str:
         f"`{file['sha256']}`, dequantised. With the scripts that trained it:\n\n```\n"
         f"python inference.py {asked} {QUESTION!r}\npython serve.py {asked}\n```\n\n"
         "Exported as `merged`, it needs nothing but transformers."
+    )
+
+
+def _run_gguf(name: str, export: dict) -> str:
+    file = export["file"]
+    if "base_file" in export:
+        file = f"{export['base_file']} --lora {file}"
+    if export.get("token_ids"):
+        return (
+            "## Run it\n\nllama.cpp cannot cut up a text as its tokenizer (`tokenizer.json`) does: "
+            f"send token ids, and read them.\n\n```\nllama-server --model {file}\n```\n\n"
+            "`POST /completion` takes a list of ids as `prompt`, and gives ids with "
+            '`"return_tokens": true`.'
+        )
+    return (
+        f"## Run it\n\n```\nollama create {name} -f Modelfile && ollama run {name}\n"
+        f"llama-server --model {file} --jinja\n```\n\nThe Modelfile has the instruction, the "
+        "template and the stops. Of llama.cpp's clients each sends the instruction itself."
     )
 
 

@@ -11,13 +11,21 @@ Where this differs from TRL 1.16's GRPOTrainer, on purpose:
 - Denominators are the step's true counts. TRL's per-sequence losses average micro-batches of
   equal size, which is the same, and also averages a last, smaller one with them, which is not.
 - Clip shares weigh tokens in every loss; TRL counts sequences in GSPO.
+- Weights for another engine's samples multiply the token losses of vespo as of all others; TRL
+  puts them inside its weight of the whole completion.
 """
+
+import math
 
 import torch
 
-LOSSES = ("grpo", "dapo", "bnpo", "dr_grpo", "cispo", "gspo")
+LOSSES = ("grpo", "dapo", "bnpo", "dr_grpo", "cispo", "gspo", "sapo", "luspo", "vespo")
+UNCLIPPED = ("sapo", "vespo")  # they have a soft bound of their own
 SCALES = ("group", "batch", "none")
 EPSILON = 1e-4  # added to the standard deviation, as TRL does
+# Of better and of worse completions: sapo's temperatures, vespo's k and lambda, as TRL has them.
+SAPO = (1.0, 1.05)
+VESPO_K, VESPO_LAMBDA = (2.0, 3.0), (3.0, 2.0)
 
 
 def live(rewards: torch.Tensor, judged: torch.Tensor | None = None) -> torch.Tensor:
@@ -121,25 +129,57 @@ def kl_estimate(logprobs: torch.Tensor, ref_logprobs: torch.Tensor) -> torch.Ten
 
 
 def importance_weights(
-    logprobs: torch.Tensor, sampler_logprobs: torch.Tensor, cap: float
+    logprobs: torch.Tensor,
+    sampler_logprobs: torch.Tensor,
+    cap: float,
+    *,
+    drop: bool = False,
+    sequence: torch.Tensor | None = None,
+    mask: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return (weights, ratios) [N], detached: what makes up for an engine with other kernels.
 
     ratio = exp(logprobs - sampler_logprobs), weight = min(ratio, cap), to be multiplied with each
     token's loss: truncated importance sampling, Yao et al. 2025, "Your Efficient RL Framework
-    Secretly Brings You Off-Policy RL Training" (fengyao.notion.site/off-policy-rl). TRL 1.16 does
-    this where vllm_importance_sampling_mode is "token_truncate", the cap being its
-    vllm_importance_sampling_clip_max (before, vllm_importance_sampling_cap); its default,
-    "sequence_mask", leaves out whole completions instead.
+    Secretly Brings You Off-Policy RL Training" (fengyao.notion.site/off-policy-rl). With `drop` a
+    weight above the cap is 0 instead. With `sequence` [N] (as in `policy_loss`) the ratio is that
+    of the whole completion: the product over its tokens that count in `mask` [N].
+    The four are TRL 1.16's vllm_importance_sampling_mode token_truncate, token_mask,
+    sequence_truncate and sequence_mask (its default), the cap its
+    vllm_importance_sampling_clip_max.
     logprobs: the learner's before its first update on these tokens; sampler_logprobs: what the
     engine sampled them with, at the same temperature.
 
     >>> learner, engine = torch.tensor([0.5, 0.9, 0.2]).log(), torch.tensor([0.5, 0.3, 0.4]).log()
     >>> importance_weights(learner, engine, 2.0)
     (tensor([1.0000, 2.0000, 0.5000]), tensor([1.0000, 3.0000, 0.5000]))
+    >>> importance_weights(learner, engine, 2.0, drop=True, sequence=torch.tensor([0, 0, 1]))
+    (tensor([0.0000, 0.0000, 0.5000]), tensor([3.0000, 3.0000, 0.5000]))
     """
-    ratios = (logprobs - sampler_logprobs).detach().exp()
-    return ratios.clamp(max=cap), ratios
+    log_ratio = (logprobs - sampler_logprobs).detach()
+    if sequence is not None:
+        counted = log_ratio if mask is None else log_ratio * mask
+        empty = log_ratio.new_zeros(_completions(sequence))
+        log_ratio = empty.index_add(0, sequence, counted)[sequence]
+    ratios = log_ratio.exp()
+    return ratios.masked_fill(ratios > cap, 0) if drop else ratios.clamp(max=cap), ratios
+
+
+def uncertain(entropy: torch.Tensor, share: float, mask: torch.Tensor) -> torch.Tensor:
+    """Return 1.0 for the share of the counted tokens with the highest entropy, else 0.0 [N].
+
+    arXiv:2506.01939: the few tokens at which a reasoning forks carry what there is to learn. The
+    threshold is the (1 - share) quantile of this call's tokens, so it depends on what shares a
+    micro-batch, as in TRL 1.16 (top_entropy_quantile). entropy, mask [N].
+
+    >>> uncertain(torch.tensor([0.1, 0.9, 0.3, 0.0, 2.0]), 0.5, torch.tensor([1, 1, 1, 1, 0]))
+    tensor([0., 1., 1., 0., 0.])
+    """
+    counted = mask > 0
+    if not bool(counted.any()):
+        return torch.zeros_like(entropy)
+    threshold = torch.quantile(entropy[counted].float(), 1 - share)
+    return ((entropy >= threshold) & counted).to(entropy.dtype)
 
 
 def token_terms(
@@ -159,6 +199,9 @@ def token_terms(
         t = -min(w A, clip(w, 1 - clip_low, 1 + clip_high) A)
     cispo, arXiv:2506.13585 eq. 4-5:  t = -detach(min(w, 1 + clip_high)) A logprobs
     gspo, arXiv:2507.18071 eq. 5-7:   w = exp(mean over the completion's tokens of the log-ratio)
+    luspo, arXiv:2602.05261:          gspo's w
+    sapo, arXiv:2511.20347:           t = -4 / T sigmoid(T (w - 1)) A, T by the sign of A
+    vespo, arXiv:2602.10693:          t = -detach(phi(W)) A logprobs (`vespo_weights`)
     Arguments as in `policy_loss`.
 
     >>> old, one = torch.tensor([0.5, 0.5]).log(), torch.ones(2)
@@ -168,18 +211,46 @@ def token_terms(
     """
     # Masked before exp: a token that does not count cannot overflow.
     log_ratio = (logprobs - old_logprobs) * mask
-    if loss_type == "gspo":
+    if loss_type in ("gspo", "luspo"):
         log_ratio = _sequence_mean(log_ratio, sequence, mask)[sequence]
     ratio = log_ratio.exp()
     high = ratio > 1 + clip_high
     if loss_type == "cispo":
         term = -ratio.clamp(max=1 + clip_high).detach() * advantages * logprobs
         low, high = torch.zeros_like(high), high & (advantages != 0)
+    elif loss_type in UNCLIPPED:
+        if loss_type == "sapo":
+            heat = torch.where(advantages > 0, *SAPO).to(ratio.dtype)
+            term = -torch.sigmoid(heat * (ratio - 1)) * 4 / heat * advantages
+        else:
+            term = -vespo_weights(log_ratio, advantages, sequence) * advantages * logprobs
+        low = high = torch.zeros_like(high)
     else:
         clipped = ratio.clamp(1 - clip_low, 1 + clip_high)
         term = -torch.minimum(ratio * advantages, clipped * advantages)
         low, high = (ratio < 1 - clip_low) & (advantages < 0), high & (advantages > 0)
     return term, ratio, {"clip_low_fraction": low, "clip_high_fraction": high}
+
+
+def vespo_weights(
+    log_ratio: torch.Tensor, advantages: torch.Tensor, sequence: torch.Tensor
+) -> torch.Tensor:
+    """Return phi(W) at each token [N], detached: 1 at W = 1, towards 0 far from it on both sides.
+
+    phi(W) = W^k exp(lambda (1 - W)), W = exp(sum of the completion's log-ratios); k and lambda by
+    the sign of its advantage. arXiv:2602.10693, with the bounds of TRL 1.16: a token's log-ratio
+    20 at most, log W from log 1e-8 to 20.
+    log_ratio [N], 0 where a token does not count; the others as in `policy_loss`.
+
+    >>> vespo_weights(torch.tensor([2.0, 1.0]).log(), torch.ones(2), torch.tensor([0, 0]))
+    tensor([0.1991, 0.1991])
+    """
+    empty = log_ratio.new_zeros(_completions(sequence))
+    log_w = empty.index_add(0, sequence, log_ratio.detach().clamp(-20, 20))[sequence]
+    log_w = log_w.clamp(math.log(1e-8), 20)
+    better = advantages >= 0
+    k, slope = torch.where(better, *VESPO_K), torch.where(better, *VESPO_LAMBDA)
+    return (k * log_w + slope * (1 - log_w.exp())).exp().to(log_ratio.dtype)
 
 
 def aggregate(
@@ -194,9 +265,10 @@ def aggregate(
 ) -> torch.Tensor:
     """Return the scalar that a step's token losses come to: who shares how much in the mean.
 
-    grpo, gspo   sum of the completions' token means / sequences      arXiv:2402.03300 eq. 3
-    dapo, cispo  sum / tokens                                         arXiv:2503.14476 eq. 8
+    grpo, gspo, sapo    sum of the completions' token means / sequences    arXiv:2402.03300 eq. 3
+    dapo, cispo, vespo  sum / tokens                                       arXiv:2503.14476 eq. 8
     dr_grpo      sum / (sequences * max_tokens)                       arXiv:2503.20783 section 3.2
+    luspo        sum / sequences, so a longer completion counts more  arXiv:2602.05261
     bnpo         mean over this call's tokens, weighed by the call's share of `sequences`: TRL's,
                  without a paper; it depends on what shares a micro-batch
     Arguments as in `policy_loss`.
@@ -210,10 +282,12 @@ def aggregate(
     1.125
     """
     terms = terms * mask
-    if loss_type in ("grpo", "gspo"):
+    if loss_type in ("grpo", "gspo", "sapo"):
         return _sequence_mean(terms, sequence, mask).sum() / sequences
     if loss_type == "dr_grpo":
         return terms.sum() / (sequences * max_tokens)
+    if loss_type == "luspo":
+        return terms.sum() / sequences
     if loss_type == "bnpo":
         share = _completions(sequence) / sequences
         return terms.sum() / mask.sum().clamp(min=1) * share

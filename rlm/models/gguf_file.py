@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from rlm.errors import InputError
-from rlm.models.gguf_header import check
+from rlm.models.gguf_header import Header, check
 
 logger = logging.getLogger("rlm")
 
@@ -106,7 +106,8 @@ def _opened(path: Path) -> tuple:
 
     place = path.stat()
     parsed = _parsed(path, place.st_size, place.st_mtime_ns)
-    metadata = check(path, str(path)).metadata
+    header = check(path, str(path))
+    metadata = header.metadata
     try:
         tokenizer = _tokenizer(path, parsed["config"]["model_type"], parsed["tokenizer"], metadata)
         ends = turn_ends(tokenizer, metadata)
@@ -114,7 +115,7 @@ def _opened(path: Path) -> tuple:
             tokenizer.eos_token = tokenizer.convert_ids_to_tokens(ends[0])
         if tokenizer.pad_token_id is None:
             tokenizer.pad_token = tokenizer.eos_token
-        config = AutoConfig.for_model(**parsed["config"])
+        config = AutoConfig.for_model(**completed(parsed["config"], header))
     except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
         raise InputError(_told(path, "its tokenizer cannot be loaded", error)) from error
     tokens = {
@@ -125,6 +126,16 @@ def _opened(path: Path) -> tuple:
     for name, value in tokens.items():  # Llama's default is token 2, whatever that is here
         setattr(config, name, value)
     return config, tokenizer, GenerationConfig(**tokens)
+
+
+def completed(config: dict, header: Header) -> dict:
+    """Return transformers' settings of a file with what they leave out: size of heads, biases."""
+    size = header.metadata.get(f"{header.metadata['general.architecture']}.attention.key_length")
+    found = {"head_dim": size} if size else {}
+    for name, part in (("attention_bias", "attn_q"), ("mlp_bias", "ffn_gate")):
+        if f"blk.0.{part}.bias" in header.tensors:
+            found[name] = True
+    return found | config
 
 
 @lru_cache(maxsize=2)
@@ -173,7 +184,9 @@ def _tokenizer(path: Path, kind: str, vocabulary: dict, metadata: dict):
     if kind not in GGUF_TO_FAST_CONVERTERS:
         raise ValueError(f"transformers knows none for {kind}")
     tokens = vocabulary["tokens"]
-    fast, _ = convert_gguf_tokenizer(kind, dict(vocabulary))
+    # The converter asks for a token that begins a text where the file has none, too.
+    any_bos = {"bos_token_id": vocabulary.get("eos_token_id")}
+    fast, _ = convert_gguf_tokenizer(kind, any_bos | vocabulary)
     types = vocabulary.get("token_type") or []
     if metadata.get("tokenizer.ggml.model") == "gpt2":
         _cut_up(path, fast, metadata.get("tokenizer.ggml.pre", "default"))

@@ -12,6 +12,7 @@ from typing import Any
 from rlm.errors import InputError
 from rlm.models import adapters, loading
 from rlm.models.lookup import is_whole, same_model
+from rlm.models.templates import set_template
 
 logger = logging.getLogger("rlm")
 
@@ -50,6 +51,7 @@ def open_policy(
     quantize: str = "none",
     lora: dict | None = None,
     full: bool = False,
+    template: dict | None = None,
 ) -> Policy:
     """Return the policy for a base model's name, an adapter's folder, or both.
 
@@ -58,6 +60,7 @@ def open_policy(
     lora: of `rlm.models.loading.add_lora`; given, the policy is trainable, and without an adapter
         to go on from it gets that LoRA.
     full: all weights are trainable (`rlm.models.whole.learn_all`); there is no LoRA.
+    template: what chat templates are rendered with, of `rlm.models.templates.set_template`.
     InputError if neither is given, or if they do not belong together.
     """
     manifest = adapters.read_manifest(adapter) if adapter else {}
@@ -82,6 +85,7 @@ def open_policy(
         network = adapters.load_adapter(network, adapter, trainable=lora is not None)
     elif lora is not None:
         network = loading.add_lora(network, **lora)
+    set_template(tokenizer, **(template or {}))
     return Policy(network, tokenizer, base, manifest, full)
 
 

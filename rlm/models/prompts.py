@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from rlm.answers import formats
 from rlm.answers.kinds import judge
 from rlm.errors import InputError
+from rlm.models.templates import as_parts, rendered, thinking
 from rlm.records import Example, Prompt
 
 FALLBACK = "{instruction}\n\n{turns}"  # for a tokenizer without a template
@@ -40,26 +41,31 @@ def chat_prompt(
     shots: Sequence[Example] = (),
     role: str | None = None,
     kind: str = "number",
+    *,
+    beside: bool = False,
+    options: dict | None = None,
 ) -> Prompt:
     """Return the prompt of a conversation, {"role", "content"} each, the last one of the user.
 
-    Its system turns are the instruction. Without one it is the format's, and stands where `role`
-    says (`placed`). A template that refuses a system turn gets it in front of the first turn; a
-    tokenizer without a template gets FALLBACK. A reasoning opener that the template writes itself
-    stays in `ids` and is the prefill, if it is this format's; another format's is cut off, or the
-    turn would begin with two openers. InputError for a template that does not show the shots as
-    they are written.
+    The format's instruction stands where `role` says. System turns take its place, or stand
+    `beside` it in a system turn. How both get through the template is known to
+    `rlm.models.templates.chat_text`; options: what else the template is given. A tokenizer without
+    a template gets FALLBACK. A reasoning opener that the template writes itself stays in `ids` and
+    is the prefill, if it is this format's; another format's is cut off, or the turn would begin
+    with two openers. InputError for a template that does not show the shots as they are written.
     """
     fmt = formats.get_format(format_name)
-    told = [turn["content"] for turn in messages if turn["role"] == "system"]
-    instruction = "\n\n".join(told) or fmt.instruction_for(kind)
+    own = "\n\n".join(turn["content"] for turn in messages if turn["role"] == "system")
+    instruction, role = fmt.instruction_for(kind), role or fmt.instruction_role
+    if own and not beside:
+        instruction, own, role = own, "", "system"
     worked = worked_turns(shots, format_name)
     turns = [*worked, *(turn for turn in messages if turn["role"] != "system")]
     if not tokenizer.chat_template:
-        text = FALLBACK.format(instruction=instruction, turns="".join(map(_plain, turns)))
+        told = "\n\n".join(filter(None, (instruction, own)))
+        text = FALLBACK.format(instruction=told, turns="".join(map(_plain, turns)))
         return Prompt(_with_beginning(tokenizer, text))
-    role = "system" if told else role or fmt.instruction_role
-    text = chat_text(tokenizer, instruction, turns, role)
+    text = thinking(tokenizer, instruction, turns, role, own=own, options=options)
     if not all(turn["content"] in text for turn in worked):
         raise InputError(
             f"the tokenizer's chat template does not show earlier turns as they were written (some "
@@ -71,6 +77,19 @@ def chat_prompt(
         for other in formats.FORMATS.values():
             text = text.removesuffix(formats.opened_by(text, other))
     return Prompt(token_ids(tokenizer, text), prefill)
+
+
+def raw_prompt(tokenizer, text: str | Sequence[int]) -> Prompt:
+    """Return the prompt of a text, with the tokenizer's own beginning, or of token ids as they are.
+
+    InputError if it has no token, or ids that the tokenizer does not know.
+    """
+    ids = _with_beginning(tokenizer, text) if isinstance(text, str) else list(text)
+    if not ids:
+        raise InputError("it has no token; give it some text")
+    if not all(0 <= id < len(tokenizer) for id in ids):
+        raise InputError(f"ids of tokens are 0 to {len(tokenizer) - 1}; use this model's tokenizer")
+    return Prompt(ids)
 
 
 def worked_turns(shots: Sequence[Example], format_name: str) -> list[dict]:
@@ -86,40 +105,6 @@ def _plain(turn: dict) -> str:
     """Return a turn as FALLBACK has it."""
     text = turn["content"]
     return f"Question: {text}\nAnswer:\n" if turn["role"] == "user" else f"{text}\n\n"
-
-
-def placed(instruction: str, turns: list[dict], role: str) -> list[dict]:
-    """Return the turns with the instruction where `role` says.
-
-    role: "system", a system turn before them; "user", behind the text of each user turn; "both".
-    """
-    behind = [
-        turn | {"content": f"{turn['content']}\n\n{instruction}"}
-        if turn["role"] == "user"
-        else turn
-        for turn in turns
-    ]
-    system = {"role": "system", "content": instruction}
-    return {"system": [system, *turns], "user": behind, "both": [system, *behind]}[role]
-
-
-def chat_text(tokenizer, instruction: str, turns: list[dict], role: str = "system") -> str:
-    """Return the text of the prompt, up to where the assistant's turn begins."""
-    from jinja2 import TemplateError
-
-    merged = [turns[0] | {"content": f"{instruction}\n\n{turns[0]['content']}"}, *turns[1:]]
-    without_system = merged if role == "system" else placed(instruction, turns, "user")
-    for messages in (placed(instruction, turns, role), without_system):
-        try:
-            return tokenizer.apply_chat_template(
-                messages, tokenize=False, add_generation_prompt=True
-            )
-        except TemplateError as error:
-            refusal = " ".join(str(error).split())
-    raise InputError(
-        f"the tokenizer's chat template cannot render a question ({refusal}); "
-        "use a model with a template for chats, or delete chat_template from its tokenizer"
-    )
 
 
 def sft_tokens(
@@ -200,16 +185,14 @@ def end_ids(tokenizer, generation_config=None) -> list[int]:
 
 def _after_turn(tokenizer) -> list[int]:
     """Return the token ids that the chat template puts after an assistant's turn."""
-    from jinja2 import TemplateError
-
     if not tokenizer.chat_template:
         return []
     turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": MARK}]
-    try:
-        text = tokenizer.apply_chat_template(turns, tokenize=False)
-    except TemplateError:
-        return []
-    return token_ids(tokenizer, text.rpartition(MARK)[2])
+    for shaped in (turns, as_parts(turns)):
+        _, mark, behind = rendered(tokenizer, shaped).rpartition(MARK)
+        if mark:
+            return token_ids(tokenizer, behind)
+    return []
 
 
 def token_ids(tokenizer, text: str) -> list[int]:

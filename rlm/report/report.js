@@ -1,6 +1,6 @@
 "use strict";
 // The rollout browser. All that a model wrote goes through textContent: none of it is markup.
-const data = JSON.parse(document.getElementById("data").textContent);
+let data = { questions: [] };
 const at = (id) => document.getElementById(id);
 const LIMITS = [0.9, 0.5, 0.1, 0.01]; // below each of these a token's colour is a step stronger
 const SVG = "http://www.w3.org/2000/svg";
@@ -10,7 +10,7 @@ const WHY = {
   unparsable: "not one plain number", too_long: "an answer of more than 400 characters",
   cut_off: "cut off: it may be the beginning of an answer only",
 };
-let question = 0, step = 0;
+let question = 0, step = 0, painted = "";
 
 function make(tag, text = "", className = "") {
   const made = document.createElement(tag);
@@ -187,6 +187,7 @@ function show() {
   at("back").disabled = question === 0;
   at("on").disabled = question === data.questions.length - 1;
   at("asked").textContent = chosen.question;
+  const focused = [...at("steps").children].indexOf(document.activeElement);
   at("steps").replaceChildren(...chosen.steps.map((each, i) => {
     const rewards = each.completions.map((record) => Number(record.reward));
     const button = make("button", `step ${each.step}: ${number(mean(rewards), 2)}`);
@@ -196,16 +197,27 @@ function show() {
     button.addEventListener("click", () => { step = i; show(); at("steps").children[i].focus(); });
     return button;
   }));
+  if (focused >= 0) at("steps").children[Math.min(focused, chosen.steps.length - 1)].focus();
   const right = records.filter((record) => verdict(record)[0] === "right").length;
   at("group").textContent = `Known answer ${chosen.gold}. Step ${chosen.steps[step].step}: `
     + `${records.length} completions, ${right} right, mean reward ${number(mean(records.map((r) => Number(r.reward))), 2)}.`;
+  const content = JSON.stringify([by, chosen.id, records]);
+  if (content === painted) return; // what is being read stays as it is
+  painted = content;
   at("completions").replaceChildren(...records.map((record, i) => card(record, i, by)));
   legend(by);
 }
 
-function begin() {
+// Show these rollouts; the chosen question and step stay chosen where they are still there.
+function take(fresh) {
+  const before = data.questions[question];
+  const last = before && before.steps[step].step;
+  data = fresh;
+  at("browser").hidden = !data.questions.length;
   if (!data.questions.length) return;
   data.questions.sort((one, other) => other.steps.length - one.steps.length || one.steps[0].step - other.steps[0].step);
+  question = before ? Math.max(0, data.questions.findIndex((each) => each.id === before.id)) : 0;
+  step = Math.max(0, data.questions[question].steps.findIndex((each) => each.step === last));
   at("question").replaceChildren(...data.questions.map((each, i) => {
     const where = each.steps.length > 1 ? each.steps.length + " steps" : "step " + each.steps[0].step;
     const option = make("option", where + " · " + each.question.slice(0, 100));
@@ -215,12 +227,11 @@ function begin() {
   at("sampled").textContent = data.shown < data.total
     ? `A sample: ${data.shown.toLocaleString("en")} of ${data.total.toLocaleString("en")} completions, the questions that came at most steps and some of the others. rollouts.jsonl has all.`
     : `All ${data.total.toLocaleString("en")} completions.`;
-  at("question").addEventListener("change", () => { question = Number(at("question").value); step = 0; show(); });
-  at("back").addEventListener("click", () => { question -= 1; step = 0; show(); });
-  at("on").addEventListener("click", () => { question += 1; step = 0; show(); });
-  at("colours").addEventListener("change", show);
-  at("browser").hidden = false;
   show();
 }
 
-begin();
+at("question").addEventListener("change", () => { question = Number(at("question").value); step = 0; show(); });
+at("back").addEventListener("click", () => { question -= 1; step = 0; show(); });
+at("on").addEventListener("click", () => { question += 1; step = 0; show(); });
+at("colours").addEventListener("change", show);
+take(JSON.parse(at("data").textContent));

@@ -2,6 +2,7 @@
 
     python -m rlm.report runs/demo          # writes runs/demo/report.html, of both stages
     python -m rlm.report runs/demo/grpo
+    python -m rlm.report watch runs/demo    # serves it while the run goes on: rlm/report/watch.py
 
 `write` only reads the run's files, so it works for a run that was interrupted, or is running.
 The page is rlm/report/report.html with the style, rlm/report/report.js with the rollout browser.
@@ -18,8 +19,10 @@ each prompt and output folded below.
 import base64
 import hashlib
 import json
+import math
 import re
 import sys
+from datetime import datetime
 from html import escape
 from pathlib import Path
 
@@ -31,6 +34,9 @@ from rlm.report.rollout_sample import BUDGET_BYTES, sample
 from rlm.report.run_data import RunData, read, stages
 
 HERE = Path(__file__).parent
+USAGE = """\
+usage: python -m rlm.report RUN_FOLDER...          writes report.html and plots there
+       python -m rlm.report watch RUN_FOLDER       serves it while the run goes on; --help"""
 TABLE_STEPS = 12  # of the metrics shown as numbers
 COLUMNS = {
     "accuracy": "accuracy",
@@ -43,31 +49,59 @@ COLUMNS = {
 }
 
 
-def write(folder: str | Path, budget: int = BUDGET_BYTES) -> Path:
+def write(folder: str | Path, budget: int = BUDGET_BYTES, *, running: bool = False) -> Path:
     """Write report.html and, with matplotlib, the plots into a run's folder; return its path.
 
     Of a train.py run also those of its stages, which know its evaluations only now. budget:
-    bytes of rollouts.jsonl that the page holds at most.
+    bytes of rollouts.jsonl that the page holds at most. running: more steps will come; the page
+    says so, and there are no plots yet.
     """
     folder = Path(folder)
     parts = stages(folder)
     for part in parts:
         if part != folder:
             write(part, budget)
-    whole, shown = read(folder), [read(part) for part in parts]
-    rollouts = next((p for p in reversed(parts) if (p / "rollouts.jsonl").exists()), folder)
-    if parts == [folder]:
-        plots.write(curves(whole.rows, _questions(whole)), folder)
-    page = fill(
+    if parts == [folder] and not running:
+        data = read(folder)
+        plots.write(curves(data.rows, _questions(data)), folder)
+    page = render(folder, budget=budget, running=running)
+    return files.write_text(folder / "report.html", page)
+
+
+def render(
+    folder: Path,
+    *,
+    budget: int = BUDGET_BYTES,
+    end: float = math.inf,
+    running: bool = False,
+    watched: str = "",
+) -> str:
+    """Return the page of a run's folder; nothing is written.
+
+    budget, end: bytes of rollouts.jsonl that the page holds at most, and that are looked at.
+    watched: what stands above a page that renews itself, as HTML; that one may ask its server.
+    """
+    parts = stages(folder)
+    whole = read(folder, running=running)
+    shown = [read(part, running=running and part == parts[-1]) for part in parts]
+    scripts = ["report.js", "watch.js"] if watched else ["report.js"]
+    return fill(
         {
             "TITLE": escape(f"Run {whole.name}"),
-            "BODY": _body(whole, shown),
+            "BODY": _body(whole, shown, running),
             "TAIL": "".join(_settings(data, len(shown) > 1) for data in shown or [whole]),
-            "DATA": _json(sample(rollouts / "rollouts.jsonl", budget)),
-            "SCRIPT": (HERE / "report.js").read_text(encoding="utf-8"),
+            "DATA": _json(sample(rollouts_of(folder), budget, end)),
+            "SCRIPT": "".join((HERE / name).read_text(encoding="utf-8") for name in scripts),
+            "WATCHED": watched,
+            "CONNECT": "; connect-src 'self'" if watched else "",
         }
     )
-    return files.write_text(folder / "report.html", page)
+
+
+def rollouts_of(folder: Path) -> Path:
+    """Return the rollouts.jsonl that a report shows: the run's, or that of its last stage."""
+    found = [part / "rollouts.jsonl" for part in reversed(stages(folder))]
+    return next((path for path in found if path.exists()), folder / "rollouts.jsonl")
 
 
 def fill(values: dict[str, str]) -> str:
@@ -88,12 +122,14 @@ def _json(value) -> str:
     return text.replace("<", "\\u003c")
 
 
-def _body(whole: RunData, shown: list[RunData]) -> str:
+def _body(whole: RunData, shown: list[RunData], running: bool) -> str:
     first = shown[0] if shown else whole
     settings = whole.settings or first.settings
     facts = [str(settings[n]) for n in ("model", "task", "format") if settings.get(n)]
     parts = [f"<h1>Run {escape(whole.name)}</h1>"]
     parts.append(f'<p class="facts">{escape(", ".join(facts))}</p>')
+    if running:
+        parts.append(f'<p class="facts">{escape(_progress(shown))}</p>')
     several = len(shown) > 1
     told = [
         f"{data.path.name}: {text}" if several else text
@@ -111,6 +147,21 @@ def _body(whole: RunData, shown: list[RunData]) -> str:
         parts.append(f"<h2>Training{escape(': ' + data.path.name) if several else ''}</h2>")
         parts.append(_training(data))
     return "\n".join(parts)
+
+
+def _progress(shown: list[RunData]) -> str:
+    """Return how far a run that goes on has come, and when that was written."""
+    last = shown[-1] if shown else None
+    if last is None or not last.rows:
+        return "It runs: no step has been logged yet."
+    step, wanted = int(last.rows[-1]["step"]), last.settings.get("max_steps") or 0
+    done = f"step {step} of {wanted}" if wanted >= step else f"step {step}"
+    stage = f"{last.path.name}: " if len(shown) > 1 else ""
+    return f"It runs, or was stopped: {stage}{done}, logged {_clock(last.path / 'log.csv')}."
+
+
+def _clock(path: Path) -> str:
+    return datetime.fromtimestamp(path.stat().st_mtime).strftime("%Y-%m-%d %H:%M:%S")
 
 
 def _evaluations(found: list[tuple[str, dict]]) -> str:
@@ -215,10 +266,14 @@ def _figure(value) -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Write the report of each folder that is named and print where it is."""
+    """Write the report of each folder that is named and print where it is; or watch one."""
     names = sys.argv[1:] if argv is None else argv
+    if names[:1] == ["watch"]:
+        from rlm.report import watch
+
+        return watch.main(names[1:])
     if not names or "--help" in names or "-h" in names:
-        print("usage: python -m rlm.report RUN_FOLDER...\nwrites report.html and plots there")
+        print(USAGE)
         return 0 if names else 2
     for name in names:
         folder = Path(name)

@@ -22,13 +22,13 @@ KEPT = ("text", "tokens", "finish", "reward", "parts", "reason", "advantage", "t
 Group = tuple[float, str]  # a step, a question's id
 
 
-def sample(path: Path, budget: int = BUDGET_BYTES) -> dict:
+def sample(path: Path, budget: int = BUDGET_BYTES, end: float = math.inf) -> dict:
     """Return {"total", "shown", "questions"}: counts of completions, and those that are shown.
 
     A question is {"id", "question", "gold", "steps": [{"step", "completions": [...]}]}. The same
-    file gives the same sample. A file that is not there has none.
+    file gives the same sample. A file that is not there has none. end: bytes of it that are read.
     """
-    places = _index(path)
+    places = _index(path, end)
     sizes = {g: sum(min(size, 3 * TEXT) for _, size in where) for g, where in places.items()}
     chosen = choose(sizes, budget)
     questions: dict[str, dict] = {}
@@ -132,10 +132,10 @@ def _text(value) -> str:
     return value if isinstance(value, str) else "" if value is None else json.dumps(value)
 
 
-def _index(path: Path) -> dict[Group, list[tuple[int, int]]]:
+def _index(path: Path, end: float) -> dict[Group, list[tuple[int, int]]]:
     """Return where each group's lines stand: (first byte, length) of each."""
     places: dict[Group, list[tuple[int, int]]] = defaultdict(list)
-    for start, line in _lines(path):
+    for start, line in _lines(path, end):
         try:
             record = json.loads(line)
             step, question = float(record["step"]), str(record["id"])
@@ -146,12 +146,14 @@ def _index(path: Path) -> dict[Group, list[tuple[int, int]]]:
     return places
 
 
-def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
+def _lines(path: Path, end: float) -> Iterator[tuple[int, bytes]]:
     if not path.exists():
         return
     start = 0
     with open(path, "rb") as file:
         for line in file:
+            if start + len(line) > end:
+                return
             yield start, line
             start += len(line)
 

@@ -1,6 +1,7 @@
 """What a run's folder holds, read for its report: metrics, settings, evaluations, warnings.
 
-Only reads. A run that was interrupted, or a file cut off by a crash, is read as far as it goes.
+Only reads. A run that was interrupted, or a file cut off by a crash, is read as far as it goes:
+a last line of a table without its end is left out, since its last number may be half of one.
 """
 
 import csv
@@ -45,11 +46,17 @@ class RunData:
         return totals
 
 
-def read(folder: str | Path) -> RunData:
-    """Return what is known of the run in `folder`; of an empty folder that is nothing."""
+def read(folder: str | Path, *, running: bool = False) -> RunData:
+    """Return what is known of the run in `folder`; of an empty folder that is nothing.
+
+    running: its steps are still coming, so their number is nothing to warn of.
+    """
     path = Path(folder)
     settings, rows = files.read_object(path / "settings.json"), read_rows(path)
-    messages = _from_console(path / "console.log") + _from_metrics(rows, settings)
+    messages = _from_console(path / "console.log")
+    if not running:
+        messages += _how_it_ended(rows, settings)
+    messages += _from_metrics(rows, settings)
     return RunData(path, settings, rows, _evaluations(path), messages)
 
 
@@ -75,9 +82,8 @@ def read_rows(folder: Path) -> list[dict]:
 def _csv_rows(path: Path) -> list[dict]:
     try:
         with open(path, encoding="utf-8", errors="replace", newline="") as file:
-            return [
-                _numbers(row) for row in csv.DictReader(line.replace("\0", "") for line in file)
-            ]
+            whole = (line.replace("\0", "") for line in file if line.endswith("\n"))
+            return [_numbers(row) for row in csv.DictReader(whole)]
     except (OSError, csv.Error):
         return []
 
@@ -128,14 +134,16 @@ def _from_console(path: Path) -> list[str]:
     return list(dict.fromkeys(told))[:50]
 
 
-def _from_metrics(rows: list[dict], settings: dict) -> list[str]:
-    """Return what the metrics themselves warn of."""
+def _how_it_ended(rows: list[dict], settings: dict) -> list[str]:
     if not rows:
         return ["no step was logged"]
-    told, last = [], int(rows[-1]["step"])
-    wanted = settings.get("max_steps") or 0
-    if last < wanted:
-        told.append(f"it ended at step {last} of {wanted}")
+    last, wanted = int(rows[-1]["step"]), settings.get("max_steps") or 0
+    return [f"it ended at step {last} of {wanted}"] if last < wanted else []
+
+
+def _from_metrics(rows: list[dict], settings: dict) -> list[str]:
+    """Return what the metrics themselves warn of."""
+    told = list[str]()
     broken: dict[str, list[int]] = {}
     for row in rows:
         for name in (name for name, value in row.items() if not math.isfinite(value)):
@@ -143,7 +151,7 @@ def _from_metrics(rows: list[dict], settings: dict) -> list[str]:
     for name, steps in sorted(broken.items()):
         more = f"{len(steps)} steps, first at " if len(steps) > 1 else "step "
         told.append(f"{name} is not finite at {more}{steps[0]}")
-    end = rows[-max(1, round(LAST * len(rows))) :]
+    end = rows[-max(1, round(LAST * len(rows))) :] if rows else []
 
     def mean(name: str) -> float:
         values = [row[name] for row in end if math.isfinite(row.get(name, math.nan))]

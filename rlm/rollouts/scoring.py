@@ -29,7 +29,7 @@ from typing import Any
 
 from rlm.answers.formats import turn_of
 from rlm.answers.kinds import judge_all, last_statements
-from rlm.errors import InputError
+from rlm.errors import InputError, RunError
 from rlm.records import Example, Rollout, Score
 
 Function = Callable[..., Any]
@@ -148,7 +148,7 @@ def _column(
                 f"{_told(error)}"
             ) from error
         if len(values) != len(texts):
-            raise RuntimeError(
+            raise RunError(
                 f"reward {name} returned {len(values)} values for {len(texts)} completions, of "
                 f"examples {_ids(examples)}; return one for each, in order"
             )
@@ -184,7 +184,7 @@ def _told(error: Exception) -> str:
 
 
 def _number(name: str, value, example: Example) -> float | None:
-    """Return a reward as a float; RuntimeError naming the example if it is no finite number."""
+    """Return a reward as a float; RunError naming the example if it is no finite number."""
     if value is None:
         return None
     try:
@@ -193,7 +193,7 @@ def _number(name: str, value, example: Example) -> float | None:
         number = math.nan
     if not math.isfinite(number):
         shown = repr(value)[:80]
-        raise RuntimeError(
+        raise RunError(
             f"reward {name} returned {shown} on example {example.id}; return a finite number, or "
             "None where it does not apply"
         )

@@ -12,6 +12,7 @@ import warnings
 from pathlib import Path
 
 from rlm import files, parallel
+from rlm.answers import math_pool
 from rlm.models.loading import find
 from rlm.report import report
 from rlm.run import checkpoint
@@ -30,14 +31,23 @@ SHOWN = (
 )  # fmt: skip
 
 
-def start(*models: str, log_level: str, threads: int, seed: int, timeout: float = 0) -> None:
+def start(
+    *models: str,
+    log_level: str,
+    threads: int,
+    seed: int,
+    timeout: float = 0,
+    math_seconds: float = math_pool.SECONDS,
+) -> None:
     """Set up what is global to a process: what is printed, CPU threads, torch's own seed.
 
     models: their names are looked up first: InputError before anything heavy is imported.
     timeout: seconds that it waits for the other processes of its run, 0 for the usual.
+    math_seconds: deadline of a verdict of kind math.
     """
     for name in models:
         find(name)
+    math_pool.set_deadline(math_seconds)
     import torch
     import transformers
 
@@ -58,13 +68,15 @@ class Run:
     """The folder of one run. `settings` is a plain dictionary, written as it is.
 
     trackers: names out of `rlm.run.log.TRACKERS`, which get all that is logged; project: theirs.
+    report_every: steps between reports while it runs, 0: one at the end alone.
     goes_on: the run is the one whose folder is there, stopped earlier.
     rows: what was logged by this process, a dictionary a step.
     """
 
     def __init__(
-        self, path: str | Path, settings: dict, *, trackers=(), project=None, goes_on=False
-    ):
+        self, path: str | Path, settings: dict, *, trackers=(), project=None, report_every=0,
+        goes_on=False,
+    ):  # fmt: skip
         self.path = Path(path)
         if not goes_on:
             keep_earlier(self.path)
@@ -76,6 +88,7 @@ class Run:
         self._trackers = Trackers(trackers, self.path, project=project, settings=settings)
         self._progress = ProgressBar(settings.get("max_steps") or None)
         self._validation, self._validated = dict[str, float](), False
+        self._report_every = report_every
         atexit.register(self.close)  # an interrupted run has its report too
 
     def log(self, row: dict, *, show: bool = True) -> None:
@@ -90,6 +103,8 @@ class Run:
         self.rows.append(row)
         self._trackers.log(row)
         self._progress.show(row)
+        if self._report_every and row["step"] % self._report_every == 0:
+            self._report(running=True)
         if not show:
             return
         shown = [f"{name} {row[name]:.4g}" for name in SHOWN if name in row]
@@ -134,8 +149,11 @@ class Run:
         self._progress.close()
         self._csv.close()
         self._trackers.close()
+        self._report()
+
+    def _report(self, *, running: bool = False) -> None:
         try:
-            report.write(self.path)
+            report.write(self.path, running=running)
         except OSError as error:
             logger.warning("warning: no report.html: %s", error)
 

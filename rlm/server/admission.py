@@ -28,6 +28,8 @@ class Admission(ABC):
         self.dead = self.closing = False
         self.last_step = time.monotonic()  # when the last tokens came
         self.tokens = 0  # sampled so far
+        self.token_seconds = 0.0  # what a token of a sample takes, as measured; 0: not known
+        self.tells_logprobs = True
         self.jobs: set[Job] = set()  # all that are accepted and not ended; of the event loop
         self.upstreams: tuple = ()  # the servers that do the work, if others do it
         self._waiting: set[Job] = set()  # those of them none of whose samples runs, under the lock
@@ -96,6 +98,16 @@ class Admission(ABC):
         self.jobs.discard(job)
         with self._lock:
             self._waiting.discard(job)
+
+    def measured(self, seconds: float) -> None:
+        """Note what a token of a sample took: a mean over the latest, slow to move."""
+        known = self.token_seconds
+        self.token_seconds = known + 0.05 * (seconds - known) if known else seconds
+
+    def seconds_for(self, tokens: int) -> float:
+        """Return what a sample of so many tokens takes at the measured speed, its wait included."""
+        rounds = 1 + max(0, self.queued - 1) / max(1, self.rows)
+        return tokens * self.token_seconds * rounds
 
     async def drain(self, seconds: float) -> None:
         """Refuse new requests, let the accepted ones end, cancel what is left then."""

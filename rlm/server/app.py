@@ -10,8 +10,9 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import Response
 from starlette.routing import Route
 
-from rlm.server import openai_route
+from rlm.server import completions_route, openai_route, responses_route
 from rlm.server.chat_requests import ChatRequest
+from rlm.server.completions_route import CompletionRequest
 from rlm.server.errors import ApiError, encode, failed
 from rlm.server.guard import RequestGuard
 from rlm.server.metrics import CONTENT_TYPE
@@ -20,6 +21,7 @@ from rlm.server.page import page_response
 from rlm.server.reasoning import reason
 from rlm.server.replies import ReasoningReply
 from rlm.server.requests import ReasoningRequest, check
+from rlm.server.responses_requests import ResponsesRequest
 from rlm.server.service import Service
 
 logger = logging.getLogger("rlm.server")
@@ -34,15 +36,17 @@ def make_app(
     """Return the ASGI application. is_key: whether a text is the key; None needs none."""
     app = FastAPI(title="Reasoning model", version="1", redoc_url=None, redirect_slashes=False)
     _add_endpoints(app, service)
+    _add_models(app, service)
     _add_state(app, service, is_key is not None)
     app.add_exception_handler(ApiError, _api_error)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(Exception, _failure)
     service.metrics.watch(service.worker)
     # FastAPI's own way to another description is to put a function in the method's place.
-    described = describe(app, (ReasoningRequest, ChatRequest), is_key is not None)
+    bodies = (ReasoningRequest, ChatRequest, CompletionRequest, ResponsesRequest)
+    described = describe(app, bodies, is_key is not None)
     app.openapi = described  # type: ignore[method-assign]
-    paths = {route.path for route in app.routes if isinstance(route, Route)}
+    paths = [route for route in app.routes if isinstance(route, Route)]
     guarded = RequestGuard(app, is_key=is_key, paths=paths, count=service.metrics.count)
     if not cors_origins:
         return guarded
@@ -51,14 +55,14 @@ def make_app(
         guarded,
         allow_origins=list(cors_origins),
         allow_methods=["GET", "POST"],
-        allow_headers=["Authorization", "Content-Type", "ngrok-skip-browser-warning"],
+        # Clients for browsers send headers of their own (x-stainless-...); none of them opens
+        # a door, and the key is never sent by the browser itself.
+        allow_headers=["*"],
         expose_headers=["X-Request-Id", "Retry-After"],
     )
 
 
 def _add_endpoints(app: FastAPI, service: Service) -> None:
-    started = int(time.time())
-
     @app.post(
         "/phase1/reasoning",
         response_model=ReasoningReply,
@@ -81,10 +85,47 @@ def _add_endpoints(app: FastAPI, service: Service) -> None:
         asked = check(ChatRequest, await request.body())
         return await openai_route.chat(service, asked, request.state.request_id, request.receive)
 
+    @app.post(
+        "/v1/completions",
+        response_model=completions_route.CompletionReply,
+        responses=errors(400, 401, 408, 413, 422, 429, 500, 503, 504) | {200: EVENTS},
+        openapi_extra=json_body(CompletionRequest),
+    )
+    async def completions(request: Request) -> Response:
+        """Go on with a text as it is, without a chat template."""
+        asked = check(CompletionRequest, await request.body())
+        id, receive = request.state.request_id, request.receive
+        return await completions_route.complete(service, asked, id, receive)
+
+    @app.post(
+        "/v1/responses",
+        response_model=responses_route.ResponsesReply,
+        responses=errors(400, 401, 408, 413, 422, 429, 500, 503, 504) | {200: EVENTS},
+        openapi_extra=json_body(ResponsesRequest),
+    )
+    async def responses(request: Request) -> Response:
+        """Answer a text or a conversation, in the plain form of the responses API."""
+        asked = check(ResponsesRequest, await request.body())
+        id, receive = request.state.request_id, request.receive
+        return await responses_route.respond(service, asked, id, receive)
+
+
+def _add_models(app: FastAPI, service: Service) -> None:
+    started = int(time.time())
+
     @app.get("/v1/models", response_model=openai_route.ModelList, responses=errors(401, 500))
     async def models() -> dict:
         """The one model."""
         return openai_route.models(service, started)
+
+    @app.get(
+        "/v1/models/{model:path}",
+        response_model=openai_route.Model,
+        responses=errors(401, 404, 500),
+    )
+    async def model(model: str) -> dict:
+        """The model, by its name."""
+        return openai_route.model(service, model, started)
 
 
 def _add_state(app: FastAPI, service: Service, key_required: bool) -> None:

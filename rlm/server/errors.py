@@ -9,9 +9,9 @@ from pydantic import BaseModel
 
 # status -> what it means; the OpenAPI document lists them with every operation.
 STATUSES = {
-    400: "not JSON, or more tokens than the model's context",
+    400: "not JSON, more tokens than the model's context, or a field that cannot be kept",
     401: "no key, or a wrong one",
-    404: "no such path",
+    404: "no such path or model",
     405: "no such method here",
     408: "the body took too long to arrive",
     413: "the body is too large",

@@ -28,7 +28,8 @@ NO_NAME = "this server has no key and answers to 127.0.0.1 and localhost only; g
 class RequestGuard:
     """is_key: whether a text is the key; None where no key is needed.
 
-    count: called with (path, status) of every response; the path is "" for an unknown one.
+    paths: the routes. count: called with (path, status) of every response; the path is the
+    route's own, "" for an unknown one.
     """
 
     def __init__(self, app, *, is_key: Callable[[str], bool] | None, paths, count: Callable):
@@ -41,7 +42,7 @@ class RequestGuard:
         request_id = uuid.uuid4().hex[:16]
         scope.setdefault("state", {})["request_id"] = request_id
         begun, sent = time.monotonic(), {}
-        path = scope["path"] if scope["path"] in self.paths else ""
+        path = next((r.path for r in self.paths if r.path_regex.match(scope["path"])), "")
 
         async def reply(message) -> None:
             if message["type"] == "http.response.start":

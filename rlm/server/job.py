@@ -9,7 +9,7 @@ import time
 from dataclasses import dataclass, field
 
 from rlm.engine.sampling import Sampling
-from rlm.records import Prompt, Rollout
+from rlm.records import Choice, Prompt, Rollout
 from rlm.server.errors import ApiError
 
 # Why a sample ended, and what a client is told. The other causes are the server's words already.
@@ -19,9 +19,13 @@ OWN_ENDS = ("stop", "length", "stop_sequence")  # the sample came to its own end
 
 @dataclass(eq=False)
 class Sample:
-    """One completion. pieces: text that nobody has read yet. finish: None while it runs."""
+    """One completion. pieces: text that nobody has read yet. finish: None while it runs.
+
+    chosen: (token, what it was chosen from), those that nobody has read yet.
+    """
 
     pieces: list[str] = field(default_factory=list)
+    chosen: list[tuple[int, Choice]] = field(default_factory=list)
     rollout: Rollout | None = None
     finish: str | None = None
 
@@ -60,6 +64,11 @@ class Job:
         """Whether any sample came to its own end."""
         return any(sample.finish in OWN_ENDS for sample in self.samples)
 
+    @property
+    def cut(self) -> bool:
+        """Whether its deadline fell while tokens came: they are the reply."""
+        return bool(self.failure and self.failure.status == 504 and self.started is not None)
+
     def begin(self, started: float) -> None:
         """Note when its first sample got a row, and so its first token."""
         if self.started is None:
@@ -69,6 +78,12 @@ class Job:
         """Take in a piece of a sample's text."""
         if piece and self.live:
             self.samples[index].pieces.append(piece)
+            self.news.set()
+
+    def chose(self, index: int, token: int, choice: Choice) -> None:
+        """Take in what a token was chosen from."""
+        if self.live:
+            self.samples[index].chosen.append((token, choice))
             self.news.set()
 
     def end(self, index: int, rollout: Rollout, cause: str) -> None:

@@ -1,6 +1,6 @@
 """POST /v1/chat/completions and GET /v1/models, so that every client of that API works.
 
-The reasoning comes under both names in use, `reasoning_content` and `reasoning`.
+The reasoning comes under the names of `Service.reasoning_fields`.
 """
 
 import logging
@@ -14,6 +14,7 @@ from starlette.responses import Response
 from rlm.server.chat_requests import ChatRequest
 from rlm.server.errors import ApiError, encode, failed
 from rlm.server.job import Job
+from rlm.server.logprobs import Teller, chosen_of
 from rlm.server.replies import Read, read_samples, timing, usage
 from rlm.server.service import Service
 from rlm.server.splitter import REASONING
@@ -28,13 +29,14 @@ DONE = b"data: [DONE]\n\n"
 class ChatMessage(BaseModel):
     role: str
     content: str
-    reasoning_content: str
-    reasoning: str
+    reasoning_content: str | None = None
+    reasoning: str | None = None
 
 
 class ChatChoice(BaseModel):
     index: int
     message: ChatMessage
+    logprobs: dict | None = None
     finish_reason: str
 
 
@@ -72,65 +74,89 @@ async def chat(service: Service, asked: ChatRequest, request_id: str, receive) -
     if asked.stream:
         return EventStream(_chunks(service, asked, job, request_id), partial(service.abandon, job))
     await finished(service, job, receive)
-    samples, used = _finish(service, asked, job, request_id)
-    reply = ChatReply(
-        id=job.id,
-        object="chat.completion",
-        created=int(time.time()),
-        model=service.model,
-        choices=[_choice(sample) for sample in samples],
-        usage=used,
-    )
-    return Response(encode(reply.model_dump()), media_type="application/json")
+    samples, used = finish(service, _said(asked), job, request_id)
+    reply = head(service, job, "chat.completion") | {
+        "choices": [_choice(service, asked, job, sample) for sample in samples],
+        "usage": used,
+    }
+    return Response(encode(reply), media_type="application/json")
 
 
 def models(service: Service, started: int) -> dict:
     """Return the list of the one model."""
-    model = Model(id=service.model, object="model", created=started, owned_by="local")
-    return ModelList(object="list", data=[model]).model_dump()
+    return {"object": "list", "data": [_model(service, started)]}
 
 
-def _finish(service: Service, asked: ChatRequest, job: Job, request_id: str) -> tuple:
+def model(service: Service, name: str, started: int) -> dict:
+    """Return the model of that name; ApiError 404 if it is another one's."""
+    if name != service.model:
+        message = f"there is no such model here; the one that is served is {service.model}"
+        raise ApiError(404, "model_not_found", message, param="model")
+    return _model(service, started)
+
+
+def _model(service: Service, started: int) -> dict:
+    made = Model(id=service.model, object="model", created=started, owned_by="local")
+    return made.model_dump()
+
+
+def head(service: Service, job: Job, kind: str) -> dict:
+    """Return what a reply and its chunks begin with."""
+    created = int(time.time())
+    return {"id": job.id, "object": kind, "created": created, "model": service.model}
+
+
+def finish(service: Service, said: str, job: Job, request_id: str) -> tuple[list[Read], dict]:
     """Return the samples and their usage; note both in the metrics and the log."""
-    samples = read_samples(job, service.format, service.tokenizer)
+    samples = read_samples(job, service.format, service.tokenizer, service.kind)
     used = usage(job, samples)
     times = timing(job, used["completion_tokens"])
     service.note(request_id, [sample.finish for sample in samples], used, times)
-    said = "\n".join(message.text() for message in asked.messages)
     service.note_content(request_id, said, [sample.text for sample in samples])
     details = {"reasoning_tokens": used.pop("reasoning_tokens")}
     return samples, used | {"completion_tokens_details": details}
 
 
-def _choice(sample: Read) -> ChatChoice:
-    return ChatChoice(
-        index=sample.index,
-        message=ChatMessage(
-            role="assistant",
-            content=sample.said,
-            reasoning_content=sample.reasoning,
-            reasoning=sample.reasoning,
-        ),
-        finish_reason=FINISHES.get(sample.finish, sample.finish),
-    )
+def finish_reason(finish: str) -> str:
+    """Return why a sample ended in the API's words: stop or length."""
+    return FINISHES.get(finish, finish)
+
+
+def _said(asked: ChatRequest) -> str:
+    return "\n".join(message.text() for message in asked.messages)
+
+
+def _choice(service: Service, asked: ChatRequest, job: Job, sample: Read) -> dict:
+    message = {"role": "assistant", "content": sample.said}
+    logprobs, rollout = None, job.samples[sample.index].rollout
+    if asked.logprobs and rollout:
+        teller = Teller(service.tokenizer)
+        content = [teller.chat(*each) for each in chosen_of(rollout, sample.finish)]
+        logprobs = {"content": content, "refusal": None}
+    return {
+        "index": sample.index,
+        "message": message | dict.fromkeys(service.reasoning_fields, sample.reasoning),
+        "logprobs": logprobs,
+        "finish_reason": finish_reason(sample.finish),
+    }
 
 
 async def _chunks(
     service: Service, asked: ChatRequest, job: Job, request_id: str
 ) -> AsyncGenerator[bytes]:
     """Yield the chunks of a stream, [DONE] as the last one, or an error instead of it."""
-    head = {
-        "id": job.id,
-        "object": "chat.completion.chunk",
-        "created": int(time.time()),
-        "model": service.model,
-    }
+    begin = head(service, job, "chat.completion.chunk")
     with_usage = bool(asked.stream_options and asked.stream_options.include_usage)
+    tellers = [Teller(service.tokenizer) for _ in job.samples]
 
     def chunk(index: int, delta: dict, finish: str | None = None) -> bytes:
         choice = {"index": index, "delta": delta, "finish_reason": finish}
+        if asked.logprobs:
+            chosen, job.samples[index].chosen = job.samples[index].chosen, []
+            content = [tellers[index].chat(*each) for each in chosen]
+            choice["logprobs"] = {"content": content, "refusal": None} if content else None
         # As the API has it: with include_usage every chunk has the field, null but in the last.
-        return data(head | {"choices": [choice]} | ({"usage": None} if with_usage else {}))
+        return data(begin | {"choices": [choice]} | ({"usage": None} if with_usage else {}))
 
     try:
         first = {"role": "assistant", "content": ""}
@@ -140,18 +166,18 @@ async def _chunks(
             if news is None:
                 yield KEEP_ALIVE
                 continue
-            out = [chunk(index, _delta(channel, delta)) for index, channel, delta in news]
-            if job.done and not job.succeeded:
+            out = [chunk(i, _delta(service, channel, delta)) for i, channel, delta in news]
+            if job.done and not job.succeeded and not job.cut:
                 raise job.failure or failed()
             for index, sample in enumerate(job.samples):
                 if sample.finish and index not in told:
                     told.add(index)
-                    out.append(chunk(index, {}, FINISHES.get(sample.finish, sample.finish)))
+                    out.append(chunk(index, {}, finish_reason(sample.finish)))
             if out:
                 yield b"".join(out)
-        _, used = _finish(service, asked, job, request_id)
+        _, used = finish(service, _said(asked), job, request_id)
         if with_usage:
-            yield data(head | {"choices": [], "usage": used})
+            yield data(begin | {"choices": [], "usage": used})
         yield DONE
     except ApiError as error:
         yield data(error.body(request_id))
@@ -160,7 +186,7 @@ async def _chunks(
         yield data(failed().body(request_id))
 
 
-def _delta(channel: str, delta: str) -> dict:
+def _delta(service: Service, channel: str, delta: str) -> dict:
     if channel == REASONING:
-        return {"reasoning_content": delta, "reasoning": delta}
+        return dict.fromkeys(service.reasoning_fields, delta)
     return {"content": delta}

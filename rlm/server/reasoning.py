@@ -47,7 +47,7 @@ def make_reply(
     service: Service, asked: ReasoningRequest, job: Job, seed: int, request_id: str
 ) -> dict:
     """Return the reply to a finished job, and note it in the metrics and the log."""
-    samples = read_samples(job, service.format, service.tokenizer)
+    samples = read_samples(job, service.format, service.tokenizer, service.kind)
     votes = asked.vote == "majority" or (asked.vote == "auto" and asked.n > 1)
     chosen, vote = count_votes(samples) if votes else (first_ended(samples), None)
     used = usage(job, samples)
@@ -105,9 +105,7 @@ async def _events(
             out += [_sample_event(service, job, index) for index in ended]
             if out:
                 yield b"".join(out)
-        # A reader of a stream has the text so far, and is told that it ran out of time.
-        late = job.failure and job.failure.status == 504 and job.started is not None
-        if not job.succeeded and not late:
+        if not job.succeeded and not job.cut:
             raise job.failure or failed()
         reply = make_reply(service, asked, job, seed, request_id)
         for name in ("reasoning", "text"):
@@ -123,6 +121,6 @@ async def _events(
 
 
 def _sample_event(service: Service, job: Job, index: int) -> bytes:
-    sample = read_sample(job, index, service.format, service.tokenizer)
+    sample = read_sample(job, index, service.format, service.tokenizer, service.kind)
     said = {"answer": sample.answer.canonical, "finish_reason": sample.finish}
     return event("sample", {"index": index} | said)

@@ -1,6 +1,6 @@
 """What comes back: a finished job -> its samples read, their votes, usage and timing.
 
-An answer is what `rlm.answers.reading` reads, as an exact value; what cannot be read is no answer.
+An answer is what `rlm.answers` reads, a number as its exact value; what cannot be read is none.
 """
 
 import bisect
@@ -11,7 +11,9 @@ from typing import Literal
 
 from pydantic import BaseModel
 
+from rlm.answers.kinds import stated
 from rlm.answers.reading import Answer, read_answer
+from rlm.answers.texts import Stated
 from rlm.evaluation.statistics import majority
 from rlm.models.text_stream import decode
 from rlm.server.job import OWN_ENDS, Job
@@ -92,7 +94,7 @@ class Read:
     reasoning: str
     said: str
     text: str
-    answer: Answer
+    answer: Answer | Stated
     finish: str
     tokens: int
     reasoning_tokens: int
@@ -105,33 +107,26 @@ class Read:
     @property
     def vote(self) -> tuple | None:
         value = self.answer.value
-        return None if value is None else (value, self.answer.percent)
+        percent = isinstance(self.answer, Answer) and self.answer.percent
+        return None if value is None else (value, percent)
 
 
-def read_samples(job: Job, fmt, tokenizer) -> list[Read]:
+def read_samples(job: Job, fmt, tokenizer, kind: str = "number") -> list[Read]:
     """Return the samples of a finished job."""
-    return [read_sample(job, index, fmt, tokenizer) for index in range(len(job.samples))]
+    return [read_sample(job, index, fmt, tokenizer, kind) for index in range(len(job.samples))]
 
 
-def read_sample(job: Job, index: int, fmt, tokenizer) -> Read:
-    """Return one sample that has ended."""
+def read_sample(job: Job, index: int, fmt, tokenizer, kind: str = "number") -> Read:
+    """Return one sample that has ended. kind: of the answers, of `rlm.answers.kinds.KINDS`."""
     sample = job.samples[index]
     assert job.prompt and sample.rollout and sample.finish, "it has not ended"
     text, ids = sample.rollout.text, sample.rollout.ids
     splitter, parts = Splitter(fmt), {REASONING: "", ANSWER: ""}
     for channel, delta in (*splitter.feed(text), *splitter.finish()):
         parts[channel] += delta
-    behind = 0  # where the reasoning ends
-    if parts[REASONING]:
-        begin = text.index(fmt.reasoning_open) + len(fmt.reasoning_open)
-        behind = text.index(parts[REASONING], begin) + len(parts[REASONING])
-    answer = Answer(reason="empty")
+    answer: Answer | Stated = Answer(reason="empty")
     if sample.finish in OWN_ENDS:
-        answer = read_answer(text, fmt.name)
-        # Cut off in the middle of a number, its beginning would be a made-up answer.
-        if sample.finish == "length" and read_answer(text + "0", fmt.name) != answer:
-            at_end = text[-1:].isspace()
-            answer = answer if at_end else Answer(reason="unparsable")
+        answer = _answer(text, fmt.name, kind, sample.finish)
     return Read(
         index=index,
         reasoning=parts[REASONING],
@@ -140,8 +135,20 @@ def read_sample(job: Job, index: int, fmt, tokenizer) -> Read:
         answer=answer,
         finish=sample.finish,
         tokens=len(ids),
-        reasoning_tokens=_tokens_of(behind - len(job.prompt.prefill), ids, tokenizer),
+        reasoning_tokens=_tokens_of(splitter.reasoned - len(job.prompt.prefill), ids, tokenizer),
     )
+
+
+def _answer(text: str, format_name: str, kind: str, finish: str) -> Answer | Stated:
+    """Return what a text states; a completion that was cut off may have stated a part of it."""
+    if kind != "number":
+        found, reason = stated(text, format_name, kind, finish=finish)
+        return Stated(found, found, reason)
+    answer = read_answer(text, format_name)
+    # Cut off in the middle of a number, its beginning would be a made-up answer.
+    if finish == "length" and read_answer(text + "0", format_name) != answer:
+        return answer if text[-1:].isspace() else Answer(reason="unparsable")
+    return answer
 
 
 def _tokens_of(characters: int, ids: list[int], tokenizer) -> int:

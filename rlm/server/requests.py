@@ -5,7 +5,7 @@ The body is parsed here, whatever type its header names: `curl -d` sends a form'
 
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import (
@@ -32,11 +32,20 @@ MAX_TIMEOUT = 3600.0  # seconds
 class Ask:
     """What either endpoint asks of the model.
 
-    messages: the conversation, {"role", "content"} each; without a system turn it gets the
-        format's instruction. max_tokens, timeout_seconds: None takes the server's.
+    messages: the conversation, {"role", "content"} each; the format's instruction comes to it,
+        or gives way to its system turns (replace_instruction). prompt: a text or token ids that
+        the model goes on with instead, as they are.
+    max_tokens, timeout_seconds: None takes the server's. effort: of EFFORTS, bounds the reasoning
+        where max_reasoning_tokens does not. logprobs: so many of the likeliest tokens are told
+        beside each one. template: what the chat template is told.
     """
 
-    messages: tuple[dict, ...]
+    messages: tuple[dict, ...] = ()
+    prompt: str | tuple[int, ...] | None = None
+    replace_instruction: bool = False
+    effort: str | None = None
+    logprobs: int | None = None
+    template: dict = field(default_factory=dict)
     max_tokens: int | None = None
     max_reasoning_tokens: int | None = None
     temperature: float = 0.7
@@ -49,6 +58,17 @@ class Ask:
     timeout_seconds: float | None = None
 
 
+# The share of a completion's tokens that its reasoning may take.
+EFFORTS = {
+    "none": 0.0,
+    "minimal": 1 / 16,
+    "low": 1 / 4,
+    "medium": 1 / 2,
+    "high": 3 / 4,
+    "xhigh": 1.0,
+}
+
+
 def _not_blank(text: str) -> str:
     if not text.strip():
         raise ValueError("it is blank; give it some text")
@@ -59,6 +79,15 @@ def _listed(value):
     return [value] if isinstance(value, str) else value
 
 
+def _unlimited(value):
+    return None if type(value) is int and value == -1 else value
+
+
+def _or_unlimited(low: int, high: int) -> WithJsonSchema:
+    number = {"type": "integer", "minimum": low, "maximum": high}
+    return WithJsonSchema({"anyOf": [{"const": -1}, number, {"type": "null"}]})
+
+
 Text = Annotated[
     str,
     Field(min_length=1, max_length=MAX_PROMPT, json_schema_extra={"pattern": r"\S"}),
@@ -66,7 +95,7 @@ Text = Annotated[
 ]
 Stops = Annotated[
     list[Annotated[str, Field(min_length=1, max_length=256)]],
-    Field(max_length=4),
+    Field(max_length=8),
     BeforeValidator(_listed),
     WithJsonSchema(
         {
@@ -74,7 +103,7 @@ Stops = Annotated[
                 {"type": "string", "minLength": 1, "maxLength": 256},
                 {
                     "type": "array",
-                    "maxItems": 4,
+                    "maxItems": 8,
                     "items": {"type": "string", "minLength": 1, "maxLength": 256},
                 },
             ]
@@ -82,6 +111,15 @@ Stops = Annotated[
     ),
 ]
 Tokens = Annotated[int, Field(ge=1, le=MAX_TOKENS)]
+MaxTokens = Annotated[  # -1: as None
+    Tokens | None, BeforeValidator(_unlimited), _or_unlimited(1, MAX_TOKENS)
+]
+TopK = Annotated[  # -1: as 0
+    Annotated[int, Field(ge=0, le=MAX_TOKENS)] | None,
+    BeforeValidator(_unlimited),
+    _or_unlimited(0, MAX_TOKENS),
+]
+Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh"]
 Temperature = Annotated[float, Field(ge=0, le=2, description="0 is greedy")]
 TopP = Annotated[float, Field(gt=0, le=1, description="the likeliest tokens up to this share")]
 Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
@@ -90,13 +128,17 @@ Samples = Annotated[int, Field(ge=1, le=16)]
 
 class Request(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False, frozen=True)
-    if TYPE_CHECKING:  # every request has them, in a place of its own
-        n: int | None
+    if TYPE_CHECKING:  # every request has it, in a place of its own
         temperature: float | None
+
+    @classmethod
+    def kept(cls, given: dict) -> dict:
+        """Return what is to be checked of an object that came; ApiError for what cannot be kept."""
+        return given
 
     @model_validator(mode="after")
     def _samples_differ(self):
-        if (self.n or 1) > 1 and self.temperature == 0:
+        if (getattr(self, "n", None) or 1) > 1 and self.temperature == 0:
             raise ValueError("n: greedy samples are all the same; use n 1 or a temperature above 0")
         return self
 
@@ -105,16 +147,18 @@ class ReasoningRequest(Request):
     """A question for the model."""
 
     prompt: Text = Field(description="the question")
-    system: Text | None = Field(None, description="system turn; default: the format's instruction")
-    max_tokens: Tokens | None = Field(
-        None, description="reasoning and answer; default: what the server and the context allow"
+    system: Text | None = Field(None, description="it stands beside the format's instruction")
+    replace_instruction: bool = Field(False, description="system stands in its place")
+    max_tokens: MaxTokens = Field(
+        None,
+        description="reasoning and answer; default, and -1: what the server and the context allow",
     )
     max_reasoning_tokens: Tokens | None = Field(
         None, description="after so many the reasoning is closed and the answer follows"
     )
     temperature: Temperature = 0.7
     top_p: TopP = 1.0
-    top_k: int = Field(0, ge=0, le=MAX_TOKENS, description="the k likeliest tokens; 0: all")
+    top_k: TopK = Field(0, description="the k likeliest tokens; 0, and -1: all")
     seed: Seed | None = Field(None, description="the same seed gives the same reply")
     n: Samples = Field(1, description="samples")
     vote: Literal["auto", "majority", "none"] = Field(
@@ -138,6 +182,8 @@ class ReasoningRequest(Request):
             )
         if self.stream and self.format == "text":
             raise ValueError("format: a stream has events, not plain text; leave out one of both")
+        if self.replace_instruction and not self.system:
+            raise ValueError("replace_instruction: by nothing; give the text as system")
         return self
 
     def ask(self) -> Ask:
@@ -145,11 +191,12 @@ class ReasoningRequest(Request):
         system = [{"role": "system", "content": self.system}] if self.system else []
         return Ask(
             messages=(*system, {"role": "user", "content": self.prompt}),
+            replace_instruction=self.replace_instruction,
             max_tokens=self.max_tokens,
             max_reasoning_tokens=self.max_reasoning_tokens,
             temperature=self.temperature,
             top_p=self.top_p,
-            top_k=self.top_k,
+            top_k=self.top_k or 0,
             seed=self.seed,
             n=self.n,
             stop=tuple(self.stop or ()),
@@ -177,7 +224,7 @@ def read_json(body: bytes) -> dict:
 def check(model: type[Request], body: bytes):
     """Return the request; ApiError 400 or 422 with the first field that is wrong."""
     try:
-        return model.model_validate(read_json(body))
+        return model.model_validate(model.kept(read_json(body)))
     except ValidationError as error:
         raise _refusal(model, error) from None
 

@@ -5,6 +5,7 @@ The order matters: a place in the queue first, then the tokens of the prompt, th
 
 import asyncio
 import logging
+import math
 import secrets
 import time
 import uuid
@@ -15,20 +16,23 @@ from dataclasses import dataclass, field
 from rlm.answers.formats import Format
 from rlm.engine.sampling import Closing, Sampling
 from rlm.errors import InputError
-from rlm.models.prompts import chat_prompt, token_ids
-from rlm.records import Example
+from rlm.models.prompts import chat_prompt, raw_prompt, token_ids
+from rlm.models.templates import check_options
+from rlm.records import Example, Prompt
 from rlm.seeds import derive
 from rlm.server.admission import TIMEOUT, Admission
 from rlm.server.errors import ApiError, invalid, late
 from rlm.server.job import Job
 from rlm.server.metrics import Metrics
-from rlm.server.requests import Ask
-from rlm.server.splitter import Splitter
+from rlm.server.requests import EFFORTS, MAX_TIMEOUT, Ask
+from rlm.server.splitter import Splitter, Whole
 
 logger = logging.getLogger("rlm.server")
 
 JOIN_SECONDS = 0.03  # deltas are joined for so long
 KEEP_ALIVE_SECONDS = 10.0
+DEFAULT_SECONDS = 120.0  # a request's time where neither server nor client says another
+SLACK = 3.0  # times what its tokens take at the measured speed: that falls with more clients
 GRACE_SECONDS = 2.0  # after its deadline a request does not wait any longer for a step to end
 
 
@@ -36,8 +40,12 @@ GRACE_SECONDS = 2.0  # after its deadline a request does not wait any longer for
 class Service:
     """What the endpoints need. max_tokens, timeout_seconds: the most a request can have.
 
+    timeout_seconds: None is DEFAULT_SECONDS, or more where max_tokens take longer at the measured
+    speed, and leaves a request that says how long it can wait its time.
+    reasoning_fields: the names that clients of the chat API find the reasoning under.
     shots: worked examples that stand before every conversation. role: where the instruction
-    stands, of `rlm.answers.formats.ROLES`; None: where the format has it.
+    stands, of `rlm.answers.formats.ROLES`; None: where the format has it. kind: of the answers,
+    which are asked for and read, of `rlm.answers.kinds.KINDS`.
     """
 
     worker: Admission
@@ -45,10 +53,12 @@ class Service:
     format: Format
     model: str
     max_tokens: int
-    timeout_seconds: float
+    timeout_seconds: float | None
+    reasoning_fields: tuple[str, ...] = ("reasoning_content",)
     log_content: bool = False
     shots: Sequence[Example] = ()
     role: str | None = None
+    kind: str = "number"
     metrics: Metrics = field(default_factory=Metrics)
 
     def __post_init__(self):
@@ -61,38 +71,40 @@ class Service:
     async def start(self, ask: Ask, prefix: str) -> tuple[Job, int]:
         """Return the job on its way to the engine, and its seed; ApiError if it is refused."""
         seed = secrets.randbelow(2**53) if ask.seed is None else ask.seed
-        seconds = min(ask.timeout_seconds or self.timeout_seconds, self.timeout_seconds)
         job = Job(
             id=f"{prefix}-{uuid.uuid4().hex}",
             # As Engine.generate does it: the same seed gives the same samples everywhere.
             seeds=[derive(seed, 0, index) for index in range(ask.n)],
-            deadline=time.monotonic() + seconds,
+            deadline=math.inf,
             live=ask.stream,
         )
         self.worker.reserve(job)
         try:
             await self._prepare(job, ask)
+            assert job.sampling
+            job.deadline = job.accepted + self._seconds(ask, job.sampling.max_tokens)
             self.worker.submit(job)
         except BaseException:
             self.worker.release(job)
             raise
         return job, seed
 
+    def _seconds(self, ask: Ask, tokens: int) -> float:
+        """Return the seconds that a request has, its wait included."""
+        if self.timeout_seconds is not None:
+            return min(ask.timeout_seconds or self.timeout_seconds, self.timeout_seconds)
+        needed = SLACK * self.worker.seconds_for(tokens)
+        return ask.timeout_seconds or min(MAX_TIMEOUT, max(DEFAULT_SECONDS, needed))
+
     async def _prepare(self, job: Job, ask: Ask) -> None:
         """Make the prompt's tokens and see that there is room for the completion."""
-        loop = asyncio.get_running_loop()
-        try:
-            job.prompt = await loop.run_in_executor(
-                self._tokenizing,
-                chat_prompt,
-                ask.messages,
-                self.tokenizer,
-                self.format.name,
-                self.shots,
-                self.role,
+        if ask.logprobs is not None and not self.worker.tells_logprobs:
+            message = (
+                "logprobs: this server's models run elsewhere and do not tell them; leave it out"
             )
-        except InputError as error:
-            raise invalid(str(error), "messages") from None
+            raise ApiError(400, "unsupported_parameter", message, param="logprobs")
+        loop = asyncio.get_running_loop()
+        job.prompt = await loop.run_in_executor(self._tokenizing, self._prompt, ask)
         tokens, context = len(job.prompt.ids), self.worker.context_tokens
         room = context - tokens if context else self.max_tokens
         wanted = ask.max_tokens or max(1, min(self.max_tokens, room))
@@ -111,22 +123,55 @@ class Service:
             top_k=ask.top_k,
             top_p=ask.top_p,
             stop=ask.stop,
-            closing=self._closing(ask.max_reasoning_tokens),
+            closing=self._closing(ask, min(wanted, self.max_tokens)),
+            top_logprobs=ask.logprobs,
         )
 
-    def _closing(self, tokens: int | None) -> Closing | None:
-        if tokens is None or not self.format.reasoning_close:
+    def _prompt(self, ask: Ask) -> Prompt:
+        """Return the prompt of a conversation, or of a text as it is; ApiError if there is none."""
+        if ask.prompt is not None:
+            try:
+                return raw_prompt(self.tokenizer, ask.prompt)
+            except InputError as error:
+                raise invalid(str(error), "prompt") from None
+        try:
+            check_options(self.tokenizer, ask.template)
+        except InputError as error:
+            name = "chat_template_kwargs"
+            raise ApiError(400, "unsupported_parameter", f"{name}: {error}", param=name) from None
+        try:
+            return chat_prompt(
+                ask.messages,
+                self.tokenizer,
+                self.format.name,
+                self.shots,
+                self.role,
+                self.kind,
+                beside=not ask.replace_instruction,
+                options=ask.template,
+            )
+        except InputError as error:
+            raise invalid(str(error), "messages") from None
+
+    def _closing(self, ask: Ask, most: int) -> Closing | None:
+        """Return how the reasoning is bounded, None for not at all. most: tokens in all."""
+        tokens = ask.max_reasoning_tokens
+        if tokens is None and ask.effort and EFFORTS[ask.effort] < 1:
+            tokens = max(1, int(EFFORTS[ask.effort] * most))
+        if tokens is None or not self.format.reasoning_close or ask.prompt is not None:
             return None
         opener, closer = self.format.reasoning_open, self.format.reasoning_close
         return Closing(tokens, self._closer, opener, closer)
 
-    async def follow(self, job: Job) -> AsyncIterator[list[tuple[int, str, str]] | None]:
+    async def follow(
+        self, job: Job, *, whole: bool = False
+    ) -> AsyncIterator[list[tuple[int, str, str]] | None]:
         """Yield the news of a live job: (sample, channel, delta)s, or None after some silence.
 
-        Deltas are joined, so a batch has at most one for each sample and channel. A sample that
-        has ended by then has no more of them.
+        Deltas are joined for a while. A sample that has ended by then has no more of them.
+        whole: nothing is taken apart, all is the answer.
         """
-        splitters = [Splitter(self.format) for _ in job.samples]
+        splitters = [Whole() if whole else Splitter(self.format) for _ in job.samples]
         ended = [False] * len(job.samples)
         if job.prompt and job.prompt.prefill:
             for splitter in splitters:
@@ -156,7 +201,8 @@ class Service:
 
     async def _news(self, job: Job) -> bool:
         """Wait for news; a step that does not end must not hold up a client for ever."""
-        left = job.deadline + GRACE_SECONDS - time.monotonic()
+        grace = max(GRACE_SECONDS, SLACK * self.worker.token_seconds)
+        left = job.deadline + grace - time.monotonic()
         if left <= 0:
             self.worker.cancel(job, late(), TIMEOUT)
         return await job.wait(max(0.01, min(left, KEEP_ALIVE_SECONDS)))

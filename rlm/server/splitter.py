@@ -1,8 +1,10 @@
 """Separate the reasoning from the answer while the text is still arriving.
 
-However the text is cut into pieces, the deltas of a channel join to the same string, and no
-part of a tag is ever shown. A text without the reasoning's opener is all answer. The work is in
-proportion to the text, in white space without end too.
+However the text is cut into pieces, the deltas of a channel join to the same string, and no tag
+or part of one is ever shown. What stands before the first tag is the answer if no tag follows, and
+reasoning if the reasoning is opened or closed behind it: so it is held back until that is known. A
+reasoning that is opened once more behind the answer is reasoning, too. The work is in proportion to
+the text, in white space without end too.
 """
 
 import re
@@ -13,72 +15,89 @@ REASONING, ANSWER = "reasoning", "answer"
 
 
 class Splitter:
-    """Feed it pieces of one assistant turn (its prefill first); it returns (channel, delta)s."""
+    """Feed it pieces of one assistant turn (its prefill first); it returns (channel, delta)s.
+
+    reasoned: characters of the turn up to the end of the reasoning that was shown.
+    """
 
     def __init__(self, fmt: Format):
         self.format = fmt
-        self._buffer = ""
+        self.reasoned = 0
+        self._tags = tuple(tag for tag in fmt.tags if tag)
+        self._tag = re.compile("|".join(map(re.escape, self._tags))) if self._tags else None
+        self._buffer, self._at = "", 0  # not shown yet; where in the turn that begins
+        self._searched = 0  # of the buffer, where no tag begins
         self._channel = ""  # not known yet
-        self._space: list[str] = []  # white space that is shown once something follows it
-        self._begun = False
+        self._space: dict[str, list[str]] = {REASONING: [], ANSWER: []}  # shown if more follows
+        self._begun = {REASONING: False, ANSWER: False}
 
     def feed(self, piece: str, final: bool = False) -> list[tuple[str, str]]:
         """Return what can be shown now; what might be the beginning of a tag is held back."""
         self._buffer += piece
         out: list[tuple[str, str]] = []
-        if not self._channel and not self._find_channel(final):
-            return out
-        start = 0
-        while found := self._next_tag(start):
-            self._emit(self._buffer[start : found.start()], out)
-            start = found.end()
-            if self._channel == REASONING:
-                self._enter(ANSWER)
-        held = 0 if final else _held(self._buffer[start:], self._tags())
-        cut = len(self._buffer) - held
-        self._emit(self._buffer[start:cut], out)
-        self._buffer = self._buffer[cut:]
+        if not self._channel and not self._tag:
+            self._channel = ANSWER
+        while found := self._next_tag():
+            self._meet(found[0], found.start(), out)
+            self._drop(len(found[0]))
+        held = 0 if final else _held(self._buffer, self._tags)
+        self._searched = len(self._buffer) - held
+        if not self._channel and final:
+            self._channel = ANSWER
+        if self._channel:
+            self._show(self._searched, out)
         return out
 
     def finish(self) -> list[tuple[str, str]]:
         """Return the rest, once the turn has ended."""
         return self.feed("", final=True)
 
-    def _tags(self) -> tuple[str, ...]:
-        if self._channel == REASONING:
-            return (self.format.reasoning_close,)
-        return tuple(t for t in (self.format.answer_open, self.format.answer_close) if t)
+    def _next_tag(self) -> re.Match[str] | None:
+        return self._tag.search(self._buffer, self._searched) if self._tag else None
 
-    def _next_tag(self, start: int) -> re.Match[str] | None:
-        """Return the first tag of the channel in the buffer from `start` on."""
-        pattern = "|".join(map(re.escape, self._tags()))
-        return re.compile(pattern).search(self._buffer, start) if pattern else None
+    def _meet(self, tag: str, start: int, out: list[tuple[str, str]]) -> None:
+        """Show what stands before a tag, and enter the channel behind it."""
+        fmt = self.format
+        if tag == fmt.reasoning_open:
+            before = after = REASONING
+        elif tag == fmt.reasoning_close:
+            before, after = REASONING, ANSWER
+        else:  # around the answer; inside the reasoning it is a slip of the pen
+            before, after = ANSWER, self._channel or ANSWER
+        self._channel = self._channel or before
+        self._show(start, out)
+        entered, self._channel = after != self._channel, after
+        apart = entered or tag in (fmt.reasoning_open, fmt.reasoning_close)
+        if self._begun[after] and apart and not any(self._space[after]):
+            self._space[after].append("\n" if entered else " ")  # what a tag parted stays apart
 
-    def _find_channel(self, final: bool) -> bool:
-        """Decide by the first characters; False while they could still become the opener."""
-        text = self._buffer = self._buffer.lstrip()
-        opener = self.format.reasoning_open
-        if opener and text.startswith(opener):
-            self._buffer = text[len(opener) :]
-            self._enter(REASONING)
-        elif opener and opener.startswith(text) and not final:
-            return False
-        else:
-            self._enter(ANSWER)
-        return True
-
-    def _enter(self, channel: str) -> None:
-        self._channel, self._space, self._begun = channel, [], False
-
-    def _emit(self, text: str, out: list[tuple[str, str]]) -> None:
-        """Add text without the white space at the channel's ends; inner white space stays."""
-        if not self._begun:
-            text = text.lstrip()
+    def _show(self, end: int, out: list[tuple[str, str]]) -> None:
+        """Show the buffer up to `end`, without the white space at the channel's ends."""
+        channel, text = self._channel, self._buffer[:end]
         body = text.rstrip()
+        if not self._begun[channel]:
+            body = body.lstrip()
         if body:
-            out.append((self._channel, "".join(self._space) + body))
-            self._begun, self._space = True, []
-        self._space.append(text[len(body) :])
+            out.append((channel, "".join(self._space[channel]) + body))
+            self._begun[channel], self._space[channel] = True, []
+            if channel == REASONING:
+                self.reasoned = self._at + len(text.rstrip())
+        if self._begun[channel]:
+            self._space[channel].append(text[len(text.rstrip()) :])
+        self._drop(end)
+
+    def _drop(self, end: int) -> None:
+        """Forget the first `end` characters of the buffer."""
+        self._buffer, self._at = self._buffer[end:], self._at + end
+        self._searched = 0
+
+
+class Whole:
+    """In the place of a Splitter: all is the answer, as it comes."""
+
+    def feed(self, piece: str, final: bool = False) -> list[tuple[str, str]]:
+        """Return the piece."""
+        return [(ANSWER, piece)] if piece else []
 
 
 def _held(text: str, tags: tuple[str, ...]) -> int:

@@ -54,7 +54,10 @@ async def watch(receive, on_gone: Callable[[], None]) -> None:
 
 
 async def finished(service, job, receive) -> None:
-    """Wait until a job has ended; ApiError if no sample came to its own end, or the client went."""
+    """Wait until a job has ended; ApiError if there is nothing to reply, or the client went.
+
+    That is a job no sample of which came to its own end, or to its deadline while tokens came.
+    """
     gone = partial(service.abandon, job)
     watcher = asyncio.create_task(watch(receive, gone))
     try:
@@ -62,7 +65,7 @@ async def finished(service, job, receive) -> None:
     finally:
         watcher.cancel()
         gone()
-    if not job.succeeded:
+    if not job.succeeded and not job.cut:
         raise job.failure or failed()
 
 

@@ -60,6 +60,7 @@ class UpstreamWorker(Admission):
         self._runs: dict[Job, list[Run]] = {}
         self._timers: dict[Job, asyncio.TimerHandle] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
+        self.tells_logprobs = False
 
     def start(self, loop: asyncio.AbstractEventLoop, *, on_ready: Callable, on_dead: Callable):
         """Begin to watch the servers; they have been looked at before, so all is ready."""
@@ -221,6 +222,8 @@ class UpstreamWorker(Admission):
         run.job.add(run.index, event.text)
         if event.rollout:
             assert cause
+            if event.rollout.ids and run.begun:
+                self.measured((time.monotonic() - run.begun) / len(event.rollout.ids))
             run.job.end(run.index, event.rollout, cause)
 
     def _move(self, run: Run, moves: int) -> None:

@@ -19,6 +19,7 @@ from rlm.server.job import Job
 
 logger = logging.getLogger("rlm.server")
 
+WARM_UP_TOKENS = 4
 FAILURES = 3  # failing steps in a row until the engine counts as dead
 
 
@@ -114,9 +115,13 @@ class Worker(Admission):
     def _warm_up(self) -> None:
         """Run the model once, so that the first request does not pay for what is made then."""
         prompt = Prompt([min(self.engine.stop_ids, default=0)])
-        self.engine.submit(prompt, Sampling(2), [0])
+        self.engine.submit(prompt, Sampling(WARM_UP_TOKENS), [0])
+        took = []
         while not self.engine.idle:
+            begun = time.monotonic()
             self.engine.step()
+            took.append(time.monotonic() - begun)
+        self.measured(min(took))
         self.last_step = time.monotonic()
 
     def _take_orders(self) -> None:
@@ -176,6 +181,7 @@ class Worker(Admission):
             self._flush()
             return told
         self.last_step = time.monotonic()
+        self.measured(self.last_step - begun)
         for id in (*self.engine.running, *(event.id for event in events)):
             job, _ = self._rows[id]
             if job in self._waiting:
@@ -185,6 +191,8 @@ class Worker(Admission):
         for event in events:
             job, index = self._rows[event.id]
             self._tell(job.add, index, event.text)
+            if event.choice and event.cause != "stop":  # the end token is no part of the text
+                self._tell(job.chose, index, event.token, event.choice)
             if event.rollout:
                 del self._rows[event.id]
                 self.tokens += len(event.rollout.ids)

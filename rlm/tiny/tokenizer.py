@@ -11,6 +11,8 @@ It loads with `AutoTokenizer`, without code of its own.
 from collections.abc import Iterable
 from itertools import chain
 
+from rlm.models.templates import UNINSTRUCTED
+
 # (k, d): digit d with k digits behind it. Larger places share the plain digits.
 PLACES = {(k, d): chr(0xE000 + 16 * k + d) for k in (3, 2, 1) for d in range(10)}
 PRIVATE = "\ue010-\ue039"
@@ -23,14 +25,6 @@ PIECES = (
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 END, START_OF_TURN, END_OF_TURN = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
-# ChatML. A system message is left out on purpose: this base was never taught to read
-# instructions, and without them its prompts are a third as long.
-CHAT_TEMPLATE = (
-    "{% for m in messages if m['role'] != 'system' %}"
-    "<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n"
-    "{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
 CONTEXT = 1024
 
 
@@ -69,5 +63,5 @@ def build_tokenizer(texts: Iterable[str], vocabulary: int):
         model_max_length=CONTEXT,
         clean_up_tokenization_spaces=False,
     )
-    wrapped.chat_template = CHAT_TEMPLATE
+    wrapped.chat_template = UNINSTRUCTED
     return wrapped

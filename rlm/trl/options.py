@@ -140,10 +140,9 @@ def loss_fields(loss: str, clip_low: float, clip_high: float) -> dict[str, Any]:
 
     gspo is TRL's grpo with weights of whole completions; TRL's bound of cispo is our 1 + clip_high.
     """
-    sequence = loss == "gspo"
     return {
-        "loss_type": "grpo" if sequence else loss,
-        "importance_sampling_level": "sequence" if sequence else "token",
+        "loss_type": "grpo" if loss == "gspo" else loss,
+        "importance_sampling_level": "sequence" if loss in ("gspo", "luspo") else "token",
         "epsilon": clip_low,
         "epsilon_high": 1 + clip_high if loss == "cispo" else clip_high,
     }

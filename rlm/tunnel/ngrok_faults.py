@@ -14,13 +14,26 @@ TOKEN = (
 )
 ACCOUNT = "see https://dashboard.ngrok.com"
 AGAIN = "it is tried again by itself"
+LASTS = "this does not pass by itself"
+SUPPORT = f"ask ngrok's support, or use another account; {LASTS}"
+ADDRESS = f"serve from another network or by another tunnel; {LASTS}"
+UNKNOWN_TRIES = 5  # so often a fault that nobody here knows is met in a row until it is given up
 INSTALL = (
     "install it from https://ngrok.com/download, or let pyngrok fetch it: "
     "python -c 'from pyngrok import ngrok; ngrok.install_ngrok()'"
 )
+IP_RULES = f"change its rules at https://dashboard.ngrok.com/ip-restrictions; {LASTS}"
 # code -> what happened, what to do, whether only the user can mend it
 CODES = {
     "4018": ("ngrok was given no token", TOKEN, True),
+    "102": ("the account's last payment has failed", f"{ACCOUNT}/billing; {LASTS}", True),
+    "103": ("the account has been suspended", SUPPORT, True),
+    "205": ("the account has been suspended", SUPPORT, True),
+    "338": ("the account has been suspended", SUPPORT, True),
+    "8014": ("ngrok has blocked this agent", SUPPORT, True),
+    "115": ("the account does not let agents in from this IP address", IP_RULES, True),
+    "116": ("the token does not let agents in from this IP address", IP_RULES, True),
+    "9040": ("ngrok lets no agent in from this IP address", ADDRESS, True),
     "105": ("ngrok refuses the token: it is no authtoken", TOKEN, True),
     "106": ("ngrok refuses the token: it is of ngrok 1", TOKEN, True),
     "107": ("ngrok refuses the token: it was reset or revoked", TOKEN, True),
@@ -37,8 +50,8 @@ CODES = {
         f"stop the other one at https://dashboard.ngrok.com/endpoints; {AGAIN}",
         False,
     ),
-    "725": ("the account has used up this month's data", f"{ACCOUNT}/billing", False),
-    "727": ("the account has used up this month's requests", f"{ACCOUNT}/billing", False),
+    "725": ("the account has used up this month's data", f"{ACCOUNT}/billing; {LASTS}", True),
+    "727": ("the account has used up this month's requests", f"{ACCOUNT}/billing; {LASTS}", True),
 }
 DOMAIN_CODES = {"313", "314", "319", "320", "326", "401", "404", "7117", "7118"}
 DOMAIN = "use one of https://dashboard.ngrok.com/domains, or none: the account has one of its own"
@@ -46,11 +59,20 @@ OFFLINE = r"dial tcp|failed to dial|no such host|network is unreachable|i/o time
 
 
 class Fault(Exception):
-    """lasting: only the user can mend it, so that trying again soon is of no use."""
+    """lasting: only the user can mend it, so that trying again soon is of no use.
 
-    def __init__(self, happened: str, advice: str, *, lasting: bool = False):
+    unknown: ngrok refuses for a reason that is not known here, so that nobody can say whether it
+    lasts.
+    """
+
+    def __init__(self, happened: str, advice: str, *, lasting: bool = False, unknown: bool = False):
         super().__init__(f"{happened}: {advice}")
-        self.lasting = lasting
+        self.happened, self.lasting, self.unknown = happened, lasting, unknown
+
+    def given_up(self, tries: int) -> "Fault":
+        """Return what is told of an unknown fault after so many tries in a row, the last of all."""
+        advice = f"it was so {tries} times in a row and is not tried again; start again to try"
+        return Fault(self.happened, advice, lasting=True)
 
 
 def explain(said: str, domain: str | None) -> Fault | None:
@@ -68,7 +90,8 @@ def explain(said: str, domain: str | None) -> Fault | None:
         happened, advice, lasting = f"ngrok refuses the domain {domain or ''}".strip(), DOMAIN, True
     else:
         happened = f"ngrok refuses: {clean(said)}"
-        advice, lasting = f"see https://ngrok.com/docs/errors/{name.lower()}; {AGAIN}", False
+        page = f"see https://ngrok.com/docs/errors/{name.lower()}"
+        return Fault(f"{happened} ({name})", f"{page}; {AGAIN}, a few times", unknown=True)
     return Fault(f"{happened} ({name})", advice, lasting=lasting)
 
 

@@ -23,7 +23,7 @@ from pathlib import Path
 
 from rlm import files
 from rlm.tunnel.ngrok_agent import Agent
-from rlm.tunnel.ngrok_faults import AGAIN, Fault, clean, find_agent
+from rlm.tunnel.ngrok_faults import AGAIN, UNKNOWN_TRIES, Fault, clean, find_agent
 
 logger = logging.getLogger("rlm")
 LOOK_SECONDS = 0.2  # between two looks at the process
@@ -39,7 +39,8 @@ class Tunnel:
     domain: an address of the account; None takes what ngrok gives.
     connect_seconds: what an attempt may take before the agent is killed.
     first_wait, longest_wait: seconds between attempts; each wait is twice the one before, and
-        the longest comes at once after a fault that only the user can mend.
+        the longest comes at once after a fault that only the user can mend. One that nobody
+        knows is given up after UNKNOWN_TRIES in a row.
     """
 
     def __init__(
@@ -94,7 +95,7 @@ class Tunnel:
         self._forget()
 
     def _run(self) -> None:
-        wait = self._first_wait
+        wait, unknown = self._first_wait, 0
         # pyngrok repeats every line of the agent at its level, and some hold the token.
         logging.getLogger("pyngrok").setLevel(logging.CRITICAL + 1)
         _local_without_proxy()
@@ -104,6 +105,10 @@ class Tunnel:
                 self._keep_up()
             except Fault as fault:
                 lasting = fault.lasting
+                unknown = unknown + 1 if fault.unknown and not self._rose else 0
+                if unknown == UNKNOWN_TRIES:
+                    self._report(fault.given_up(unknown))
+                    break
                 self._report(fault)
             except Exception as error:
                 happened = f"the tunnel failed ({type(error).__name__}: {clean(str(error))})"
@@ -114,6 +119,8 @@ class Tunnel:
                 wait = self._first_wait
             self._stopping.wait(self._longest_wait if lasting else wait)
             wait = min(2 * wait, self._longest_wait)
+        if self._agent:
+            self._agent.end(gently=False)
         self._forget()
 
     def _keep_up(self) -> None:

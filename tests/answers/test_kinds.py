@@ -192,6 +192,17 @@ def test_numbers_are_never_asked_of_math_verify(monkeypatch):
     assert check_gold("math", "1{,}234") == "1{,}234"
 
 
+def test_the_deadline_holds_from_the_next_verdict_on(monkeypatch):
+    monkeypatch.setattr(math_pool, "_shared", {})
+    monkeypatch.setattr(math_pool, "_seconds", math_pool.SECONDS)
+    first = math_pool.shared_pool()  # no worker before it is asked
+    assert (first.seconds, math_pool.shared_pool()) == (2.0, first)
+    math_pool.set_deadline(0.25)
+    assert math_pool.shared_pool().seconds == 0.25
+    math_pool.set_deadline(2.0)
+    assert math_pool.shared_pool() is first
+
+
 def test_math_verify_not_installed_is_one_line(monkeypatch):
     monkeypatch.setattr(
         math_pool, "find_spec", lambda name: None if name == "math_verify" else importlib.util

@@ -11,13 +11,14 @@ from safetensors.torch import load_file
 
 from rlm import errors
 from rlm.data import problems
-from rlm.export import export, proof
+from rlm.export import export, merging, proof
 from rlm.learner.logprobs import pack, token_logprobs
 from rlm.learner.optimizer import Optimizer
 from rlm.models import loading
 from rlm.models.prompts import sft_tokens
 from tests.support.tiny_models import byte_tokenizer, tiny_lora, tiny_model
 
+DTYPES = ("bfloat16", "float32")
 ROOT = Path(__file__).resolve().parents[2]
 TINY = "weights/tiny_base"
 MANIFEST = {
@@ -46,7 +47,7 @@ def folder(tmp_path_factory):
     """Where `adapter`, a LoRA of the tiny base that changes it, has been exported three ways."""
     path = tmp_path_factory.mktemp("export")
     loading.save_adapter(taught(), path / "adapter", MANIFEST)
-    for dtype in export.DTYPES:
+    for dtype in DTYPES:
         run("merged", path, path / dtype, "--dtype", dtype, "--device", "cpu")
     run("adapter", path, path / "alone")
     return path
@@ -97,7 +98,7 @@ def our_answer(folder) -> str:
     return inference.Reasoner(settings).ask("Calculate 23 + 15 + 8")["text"]
 
 
-@pytest.mark.parametrize("dtype", export.DTYPES)
+@pytest.mark.parametrize("dtype", DTYPES)
 def test_a_merged_folder_answers_in_plain_transformers_as_here(folder, dtype, monkeypatch, capsys):
     said = plain_answer(folder / dtype, monkeypatch, capsys)
     question, _, answer = said.partition("assistant\n")
@@ -109,7 +110,7 @@ def test_a_merged_folder_answers_in_plain_transformers_as_here(folder, dtype, mo
 
 
 def test_a_merged_folder_has_all_that_is_needed_and_the_bases_own_files(folder):
-    for dtype in export.DTYPES:
+    for dtype in DTYPES:
         names = {p.name for p in (folder / dtype).iterdir()}
         assert names == {
             "model.safetensors", "config.json", "generation_config.json", "tokenizer.json",
@@ -161,7 +162,7 @@ def test_rounding_is_told_from_a_wrong_merge(seed):
     live = look(small(seed))
     rounded = small(seed).merge_and_unload()
     weights = [w.clone() for w in rounded.parameters()]
-    bound = export._round(rounded, tokenizer, questions, live)
+    bound = merging.round_weights(rounded, tokenizer, questions, live, merging.to_bfloat16)
     assert all(
         torch.equal(w.bfloat16(), r) for w, r in zip(weights, rounded.parameters(), strict=True)
     )
@@ -173,14 +174,14 @@ def test_rounding_is_told_from_a_wrong_merge(seed):
     for wrong in (small(seed).unload(), scaled.merge_and_unload()):
         assert proof.difference(live, look(wrong)) > bound
         with pytest.raises(proof.ProofError, match="logits differ"):
-            export._round(wrong, tokenizer, questions, live)
+            merging.round_weights(wrong, tokenizer, questions, live, merging.to_bfloat16)
 
 
 def test_a_merge_that_went_wrong_is_told_and_nothing_is_written(folder, tmp_path, monkeypatch):
     from peft import LoraModel
 
     monkeypatch.setattr(LoraModel, "merge_and_unload", LoraModel.unload)
-    for dtype in export.DTYPES:
+    for dtype in DTYPES:
         with pytest.raises(
             proof.ProofError, match=r"not the model with the adapter.*logits differ"
         ):
@@ -189,14 +190,14 @@ def test_a_merge_that_went_wrong_is_told_and_nothing_is_written(folder, tmp_path
 
 
 def test_another_tokenizer_is_told(folder, tmp_path, monkeypatch):
-    copy = export.copy_from_base
+    copy = merging.copy_from_base
 
     def spoiled(base, new, dtype, ends):
         copy(base, new, dtype, ends)
         path = new / "chat_template.jinja"
         path.write_text(path.read_text().replace("assistant", "model"))
 
-    monkeypatch.setattr(export, "copy_from_base", spoiled)
+    monkeypatch.setattr(merging, "copy_from_base", spoiled)
     with pytest.raises(proof.ProofError, match="tokenizer makes other tokens"):
         run("merged", folder, tmp_path / "out", "--device", "cpu")
 
@@ -207,7 +208,7 @@ def test_every_token_that_ends_an_answer_here_ends_it_there(tmp_path):
     (base / "config.json").write_text('{"torch_dtype": "float16", "rope_theta": 5.0}')
     (base / "generation_config.json").write_text('{"eos_token_id": [7, 8], "temperature": 0.7}')
     (base / "LICENSE").write_text("free")
-    export.copy_from_base(base, new, "bfloat16", ([7, 8], 9))
+    merging.copy_from_base(base, new, "bfloat16", ([7, 8], 9))
     generation = json.loads((new / "generation_config.json").read_text())
     assert generation == {"eos_token_id": [7, 8, 9], "temperature": 0.7}
     config = json.loads((new / "config.json").read_text())
@@ -216,9 +217,13 @@ def test_every_token_that_ends_an_answer_here_ends_it_there(tmp_path):
 
 
 def test_a_merged_model_does_not_tell_where_its_base_lay(folder, tmp_path):
-    told = export._manifest(folder / "adapter", str(ROOT / TINY), tmp_path, {"kind": "merged"})
+    told = merging.write_manifest(
+        folder / "adapter", str(ROOT / TINY), tmp_path, {"kind": "merged"}
+    )
     assert told["base"] == "tiny_base"
-    found = export._manifest(folder / "adapter", str(ROOT / TINY), tmp_path, {"kind": "adapter"})
+    found = merging.write_manifest(
+        folder / "adapter", str(ROOT / TINY), tmp_path, {"kind": "adapter"}
+    )
     assert found["base"] == str(ROOT / TINY), "an adapter has to find its base"
 
 
@@ -243,7 +248,7 @@ def test_an_adapter_alone_works_with_peft(folder, monkeypatch):
 
 
 def test_the_cards_say_what_is_known_and_no_place_on_this_machine(folder):
-    for name in (*export.DTYPES, "alone"):
+    for name in (*DTYPES, "alone"):
         card = (folder / name / "README.md").read_text()
         _, front, text = card.split("---\n", 2)
         library = "peft" if name == "alone" else "transformers"

@@ -10,7 +10,7 @@ from rlm.learner import logprobs as logprobs_module
 from rlm.learner import packed_groups
 from rlm.learner.lm_head import LMHead
 from rlm.learner.logprobs import ReferencePolicy, micro_batches, pack, token_logprobs, use
-from rlm.learner.losses import policy_loss
+from rlm.learner.losses import LOSSES, policy_loss
 from rlm.models import attention
 from rlm.models.lora_linear import fused, plain_lora
 from tests.support.tiny_models import SIZE, byte_tokenizer, tiny_lora, tiny_model
@@ -160,7 +160,7 @@ def learn(model, groups, advantages, budget, chunk, **options):
     return total, gradients(model)
 
 
-@pytest.mark.parametrize("loss_type", ["dapo", "grpo", "dr_grpo", "gspo", "cispo"])
+@pytest.mark.parametrize("loss_type", [loss for loss in LOSSES if loss != "bnpo"])
 def test_chunks_and_micro_batches_change_nothing(loss_type):
     model, groups = tiny_lora(tiny_model()), random_groups(SHAPE)
     advantages = torch.randn(5, 3, generator=torch.Generator().manual_seed(2))
@@ -383,6 +383,23 @@ def test_the_reference_stays_and_the_policy_comes_back_bit_equal(adapter):
         assert [p.data_ptr() for p in model.parameters()] == places
     with torch.no_grad():
         assert (token_logprobs(model, packed)[0] - at_start).abs().max() > 1e-3
+
+
+def test_a_reset_reference_is_the_policy_of_then_and_is_kept_by_checkpoints():
+    from rlm.models.loading import add_lora
+
+    model = add_lora(tiny_model(), r=4, alpha=8, seed=0)
+    packed, reference = pack(random_groups(SHAPE)), ReferencePolicy(model)
+    shake(model)
+    with torch.no_grad():
+        then, _ = token_logprobs(model, packed)
+    reference.reset()
+    shake(model)
+    assert torch.equal(reference.logprobs(packed), then)
+    other = ReferencePolicy(model)
+    other.restore(reference.state())
+    shake(model)
+    assert torch.equal(other.logprobs(packed), then)
 
 
 def test_the_reference_comes_out_after_an_error_and_has_no_dropout():

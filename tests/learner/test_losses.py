@@ -121,6 +121,12 @@ ADVANTAGES = torch.tensor([2.0, 2.0, -1.0])
 SEQUENCE = torch.tensor([0, 0, 1])
 STEP = dict(tokens=3, sequences=2, max_tokens=5, clip_low=0.2, clip_high=0.2)
 
+
+def SIGMOID(x):
+    return 1 / (1 + math.exp(-x))
+
+
+PHI = 1.5**2 * math.exp(3 * (1 - 1.5)), 0.5**3 * math.exp(2 * (1 - 0.5))  # 0.5020 and 0.3398
 BY_HAND = {
     "grpo": (-2.2 + 0.8) / 2,
     "dapo": (-2.4 - 2.0 + 0.8) / 3,
@@ -130,6 +136,11 @@ BY_HAND = {
     "cispo": -(1.2 * 2 * LOG(0.6) + 2 * LOG(0.3) - 0.5 * LOG(0.4)) / 3,
     # Weights exp((log 1.5 + 0) / 2) = 1.2247, clipped to 1.2, and 0.5, clipped to 0.8.
     "gspo": (-1.2 * 2 + 0.8) / 2,
+    "luspo": (2 * -1.2 * 2 + 0.8) / 2,  # both of its tokens
+    # 4 sigmoid(T (w - 1)) / T: at w = 1 that is 2; T is 1.05 where the advantage is negative.
+    "sapo": (-2 * (4 * SIGMOID(0.5) + 2) / 2 + 4 / 1.05 * SIGMOID(1.05 * -0.5)) / 2,
+    # W = 1.5 with k 2, lambda 3; W = 0.5 with k 3, lambda 2.
+    "vespo": -(PHI[0] * 2 * (LOG(0.6) + LOG(0.3)) - PHI[1] * LOG(0.4)) / 3,
 }
 
 
@@ -147,7 +158,14 @@ GRADIENTS = {
     "dr_grpo": [0, -2 / 10, 0],
     "cispo": [-2.4 / 3, -2 / 3, 0.5 / 3],
     "gspo": [0, 0, 0],
-}
+    "luspo": [0, 0, 0],
+    # The derivative of 4 sigmoid(T (w - 1)) / T is 4 s (1 - s) w; at w = 1 that is 1.
+    "sapo": [
+        -2 * 4 * SIGMOID(0.5) * SIGMOID(-0.5) * 1.5 / 4, -2 / 4,
+        4 * SIGMOID(0.525) * SIGMOID(-0.525) * 0.5 / 2,
+    ],
+    "vespo": [-PHI[0] * 2 / 3, -PHI[0] * 2 / 3, PHI[1] / 3],
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("loss_type", LOSSES)

@@ -238,7 +238,9 @@ def test_real_gsm8k_demonstrations_end_and_read_back(qwen):
 
 SHOTS = [Example("s-1", "1 + 1?", "2", "1 + 1 = 2"), Example("s-2", "2 + 3?", "5", "2 + 3 = 5")]
 # As Qwen3 has it: of an earlier turn only what follows the reasoning is shown.
-DROPS_REASONING = CHATML.replace("m.content", "m.content.split('</think>')[-1]")
+DROPS_REASONING = CHATML.replace(
+    "m.content", "(m.content.split('</think>')[-1] if m.role == 'assistant' else m.content)"
+)
 
 
 def turns_of(format_name: str) -> str:

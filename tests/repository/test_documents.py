@@ -33,6 +33,7 @@ ROOMS = ("training", "rlm/answers", "rlm/evaluation", "rlm/learner", "rlm/rollou
 # Flags in running text that are other programs' own.
 FOREIGN = {
     "--", "--enable-lora", "--max-num-seqs", "--hypothesis-profile", "--index-url",
+    "--build-arg",
 }  # fmt: skip
 PROGRAMS = ("python", "python3", "uv", "make", "pip", "torchrun", "accelerate", "vllm", "curl")
 FENCE = re.compile(r"^ *```(\w*)\n(.*?)^ *```$", re.MULTILINE | re.DOTALL)
@@ -277,6 +278,7 @@ def test_flags_and_paths_in_the_text_are_there(path):
     for cls in config.SECTIONS.values():
         known.update(*(a.option_strings for a in make_parser(cls, "x")._actions))
     known |= flags_of(tuple((ROOT / "rlm/export").glob("*.py")))
+    known |= flags_of(tuple((ROOT / "rlm/report").glob("*.py")))
     code = spans(TEXTS[path])
     given = {re.split(r"[ =]", span)[0] for span in code if span.startswith("--")}
     assert given - known == set()

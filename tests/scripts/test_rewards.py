@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 import rewards
 from rewards import REWARDS, check_weights, correctness, score
 from rlm.answers.formats import FORMATS
+from rlm.errors import RunError
 from rlm.records import Example, Rollout
 
 APPLES = Example("apples-1", "Calculate 23 + 15 + 8", "46")
@@ -157,7 +158,7 @@ def test_a_reward_that_breaks_names_itself_and_the_example(monkeypatch):
         score(APPLES, rollout(WORKED), "think", {"steps": 1.0})
     assert isinstance(caught.value.__cause__, ZeroDivisionError)
     monkeypatch.setitem(rewards.REWARDS, "steps", lambda *_: float("nan"))
-    with pytest.raises(RuntimeError, match="reward steps returned nan on example apples-1"):
+    with pytest.raises(RunError, match="reward steps returned nan on example apples-1"):
         score(APPLES, rollout(WORKED), "think", {"steps": 1.0})
 
 

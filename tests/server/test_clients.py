@@ -39,7 +39,8 @@ def test_a_completion(client, place):
     done = client.chat.completions.create(**ASKED, temperature=0, max_tokens=200)
     choice, ours = done.choices[0], ask(place, temperature=0, max_tokens=200).json()
     assert (choice.message.content, choice.message.role) == ("46", "assistant")
-    assert choice.message.reasoning_content == choice.message.reasoning == ours["reasoning"]
+    assert choice.message.reasoning_content == ours["reasoning"]
+    assert not hasattr(choice.message, "reasoning"), "clients that know both would show it twice"
     assert choice.finish_reason == "stop" and done.object == "chat.completion"
     details = done.usage.completion_tokens_details
     assert details.reasoning_tokens == ours["usage"]["reasoning_tokens"]
@@ -52,12 +53,12 @@ def test_every_field_of_a_completion(client):
     assert [choice.index for choice in done.choices] == [0, 1, 2]
     assert {choice.finish_reason for choice in done.choices} <= {"length", "stop"}
     assert done.usage.completion_tokens <= 3 * 30
-    again = client.chat.completions.create(**ASKED, **hot, max_tokens=30, logit_bias={"1": 1})
+    again = client.chat.completions.create(**ASKED, **hot, max_tokens=30, logit_bias={})
     assert again.choices == done.choices
-    assert len({choice.message.reasoning for choice in done.choices}) > 1
+    assert len({choice.message.reasoning_content for choice in done.choices}) > 1
     stopped = client.chat.completions.create(**ASKED, temperature=0, stop="2. ")
     assert stopped.choices[0].finish_reason == "stop"
-    assert stopped.choices[0].message.reasoning.endswith("= 38")
+    assert stopped.choices[0].message.reasoning_content.endswith("= 38")
     talk = [*ASKED["messages"], {"role": "assistant", "content": "<think>x</think>46"},
             {"role": "user", "content": "Calculate 1 + 2"}]  # fmt: skip
     longer = client.chat.completions.create(model="any", messages=talk, temperature=0)
@@ -73,12 +74,13 @@ def test_a_stream_joins_to_the_completion(client):
     assert chunks[0].choices[0].delta.role == "assistant"
     for choice in whole.choices:
         mine = [c.choices[0] for c in chunks if c.choices and c.choices[0].index == choice.index]
-        texts = {"content": "", "reasoning": "", "reasoning_content": ""}
+        texts = {"content": "", "reasoning_content": ""}
         for chunk in mine:
             for name in texts:
                 texts[name] += getattr(chunk.delta, name, None) or ""
         assert texts["content"] == choice.message.content
-        assert texts["reasoning"] == texts["reasoning_content"] == choice.message.reasoning
+        assert texts["reasoning_content"] == choice.message.reasoning_content
+        assert not any(hasattr(chunk.delta, "reasoning") for chunk in mine)
         assert [c.finish_reason for c in mine if c.finish_reason] == [choice.finish_reason]
     bare = list(client.chat.completions.create(**asked, stream=True))
     assert all(chunk.usage is None for chunk in bare)
@@ -150,7 +152,7 @@ def try_out(place, examples: int) -> int:
     schema = schemathesis.openapi.from_url(f"{place.url}/openapi.json", headers=headers)
     operations = [found.ok() for found in schema.get_all_operations()]
     posts = [operation for operation in operations if operation.method == "post"]
-    assert (len(posts), len(operations)) == (2, 4)
+    assert (len(posts), len(operations)) == (4, 7)
     sent = []
     for operation in operations:
         for mode in schemathesis.GenerationMode:
@@ -188,7 +190,7 @@ def terse():
 
 
 def test_generated_requests(terse):
-    assert try_out(terse, 36) >= 36
+    assert try_out(terse, 40) >= 40
 
 
 @pytest.mark.slow

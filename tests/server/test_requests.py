@@ -2,14 +2,20 @@
 
 import json
 from fractions import Fraction
+from types import SimpleNamespace
 
 import pytest
 
+from rlm.answers.formats import get_format
 from rlm.answers.reading import Answer, read_answer
-from rlm.server.chat_requests import ChatRequest, without_reasoning
+from rlm.records import Prompt, Rollout
+from rlm.server.chat_requests import ChatRequest
 from rlm.server.errors import ApiError
-from rlm.server.replies import Read, count_votes
+from rlm.server.messages import without_reasoning
+from rlm.server.replies import Read, count_votes, read_samples
 from rlm.server.requests import ReasoningRequest, check
+from rlm.server.service import Service
+from tests.support.tiny_models import byte_tokenizer
 
 
 def refusal(model, given) -> ApiError:
@@ -22,6 +28,7 @@ def refusal(model, given) -> ApiError:
 GOOD = {
     "prompt": "p",
     "system": "s",
+    "replace_instruction": True,
     "max_tokens": 9,
     "max_reasoning_tokens": 9,
     "temperature": 2,
@@ -46,6 +53,7 @@ def test_every_field_is_read():
         {"role": "system", "content": "s"},
         {"role": "user", "content": "p"},
     )
+    assert asked.ask().replace_instruction
     assert GOOD.keys() == ReasoningRequest.model_fields.keys()
     alone = check(ReasoningRequest, b'\xef\xbb\xbf{"prompt": "p", "stop": "x"}')
     assert alone.ask().stop == ("x",) and alone.temperature == 0.7 and alone.n == 1
@@ -65,6 +73,8 @@ def test_every_field_is_read():
         ("max_tokens", 1.5),
         ("max_tokens", "9"),
         ("max_tokens", True),
+        ("max_tokens", -1.0),
+        ("max_tokens", -2),
         ("max_reasoning_tokens", 0),
         ("max_reasoning_tokens", 10),
         ("temperature", -0.1),
@@ -75,14 +85,14 @@ def test_every_field_is_read():
         ("temperature", None),
         ("top_p", 0),
         ("top_p", 1.1),
-        ("top_k", -1),
+        ("top_k", -2),
         ("seed", -1),
         ("seed", 2**63),
         ("n", 0),
         ("n", 17),
         ("vote", "all"),
         ("stop", [""]),
-        ("stop", ["a"] * 5),
+        ("stop", ["a"] * 9),
         ("stop", "\ud800"),
         ("stop", 1),
         ("format", "xml"),
@@ -107,6 +117,7 @@ def test_a_wrong_field_is_named(field, value):
         ({"temperature": 0}, "n"),
         ({"max_reasoning_tokens": 10, "max_tokens": 9}, "max_reasoning_tokens"),
         ({"format": "text"}, "format"),
+        ({"system": None}, "replace_instruction"),
     ],
 )
 def test_fields_are_checked_together(change, param):
@@ -163,7 +174,7 @@ def test_a_conversation_loses_its_earlier_reasoning():
             {"role": "user", "content": "+ 2", "name": "me"},
         ],
         "max_completion_tokens": 7,
-        "logit_bias": {"1": 2},
+        "logit_bias": {},
         "temperature": None,
         "n": None,
     }
@@ -200,6 +211,23 @@ def test_a_conversation_that_cannot_be_answered(messages):
 def read(index: int, answer: str | None, finish: str = "stop") -> Read:
     value = Answer(reason="empty") if answer is None else read_answer(answer, "plain")
     return Read(index, "", answer or "", "", value, finish, 1, 0)
+
+
+def test_an_answer_is_asked_for_and_read_as_its_kind():
+    tokenizer, fmt = byte_tokenizer(), get_format("think")
+    service = Service(None, tokenizer, fmt, "m", 64, None, kind="choice")
+    asked = check(ReasoningRequest, json.dumps({"prompt": "Which?"}).encode()).ask()
+    assert "the letter of one choice" in tokenizer.decode(service._prompt(asked).ids)
+
+    def answer(text: str, finish: str, kind: str) -> str | None:
+        sample = SimpleNamespace(rollout=Rollout([1], [0.0], text, finish), finish=finish)
+        job = SimpleNamespace(samples=[sample], prompt=Prompt([1]))
+        return read_samples(job, fmt, tokenizer, kind)[0].answer.canonical
+
+    text = "<think>\nIt is red.\n</think>\n**(B)**"
+    assert answer(text, "stop", "choice") == "B" and answer(text, "stop", "number") is None
+    assert answer(text, "length", "choice") is None and answer(text, "timeout", "choice") is None
+    assert answer("<think>\nx\n</think>\nThe Nile.", "stop", "text") == "The Nile."
 
 
 def test_votes_go_by_exact_value_and_ties_to_the_first():

@@ -97,7 +97,9 @@ def test_a_deadline_ends_a_stream_with_what_there_is(slow):
     assert (done["finish_reason"], done["answer"]) == ("timeout", None)
     assert 5 < done["usage"]["completion_tokens"] < 60
     assert joined(events, "reasoning").startswith("I need")
-    assert ask(slow, temperature=0, timeout_s=0.4).status_code == 504
+    plain = ask(slow, temperature=0, timeout_s=0.4).json()
+    assert (plain["finish_reason"], plain["answer"]) == ("timeout", None)
+    assert plain["reasoning"].startswith("I need") and plain["usage"]["completion_tokens"] > 5
     # One of them ends in time, and is the reply.
     events = stream(slow, timeout_s=5, n=2, seed=1)
     assert events[-1][1]["finish_reason"] == "stop"

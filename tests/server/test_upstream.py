@@ -213,8 +213,8 @@ def test_a_stop_text_and_the_deadline_close_the_connection(fake):
     with fronted(fake) as place:
         stopped = ask(place, stop=["= 38"]).json()
         assert stopped["finish_reason"] == "stop_sequence" and stopped["text"].endswith("15 ")
-        late = ask(place, timeout_s=2)
-        assert (late.status_code, late.json()["error"]["code"]) == (504, "timeout")
+        late = ask(place, timeout_s=2).json()
+        assert (late["finish_reason"], late["reasoning"]) == ("timeout", "23 + 15 = 38\n38")
         streamed = read_events(ask(place, timeout_s=2, stream=True).text)
         assert streamed[-1][0] == "done" and streamed[-1][1]["finish_reason"] == "timeout"
         assert joined(streamed, "reasoning").startswith("23 + 15 = 38")

@@ -3,11 +3,12 @@
 PYNGROK_NGROK_PATH. It prints the log lines, serves the local API that pyngrok expects, and really
 forwards: the "public" URL is a port of this machine.
 
-STUB_NGROK sets a fault: no_token, bad_token, offline, hang, silent_exit, refused_domain,
-dies:SECONDS, stuck:SECONDS (its API stops answering), drops:SECONDS (its endpoint goes),
-loses:SECONDS (its session is lost for a second, then there again). Without it all is well, but
-for a NGROK_AUTHTOKEN that is missing. STUB_NGROK_ONCE names a file: once it is there, faults
-are over; a fault makes it. STUB_NGROK_LOG names a file that gets a line of JSON for each start.
+STUB_NGROK sets a fault: no_token, bad_token, refuses:CODE (with that code, when it starts),
+offline, hang, silent_exit, refused_domain, dies:SECONDS, stuck:SECONDS (its API stops answering),
+drops:SECONDS (its endpoint goes), loses:SECONDS (its session is lost for a second, then there
+again). Without it all is well, but for a NGROK_AUTHTOKEN that is missing. STUB_NGROK_ONCE names a
+file: once it is there, faults are over; a fault makes it. STUB_NGROK_LOG names a file that gets a
+line of JSON for each start.
 """
 
 import http.client
@@ -126,7 +127,7 @@ class Api(Handler):
         self.reply(204 if known else 404)
 
 
-def fail_at_start(mode: str) -> None:
+def fail_at_start(mode: str, code: str) -> None:
     """The faults of an agent that never gets ready."""
     token = os.environ.get("NGROK_AUTHTOKEN", "")
     if mode == "hang":
@@ -136,8 +137,9 @@ def fail_at_start(mode: str) -> None:
     while mode == "offline":
         say("eror", "failed to reconnect session", obj="tunnels.session", err=OFFLINE)
         time.sleep(0.5)
-    if mode == "no_token" or not token or mode == "bad_token":
+    if mode in ("no_token", "bad_token", "refuses") or not token:
         error = BAD_TOKEN % token if mode == "bad_token" else NO_TOKEN
+        error = error.replace("4018", code) if mode == "refuses" else error
         say("eror", "failed to auth", obj="tunnels.session", err=error)
         say("crit", "command failed", err=error)
         sys.exit(1)
@@ -179,20 +181,20 @@ def main() -> None:
     if os.environ.get("STUB_NGROK_LOG"):
         with open(os.environ["STUB_NGROK_LOG"], "a", encoding="utf-8") as file:
             file.write(json.dumps({"words": words, "pid": os.getpid(), "time": time.time()}) + "\n")
-    mode, _, seconds = os.environ.get("STUB_NGROK", "").partition(":")
+    mode, _, given = os.environ.get("STUB_NGROK", "").partition(":")
     if once := os.environ.get("STUB_NGROK_ONCE"):
         mode = "" if os.path.exists(once) else mode
         with open(once, "a", encoding="utf-8"):
             pass
-    fail_at_start(mode)
+    fail_at_start(mode, given)
     api = ThreadingHTTPServer(("127.0.0.1", 0), Api)
     api.daemon_threads, api.refused = True, mode == "refused_domain"
     threading.Thread(target=api.serve_forever, daemon=True).start()
     say("info", "starting web service", obj="web", addr=f"127.0.0.1:{api.server_port}")
     say("info", "client session established", obj="tunnels.session")
     say("info", "tunnel session started", obj="tunnels.session")
-    if seconds:
-        threading.Thread(target=fail_later, args=(mode, float(seconds)), daemon=True).start()
+    if given and mode:
+        threading.Thread(target=fail_later, args=(mode, float(given)), daemon=True).start()
     threading.Event().wait()
 
 

@@ -65,7 +65,7 @@ def test_grpo_on_rows_of_every_kind_survives_what_hangs_and_eats_memory(tmp_path
     words += (
         " --max-steps 2 --max-tokens 12 --probe 0 --eval-every 0 --save-every 0 --threads 1 --quiet"
     )
-    words += " --reward-file mine.py --rewards correctness=1,brevity=0.001"
+    words += " --math-seconds 1 --reward-file mine.py --rewards correctness=1,brevity=0.001"
     assert train_grpo.main(words.split()) == 0
     with open("runs/grpo/log.csv", encoding="utf-8") as file:
         rows = [row for row in csv.DictReader(file) if row["step"] != "0"]

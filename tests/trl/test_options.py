@@ -70,6 +70,8 @@ def test_a_step_in_trls_words():
         ("bnpo", ("bnpo", "token", 0.28)),
         ("cispo", ("cispo", "token", 1.28)),  # TRL's is the bound itself
         ("gspo", ("grpo", "sequence", 0.28)),  # TRL has no loss of that name
+        ("luspo", ("luspo", "sequence", 0.28)),
+        ("sapo", ("sapo", "token", 0.28)),
     ],
 )
 def test_a_loss_in_trls_words(loss, wanted):

@@ -17,7 +17,7 @@ import httpx
 import pytest
 
 from rlm.tunnel.ngrok_agent import Agent
-from rlm.tunnel.ngrok_faults import Fault, clean, explain, find_agent
+from rlm.tunnel.ngrok_faults import UNKNOWN_TRIES, Fault, clean, explain, find_agent
 from rlm.tunnel.tunnel import Tunnel
 from tests.support.running import ROOT
 from tests.support.serving import joined, process, read_events
@@ -184,6 +184,8 @@ def test_a_killed_agent_is_replaced(opened, tmp_path):
         ("no_token", ["ERR_NGROK_4018", "no token", "NGROK_AUTHTOKEN"]),
         ("bad_token", ["ERR_NGROK_105", "refuses the token", "your-authtoken"]),
         ("refused_domain", ["ERR_NGROK_7118", "mine.example.com", "/domains"]),
+        ("refuses:103", ["ERR_NGROK_103", "suspended", "does not pass by itself"]),
+        ("refuses:9040", ["ERR_NGROK_9040", "IP address", "does not pass by itself"]),
     ],
 )
 def test_what_only_the_user_can_mend_ends_the_wait(opened, caplog, mode, said):
@@ -193,7 +195,11 @@ def test_what_only_the_user_can_mend_ends_the_wait(opened, caplog, mode, said):
     assert time.monotonic() - began < SOON
     line = watched.fault()
     assert all(word in line for word in said) and watched.tunnel.failure == line
-    assert not watched.file.exists() and watched.tunnel.url is None
+    assert (
+        not watched.file.exists()
+        and watched.tunnel.url is None
+        and "again" not in line.replace("start again", "")
+    )
     assert TOKEN not in caplog.text, "the agent prints a token that it refuses"
 
 
@@ -213,6 +219,16 @@ def test_a_fault_is_told_soon_and_mended_by_another_try(opened, tmp_path, mode, 
     watched.until(lambda: watched.tunnel.url and len(starts(tmp_path)) == 2, seconds=8)
     assert fetch(watched.tunnel.url) == "hello from /page" and watched.tunnel.failure is None
     assert not alive(starts(tmp_path)[0]["pid"]), "the first agent is gone"
+
+
+def test_a_fault_that_nobody_knows_is_not_met_for_ever(opened, tmp_path):
+    watched = opened("refuses:9999", first_wait=0.01, longest_wait=0.02)
+    assert "a few times" in watched.fault()
+    line = watched.until(lambda: len(watched.downs) == 2 and watched.downs[1][1], seconds=4 * SOON)
+    assert "ERR_NGROK_9999" in line and f"{UNKNOWN_TRIES} times in a row" in line
+    assert watched.tunnel.wait(60) is False, "nobody waits for it any more"
+    watched.tunnel._thread.join(SOON)
+    assert len(starts(tmp_path)) == UNKNOWN_TRIES and not watched.tunnel._thread.is_alive()
 
 
 def test_an_agent_that_takes_long_is_told_of_before_its_time_is_over(opened, tmp_path):
@@ -330,7 +346,11 @@ def test_a_wrong_path_is_told_with_its_name(opened, monkeypatch):
     [
         ("... ERR_NGROK_108 ...", False, "as many agents"),
         ("The endpoint is already online. ERR_NGROK_334", False, "already online"),
-        ("ERR_NGROK_727", False, "this month's requests"),
+        ("ERR_NGROK_727", True, "this month's requests"),
+        *[
+            (f"ERR_NGROK_{code}", True, "does not pass by itself")
+            for code in ("102", "103", "115", "116", "205", "338", "725", "8014", "9040")
+        ],
         ("something new ERR_NGROK_9999", False, "docs/errors/err_ngrok_9999"),
         ("the domain mine.dev is odd ERR_NGROK_9998", True, "domain mine.dev"),
         ("dial tcp: i/o timeout", False, "cannot be reached"),

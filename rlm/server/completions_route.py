@@ -1,0 +1,178 @@
+"""POST /v1/completions: the model goes on with a text, as it is, without a chat template.
+
+A reasoning model is asked by the chat route; this is for programs that make prompts themselves.
+"""
+
+import logging
+from collections.abc import AsyncGenerator
+from functools import partial
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+from starlette.responses import Response
+
+from rlm.server.chat_requests import AnySeed, StreamOptions
+from rlm.server.errors import ApiError, encode, failed
+from rlm.server.job import Job
+from rlm.server.logprobs import Teller, chosen_of
+from rlm.server.openai_route import DONE, ChatUsage, finish, finish_reason, head
+from rlm.server.requests import (
+    MAX_PROMPT,
+    MAX_TOKENS,
+    Ask,
+    MaxTokens,
+    Samples,
+    Stops,
+    Temperature,
+    TopK,
+    TopP,
+)
+from rlm.server.service import Service
+from rlm.server.stream import KEEP_ALIVE, EventStream, data, finished
+from rlm.server.unkept import OpenRequest
+
+logger = logging.getLogger("rlm.server")
+
+DEFAULT_TOKENS = 16  # as the API has it
+Text = Annotated[str, Field(min_length=1, max_length=MAX_PROMPT)]
+Ids = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1, max_length=MAX_TOKENS)]
+
+
+class CompletionRequest(OpenRequest):
+    """A text to go on with. A field that is not listed is refused, unless it changes nothing."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    prompt: Text | Ids | Annotated[list[Text], Field(min_length=1, max_length=1)] = Field(
+        description="a text, or token ids; one for a request"
+    )
+    model: str | None = Field(None, description="ignored: there is one model")
+    max_tokens: MaxTokens = Field(DEFAULT_TOKENS, description="-1: what the server allows")
+    temperature: Temperature | None = None
+    top_p: TopP | None = None
+    top_k: TopK = None
+    seed: AnySeed | None = None
+    stop: Stops | None = None
+    n: Samples | None = None
+    logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+
+    @field_validator("prompt", mode="before")
+    @classmethod
+    def _one(cls, value):
+        """A list of one prompt is that prompt."""
+        nested = isinstance(value, list) and value and isinstance(value[0], list | str)
+        if nested and len(value) > 1:
+            raise ValueError("several prompts; send a request for each")
+        return value[0] if nested else value
+
+    @field_validator("prompt")
+    @classmethod
+    def _whole_characters(cls, value):
+        try:
+            f"{value}".encode()
+        except UnicodeEncodeError:
+            raise ValueError("it has half a character (a surrogate)") from None
+        return value
+
+    def ask(self) -> Ask:
+        """Return what is asked of the model."""
+        return Ask(
+            prompt=self.prompt if isinstance(self.prompt, str) else tuple(map(int, self.prompt)),
+            max_tokens=self.max_tokens,
+            temperature=0.7 if self.temperature is None else self.temperature,
+            top_p=self.top_p or 1.0,
+            top_k=self.top_k or 0,
+            seed=self.seed,
+            n=self.n or 1,
+            stop=tuple(self.stop or ()),
+            stream=bool(self.stream),
+            logprobs=self.logprobs,
+        )
+
+
+class CompletionChoice(BaseModel):
+    index: int
+    text: str
+    logprobs: dict | None = None
+    finish_reason: str
+
+
+class CompletionReply(BaseModel):
+    id: str
+    object: str
+    created: int
+    model: str
+    choices: list[CompletionChoice]
+    usage: ChatUsage
+
+
+async def complete(
+    service: Service, asked: CompletionRequest, request_id: str, receive
+) -> Response:
+    """Return the response to a checked request; ApiError if there is none."""
+    job, _ = await service.start(asked.ask(), "cmpl")
+    if asked.stream:
+        return EventStream(_chunks(service, asked, job, request_id), partial(service.abandon, job))
+    await finished(service, job, receive)
+    _, used = finish(service, str(asked.prompt), job, request_id)
+    choices = []
+    for index, sample in enumerate(job.samples):
+        assert sample.rollout and sample.finish
+        logprobs = None
+        if asked.logprobs is not None:
+            chosen = chosen_of(sample.rollout, sample.finish)
+            logprobs = Teller(service.tokenizer).plain(chosen)
+        choices.append(_choice(index, sample.rollout.text, logprobs, sample.finish))
+    reply = head(service, job, "text_completion") | {"choices": choices, "usage": used}
+    return Response(encode(reply), media_type="application/json")
+
+
+def _choice(index: int, text: str, logprobs: dict | None, finish: str | None) -> dict:
+    reason = finish and finish_reason(finish)
+    return {"index": index, "text": text, "logprobs": logprobs, "finish_reason": reason}
+
+
+async def _chunks(
+    service: Service, asked: CompletionRequest, job: Job, request_id: str
+) -> AsyncGenerator[bytes]:
+    """Yield the chunks of a stream, [DONE] as the last one, or an error instead of it."""
+    begin = head(service, job, "text_completion")
+    with_usage = bool(asked.stream_options and asked.stream_options.include_usage)
+    tellers = [Teller(service.tokenizer) for _ in job.samples]
+    offsets = [0] * len(job.samples)
+
+    def chunk(index: int, text: str, finish: str | None = None) -> bytes:
+        logprobs, sample = None, job.samples[index]
+        if asked.logprobs is not None and sample.chosen:
+            chosen, sample.chosen = sample.chosen, []
+            logprobs = tellers[index].plain(chosen, offsets[index])
+            offsets[index] += sum(map(len, logprobs["tokens"]))
+        choices = [_choice(index, text, logprobs, finish)]
+        return data(begin | {"choices": choices} | ({"usage": None} if with_usage else {}))
+
+    try:
+        told: set[int] = set()
+        async for news in service.follow(job, whole=True):
+            if news is None:
+                yield KEEP_ALIVE
+                continue
+            out = [chunk(index, delta) for index, _, delta in news]
+            if job.done and not job.succeeded and not job.cut:
+                raise job.failure or failed()
+            for index, sample in enumerate(job.samples):
+                if sample.finish and index not in told:
+                    told.add(index)
+                    out.append(chunk(index, "", sample.finish))
+            if out:
+                yield b"".join(out)
+        _, used = finish(service, str(asked.prompt), job, request_id)
+        if with_usage:
+            yield data(begin | {"choices": [], "usage": used})
+        yield DONE
+    except ApiError as error:
+        yield data(error.body(request_id))
+    except Exception:
+        logger.exception("request %s: the stream has failed", request_id)
+        yield data(failed().body(request_id))
