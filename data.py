@@ -30,9 +30,9 @@ from rlm.records import Example
 from rlm.seeds import derive
 
 __all__ = [
-    "GENERATED", "SPLITS", "TASKS", "Batches", "check_no_overlap", "check_room", "end_ids",
-    "examples_for", "fingerprint", "load_examples", "make_prompt", "sft_tokens", "trained_on",
-    "training_sets", "without", "worked_examples",
+    "GENERATED", "SPLITS", "TASKS", "Batches", "Curriculum", "batches", "check_no_overlap",
+    "check_room", "end_ids", "examples_for", "fingerprint", "load_examples", "make_prompt",
+    "sft_tokens", "trained_on", "training_sets", "without", "worked_examples",
 ]  # fmt: skip
 
 GENERATED = ("addition", "word_problems", "mixed")
@@ -247,6 +247,12 @@ def fingerprint(examples: Iterable[Example]) -> str:
     return digest.hexdigest()[:16]
 
 
+def batches(examples: list[Example], settings) -> "Batches":
+    """Return where a GRPO training gets its questions from, a batch a step."""
+    kind = Curriculum if settings.curriculum else Batches
+    return kind(examples, settings.questions_per_step, seed=settings.seed)
+
+
 class Batches:
     """Batches of examples without end: each pass over them in a new order, fixed by the seed.
 
@@ -274,6 +280,9 @@ class Batches:
             self.drawn += len(part)
         return batch
 
+    def observe(self, batch) -> None:
+        """Take note of what a batch of rollouts earned; here it changes nothing."""
+
     def _order(self, epoch: int) -> list[int]:
         order = list(range(len(self.examples)))
         random.Random(derive("batches", self.seed, epoch)).shuffle(order)
@@ -293,3 +302,49 @@ class Batches:
                     "resume with the same settings, or start anew with --resume never"
                 )
         self.drawn = state["drawn"]
+
+
+class Curriculum(Batches):
+    """Batches that prefer questions which are solved sometimes: those from which GRPO learns.
+
+    A question never sampled has weight 1, another 4 p (1 - p) + FLOOR, the variance of a reward of
+    0 or 1 at its pass rate p, which is the mean of the last one and the one before. A batch is
+    drawn without repetition (Efraimidis and Spirakis 2006: the largest keys u^(1/weight)).
+    """
+
+    FLOOR = 0.1
+
+    def __init__(self, examples: list[Example], batch_size: int, *, seed: int):
+        super().__init__(examples, batch_size, seed=seed)
+        self.rates: dict[int, float] = {}
+        self._places = {example.id: i for i, example in enumerate(self.examples)}
+
+    def __next__(self) -> list[Example]:
+        draw = random.Random(derive("curriculum", self.seed, self.drawn))
+        keys = [draw.random() ** (1 / self.weight(i)) for i in range(len(self.examples))]
+        order = sorted(range(len(keys)), key=keys.__getitem__, reverse=True)
+        rounds = -(-self.batch_size // len(order))  # more than there are: all of them again
+        self.drawn += self.batch_size
+        return [self.examples[i] for i in (order * rounds)[: self.batch_size]]
+
+    def weight(self, place: int) -> float:
+        """Return how likely a question is drawn, beside the others."""
+        rate = self.rates.get(place)
+        return 1.0 if rate is None else 4 * rate * (1 - rate) + self.FLOOR
+
+    def observe(self, batch) -> None:
+        """Take over the pass rates of a `rlm.rollouts.batch.Batch`."""
+        for example, scores in zip(batch.examples, batch.scores, strict=True):
+            judged = [s.parts.get("correctness", s.total) for s in scores if s.judged]
+            if judged:
+                place, rate = self._places[example.id], sum(x >= 1 for x in judged) / len(judged)
+                self.rates[place] = (self.rates.get(place, rate) + rate) / 2
+
+    def state(self) -> dict:
+        """Return the position and the pass rates, for JSON."""
+        return super().state() | {"rates": sorted(self.rates.items())}
+
+    def restore(self, state: dict) -> None:
+        """Go on where `state` was taken; InputError as `Batches.restore`."""
+        super().restore(state)
+        self.rates = {int(place): rate for place, rate in state["rates"]}

@@ -35,6 +35,7 @@ class Reasoner:
     def __init__(self, settings):
         from rlm.engine.engine import Engine, Sampling
         from rlm.export.at_load import merged_at_load
+        from rlm.models.lookup import adapter_kind
         from rlm.models.policy import open_policy
 
         again = partial(open_policy, settings.model, settings.adapter, **settings.loading())
@@ -44,7 +45,8 @@ class Reasoner:
         self.opened, self.tokenizer = opened, opened.tokenizer
         self.format = formats.get_format(settings.format)
         self.engine = Engine(opened.model, opened.tokenizer, **settings.engine_options())
-        self.seed, self.kind = settings.seed, settings.answers or "number"
+        known = adapter_kind(settings.adapter) if settings.adapter else None
+        self.seed, self.kind = settings.seed, settings.answers or known or "number"
         shots = data.worked_examples(settings, [settings.adapter])
         self.task = tasks.task_of(settings, opened, shots)
         self.sampling = Sampling(

@@ -53,6 +53,7 @@ def load(settings):
         log_content=settings.log_content,
         shots=worked_examples(settings, tokenizer, most if context_tokens else None, tools),
         role=settings.role,
+        kind=settings.answers or "number",
         tools=tools,
     )
 

@@ -72,7 +72,7 @@ def train(settings) -> dict:
     policy, run = stage.policy, stage.run
     reference = stage.reference()  # the policy as it is now, for the KL
     optimizer = stage.optimizer(max_grad_norm=settings.max_grad_norm)
-    questions = data.Batches(examples, settings.questions_per_step, seed=settings.seed)
+    questions = data.batches(examples, settings)
     best = BestAdapter(policy.model, lambda: stage.validate(validation))
     pending = optimizer.pending_bytes()
     budget = stage.token_budget(stage.longest(examples), pending=pending)
@@ -119,6 +119,8 @@ def take_step(stage, questions, optimizer, step: int, *, reference, budget):
 
     settings, policy, engine = stage.settings, stage.policy, stage.engine
     started = time.perf_counter()
+    if reference and step > 1 and due(step - 1, settings.reference_every):
+        reference.reset()  # the policy as it is now
     batch = sample_live(engine, stage.task, questions, settings, step)
     advantage = advantages(batch.rewards(), settings.advantage_scale, batch.judged())
     sampled = time.perf_counter()
@@ -166,10 +168,12 @@ def sample_live(engine, task, questions, settings, step: int):
     What is replaced is still counted in the step's reward, or it would look better than it is.
     """
     batch = sample(engine, task, next(questions), settings, (step, 0))
+    questions.observe(batch)
     for attempt in range(1, settings.replace_dead_groups + 1):
         if batch.all_live():
             break
         fresh = sample(engine, task, next(questions), settings, (step, attempt))
+        questions.observe(fresh)
         batch = batch.with_dead_replaced(fresh)
     return batch
 
@@ -205,7 +209,7 @@ def backward(policy, optimizer, batch, settings, make, *, token_budget):
     """
     from rlm.learner import sharding
     from rlm.learner.logprobs import token_logprobs, use
-    from rlm.learner.losses import importance_weights, kl_estimate, policy_loss
+    from rlm.learner.losses import kl_estimate, policy_loss
     from rlm.learner.metrics import Metrics
 
     policy.model.train()
@@ -219,16 +223,8 @@ def backward(policy, optimizer, batch, settings, make, *, token_budget):
             logprobs, entropy = token_logprobs(
                 policy.model, pieces, statistics=True, **logits_options(policy, settings)
             )
-            now, token_advantages = logprobs.detach(), pieces.per_token(part.advantages)
-            mask = pieces.per_token(part.counts)
-            if cap := settings.importance_cap:  # another engine rounds otherwise than the learner
-                before = now if part.old_logprobs is None else part.old_logprobs
-                weights, ratios = importance_weights(before, part.sampler_logprobs, cap)
-                token_advantages = token_advantages * weights
-                ratios = ratios[mask > 0]
-                metrics.mean(importance_mean=ratios.clamp(max=cap))
-                metrics.mean(importance_capped_fraction=(ratios > cap).float())
-                metrics.max(importance_max=ratios.max() if len(ratios) else 0.0)
+            now, mask = logprobs.detach(), pieces.per_token(part.counts)
+            token_advantages = weighed(part, pieces, now, entropy, mask, settings, metrics)
             loss, loss_metrics = policy_loss(
                 logprobs, part.old_logprobs, token_advantages, pieces.sequence,
                 loss_type=settings.loss,
@@ -244,6 +240,31 @@ def backward(policy, optimizer, batch, settings, make, *, token_budget):
                 metrics.mean(kl=kl_estimate(now, part.ref_logprobs))
         sharding.run_along(policy.model, missing, optimizer.backward)
     return metrics
+
+
+def weighed(part, pieces, logprobs, entropy, mask, settings, metrics):
+    """Return each token's advantage [N], times its weight where tokens do not count alike.
+
+    Another engine rounds otherwise than the learner (--importance-cap), and the tokens at which a
+    reasoning forks may count alone (--entropy-share).
+    """
+    from rlm.learner.losses import importance_weights, uncertain
+
+    found = pieces.per_token(part.advantages)
+    if cap := settings.importance_cap:
+        before = logprobs if part.old_logprobs is None else part.old_logprobs
+        weights, ratios = importance_weights(
+            before, part.sampler_logprobs, cap, drop=settings.importance_mode == "mask", mask=mask,
+            sequence=pieces.sequence if settings.importance_level == "sequence" else None,
+        )  # fmt: skip
+        ratios = ratios[mask > 0]
+        metrics.mean(importance_mean=ratios.clamp(max=cap))
+        metrics.mean(importance_capped_fraction=(ratios > cap).float())
+        metrics.max(importance_max=ratios.max() if len(ratios) else 0.0)
+        found = found * weights
+    if settings.entropy_share < 1:
+        found = found * uncertain(entropy, settings.entropy_share, mask)
+    return found
 
 
 if __name__ == "__main__":

@@ -74,9 +74,12 @@ class Work:
 
 
 class Ours:
-    """The step of train_grpo.py, with its own functions."""
+    """The step of train_grpo.py, with its own functions.
 
-    def __init__(self, work: Work, kl_weight: float):
+    transformers: as with `--engine transformers`, padded in both stages.
+    """
+
+    def __init__(self, work: Work, kl_weight: float, *, transformers: bool = False):
         shape = work.shape
         flags = {
             "group-size": shape.group, "questions-per-step": shape.prompts,
@@ -87,7 +90,7 @@ class Ours:
         self.settings = config.load(config.GRPOSettings, arguments)
         model, tokenizer = work.lora(work.dtype), work.base[1]
         self.work, self.policy = work, Policy(model, tokenizer, work.size, {})
-        self.engine = Engine(model, tokenizer, cuda_graphs=True)
+        self.engine = Engine(model, tokenizer, cuda_graphs=True, transformers=transformers)
         self.reference = ReferencePolicy(model)
         self.optimizer = Optimizer(model, max_grad_norm=1.0)
         self.optimizer.learning_rate = RATE

@@ -7,7 +7,10 @@ RESULTS = Path(__file__).parent / "results"
 RESULT = RESULTS / "families.json"
 SPEED = {
     "windows": "windows of 128 tokens (mistral)",
-    "states": "states in 6 of 8 layers (qwen3_5_text)",
+    "delta": "Gated DeltaNet in 3 of 4 layers (qwen3_5_text)",
+    "kimi": "Kimi's delta attention in 3 of 4 layers (kimi_linear)",
+    "mamba2": "Mamba-2 in 3 of 4 layers (granitemoehybrid)",
+    "convolutions": "short convolutions in 3 of 4 layers (lfm2)",
 }
 
 
@@ -28,8 +31,48 @@ def families() -> str:
 
 def speed() -> str:
     """Return the seconds of models with windows and states over those of full attention."""
-    found = json.loads((RESULTS / "families_speed.json").read_text(encoding="utf-8"))["ratios"]
-    lines = ["|  | rollout | learning |", "| --- | --- | --- |"]
+    found = json.loads((RESULTS / "families_speed.json").read_text(encoding="utf-8"))
+    lines = ["|  | 10⁶ weights | rollout | learning |", "| --- | --- | --- | --- |"]
+    weights = {name: f"{count / 1e6:.1f}" for name, count in found["weights"].items()}
+    lines.append(f"| full attention alone (qwen3) | {weights['full']} | 1 | 1 |")
     for name, title in SPEED.items():
-        lines.append(f"| {title} | {found[name]['rollout']} | {found[name]['learning']} |")
+        ratios = (_spread(found["ratios"][name][stage]) for stage in ("rollout", "learning"))
+        lines.append(f"| {title} | {weights[name]} | {' | '.join(ratios)} |")
     return "\n".join(lines)
+
+
+def beside_trl() -> str:
+    """Return the seconds of a step by `--engine transformers` over those of TRL's trainer."""
+    found = json.loads((RESULTS / "families_speed.json").read_text(encoding="utf-8"))
+    phases = {"rollout": "generate", "learn": "learn", "step": "the step"}
+    ratios = [_spread(found["transformers_over_trl"][phase]) for phase in phases]
+    rows = [list(phases.values()), ["---"] * len(phases), ratios]
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+
+
+def _spread(ratio: dict[str, float]) -> str:
+    return f"{ratio['median']:.2f} ({ratio['low']:.2f}–{ratio['high']:.2f})"
+
+
+def sizes() -> str:
+    """Return the memory that each stage of well-known checkpoints needs, in GB."""
+    found = json.loads((RESULTS / "model_sizes.json").read_text(encoding="utf-8"))
+    head = [
+        "checkpoint", "10⁹ weights", "LoRA, 10⁶", "cache, KB a token", "state, MB a row",
+        "SFT", "GRPO", "serving", "numbers from",
+    ]  # fmt: skip
+    lines = [head, ["---"] * len(head)]
+    for one in found["checkpoints"]:
+        lines.append([
+            one["name"], f"{one['weights'] / 1e9:.2f}", f"{one['lora'] / 1e6:.1f}",
+            f"{one['token_bytes'] / 1e3:.0f}", f"{one['state_bytes'] / 1e6:.1f}",
+            *(f"{one[f'{stage}_bytes'] / 1e9:.1f}" for stage in ("sft", "grpo", "serving")),
+            one["source"],
+        ])  # fmt: skip
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def size_sources() -> str:
+    """Return where the numbers of the configurations are from."""
+    found = json.loads((RESULTS / "model_sizes.json").read_text(encoding="utf-8"))
+    return "\n".join(f"- {name}: {text}." for name, text in found["sources"].items())

@@ -27,26 +27,32 @@ def sums(n: int) -> list[dict]:
 
 
 def choices(n: int) -> list[dict]:
-    """Which of four sums is right? Worked out one by one until it is found, or guessed.
+    """Which of four sums is right? Worked out one by one until it is found.
 
-    Half of the solutions guess, as GRPO shall find out which half pays. Results have one digit:
-    the tiny base can learn to tell two of them apart.
+    Results have one digit: the tiny base can learn to tell two of them apart.
     """
     random, rows = Random("choices"), []
-    sums = [(a, b) for a in range(1, 9) for b in range(1, 10 - a)]
-    for _ in range(n):
-        numbers, right = random.sample(sums, 4), random.randrange(4)
+    while len(rows) < n:
+        numbers = [_small_sum(random) for _ in range(4)]
+        right = random.randrange(4)
         said = [a + b if i == right else random.choice([c for c in range(1, 10) if c != a + b])
                 for i, (a, b) in enumerate(numbers)]  # fmt: skip
         texts = [f"{a} + {b} = {c}" for (a, b), c in zip(numbers, said, strict=True)]
         found = ["agree" if i == right else "differ" for i in range(4)]
         steps = [f"{LETTERS[i]}. {texts[i]}? {a + b} and {said[i]} {found[i]}."
                  for i, (a, b) in enumerate(numbers)]  # fmt: skip
-        worked = "\n".join(steps[: right + 1])
-        solution = random.choice([worked, f"It is {LETTERS[right]}."])
-        rows.append({"question": "Which sum is right?", "choices": texts,
-                     "answer": right, "solution": solution})  # fmt: skip
+        if len(set(texts)) == 4:
+            rows.append({"question": "Which sum is right?", "choices": texts,
+                         "answer": right, "solution": "\n".join(steps[: right + 1])})  # fmt: skip
     return rows
+
+
+def _small_sum(random: Random) -> tuple[int, int]:
+    """Return two numbers whose sum has one digit."""
+    while True:
+        a, b = random.randint(1, 8), random.randint(1, 8)
+        if a + b <= 9:
+            return a, b
 
 
 def fractions(n: int) -> list[dict]:
@@ -66,7 +72,7 @@ def fractions(n: int) -> list[dict]:
     return list(rows.values())
 
 
-SETS = {"sums": (sums, 400), "choices": (choices, 4000), "fractions": (fractions, 500)}
+SETS = {"sums": (sums, 400), "choices": (choices, 1500), "fractions": (fractions, 500)}
 
 
 def main() -> None:

@@ -28,6 +28,9 @@ TRL_CANNOT: dict[str, tuple[tuple, str]] = {
     "engine": (("own",), "it samples by transformers"),
     "vllm_url": ((None,), "it samples by transformers"),
     "importance_cap": ((0.0,), "it samples by transformers"),
+    "curriculum": ((False,), "it draws its questions itself"),
+    "reference_every": ((0,), "it has sync_ref_model for that"),
+    "entropy_share": ((1.0,), "give top_entropy_quantile by --trl-options"),
     "canary_tolerance": ((0.0,), "it samples by transformers"),
 }
 
@@ -96,6 +99,13 @@ class GRPOSettings(Training):
         ge=0,
         shown="2.0 for vllm, else 0",
     )
+    importance_level: Literal["token", "sequence"] = option(
+        "token",
+        "with --importance-cap: a weight for each token, or one for all of a completion",
+    )
+    importance_mode: Literal["truncate", "mask"] = option(
+        "truncate", "with --importance-cap: a weight above it becomes the cap, or 0"
+    )
     canary_tolerance: float = option(
         0.0,
         "nats by which vllm's log-probabilities of a fixed text may differ from the learner's; 0: "
@@ -111,6 +121,17 @@ class GRPOSettings(Training):
     clip_low: float = option(0.2, "ratio to the old policy is cut below 1 - this", gt=0, le=1)
     clip_high: float = option(0.28, "ratio to the old policy is cut above 1 + this", gt=0)
     kl_weight: float = option(0.0, "weight of the KL to the start; 0: none", ge=0)
+    reference_every: int = option(
+        0,
+        "steps after which the policy becomes the reference of the KL; 0: the start stays it",
+        ge=0,
+    )
+    entropy_share: float = option(
+        1.0,
+        "share of a micro-batch's tokens, those of highest entropy, that are learned from",
+        gt=0,
+        le=1,
+    )
     advantage_scale: Literal["group", "batch", "none"] = option(
         "group", "advantages are divided by this standard deviation"
     )
@@ -127,7 +148,14 @@ class GRPOSettings(Training):
     )
     truncated: Literal["keep", "mask"] = option("keep", "cut-off completions in the loss")
     replace_dead_groups: int = option(
-        0, "tries to replace a group of equal rewards by a new question", ge=0, le=100
+        0,
+        "tries to replace a group of equal rewards by a new question: DAPO's dynamic sampling",
+        flags=["--dynamic-sampling"],
+        ge=0,
+        le=100,
+    )
+    curriculum: bool = option(
+        False, "draw questions that are solved sometimes more often than those always or never"
     )
     eval_every: int = option(
         8, "steps between validations; 0: only at the end", ge=0, section="Validation"
@@ -188,6 +216,12 @@ class GRPOSettings(Training):
             if self.loss in ("sapo", "vespo"):
                 raise InputError(f"{self.given(name)}: --loss {self.loss} has a soft bound of its "
                                  "own; leave it out, or use another loss")  # fmt: skip
+        for name in self.model_fields_set.intersection(("importance_level", "importance_mode")):
+            if not self.importance_cap:
+                raise InputError(f"{self.given(name)}: needs --importance-cap above 0")
+        if self.reference_every and not self.kl_weight:
+            raise InputError(f"{self.given('reference_every')}: without --kl-weight nothing is "
+                             "compared with the reference; give one, or leave it out")  # fmt: skip
         self.reward_functions()
         self._check_backend()
         self._check_engine()

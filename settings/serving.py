@@ -31,6 +31,11 @@ class ServeSettings(Shared):
     )
     host: str = option("127.0.0.1", "address to listen on; any other needs a key", section="Server")
     port: int = option(8000, "port to listen on; 0: a free one", ge=0, le=65535)
+    answers: Literal["number", "math", "choice", "text"] | None = option(
+        None,
+        "kind of the answers that are asked for and read",
+        shown="what the adapter was trained for, else number",
+    )
     unmerged: bool = option(
         False,
         "in bfloat16 and float16 leave the adapter beside the weights; else it is merged into them "

@@ -13,6 +13,7 @@ from rlm.errors import InputError
 from rlm.models.lookup import (
     adapter_base,
     adapter_format,
+    adapter_kind,
     adapter_role,
     adapter_settings,
     adapter_shots,
@@ -194,6 +195,8 @@ class Shared(Settings):
             kept = adapter_settings(first)
             trained |= {name: kept[name] for name in TEMPLATE if kept.get(name)}
             trained |= tool_settings.trained(kept)
+            if cls.script == "serve":
+                trained["answers"] = adapter_kind(first)
         return trained | found
 
     @field_validator("tools", mode="before")

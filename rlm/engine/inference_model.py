@@ -228,6 +228,9 @@ def obstacle(network) -> str:
     others = kinds - {"full_attention", "sliding_attention"}
     if others and not states.mixers(network):
         return f"layers of the kind {', '.join(sorted(others))}"
+    known = {id(child) for mixer in states.mixers(network) for child in mixer.children()}
+    if any(isinstance(m, nn.Conv1d) and id(m) not in known for m in network.modules()):
+        return "a convolution along the sequence whose state is in no cache"
     if _rope_type(config) == "dynamic":
         return "a rotary embedding that changes with the longest sequence in the batch"
     return ""

@@ -84,9 +84,9 @@ def write_gguf(
         export["other_dtypes"] = len(odd)
     if source.texts:
         ends = [vocabulary.tokens[i] for i in vocabulary.ends]
-        context = min(network.config.max_position_embeddings, CONTEXT)
         told = modelfile.write(file.name, source.tokenizer, source.manifest, ends=ends,
-                               add_bos=vocabulary.add_bos, context_tokens=context)  # fmt: skip
+                               add_bos=vocabulary.add_bos,
+                               context_tokens=context_tokens(network.config))  # fmt: skip
         files.write_text(new / MODELFILE, told)
     else:
         export["token_ids"] = True
@@ -94,8 +94,18 @@ def write_gguf(
     return write_manifest(adapter, base, new, export)
 
 
-def opened(adapter: Path | None, base: str, *, device: str, token_ids: bool) -> Source:
-    """Return the model merged, and what it said before; InputError if GGUF cannot have it."""
+def context_tokens(config) -> int:
+    """Return for how many tokens Ollama is told to make room."""
+    return min(config.max_position_embeddings, CONTEXT)
+
+
+def opened(
+    adapter: Path | None, base: str, *, device: str, token_ids: bool, merge: bool = True
+) -> Source:
+    """Return the model merged, and what it said before; InputError if GGUF cannot have it.
+
+    merge: False leaves the adapter beside the weights.
+    """
     if find_spec("gguf") is None:
         raise InputError(
             "GGUF files are written by the package gguf, which is not installed: "
@@ -111,14 +121,13 @@ def opened(adapter: Path | None, base: str, *, device: str, token_ids: bool) -> 
         None if whole else base, str(adapter) if adapter else None, device=device, dtype="float32"
     )
     network, tokenizer = policy.model, policy.tokenizer
-    merge = hasattr(network, "merge_and_unload")
-    config = (network.get_base_model() if merge else network).config
+    config = network.config
     gguf_writer.check(config, f"--model {base}")
     read = gguf_tokenizer.pieces if token_ids else gguf_tokenizer.read
     vocabulary = read(tokenizer, network.generation_config, rows=config.vocab_size)
     questions = proof.prompts(tokenizer, policy.manifest.get("format", "think"))
     live = proof.look(network, tokenizer, questions, max_tokens=proof.LONG)
-    if merge:
+    if merge and hasattr(network, "merge_and_unload"):
         network = network.merge_and_unload()
     return Source(network, tokenizer, vocabulary, questions, live, not token_ids, policy.manifest)
 

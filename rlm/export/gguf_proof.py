@@ -15,7 +15,6 @@ import torch
 from rlm.answers.formats import get_format
 from rlm.data import problems
 from rlm.export import llama_cpp
-from rlm.export.llama_cpp import Said
 from rlm.export.proof import PROMPTS, SEED, ProofError, Seen
 from rlm.models.templates import chat_turns
 
@@ -106,10 +105,9 @@ def _compare_answers(said, seen: Seen, network, prompts, stops: set[int], exact:
         )
     gaps = []
     for theirs, answer, prompt in zip(said, seen.answers, prompts, strict=True):
-        at = next((i for i, token in enumerate(answer) if token in stops), len(answer))
-        ours = Said(answer[:at], at < len(answer), {})
-        if (theirs.ids, theirs.ended) != (ours.ids, ours.ended):
-            gaps.append(_gap(network, prompt.ids, answer, theirs, stops))
+        ours, other = _until(answer, stops), _until(theirs.ids, stops)
+        if ours != other or theirs.ended != (len(ours) < len(answer)):
+            gaps.append(_gap(network, prompt.ids, answer, other, stops))
     # Each of the two tokens may have moved, and later ones as far again as the first.
     if exact and gaps and not max(gaps) <= 4 * moved:
         raise ProofError(
@@ -123,15 +121,22 @@ def _compare_answers(said, seen: Seen, network, prompts, stops: set[int], exact:
     return found | ({"largest_gap": max(gaps)} if gaps else {})
 
 
-def _gap(network, prompt: list[int], answer: list[int], theirs: Said, stops: set[int]) -> float:
+def _until(ids: list[int], stops: set[int]) -> list[int]:
+    """Return an answer up to the token that ends it."""
+    return ids[: next((i for i, token in enumerate(ids) if token in stops), len(ids))]
+
+
+def _gap(
+    network, prompt: list[int], answer: list[int], theirs: list[int], stops: set[int]
+) -> float:
     """Return by how much torch liked its own token better where two answers part, in nats.
 
     An answer that ended in one of them and not in the other parts at the end token.
     """
-    pairs = zip(answer, theirs.ids, strict=False)
-    at = next((i for i, (one, other) in enumerate(pairs) if one != other), len(theirs.ids))
+    pairs = zip(answer, theirs, strict=False)
+    at = next((i for i, (one, other) in enumerate(pairs) if one != other), len(theirs))
     with torch.inference_mode():
         ids = torch.tensor([[*prompt, *answer[:at]]], device=network.device)
         logits = network(ids).logits[0, -1].float()
-    other = [theirs.ids[at]] if at < len(theirs.ids) else sorted(stops)
+    other = [theirs[at]] if at < len(theirs) else sorted(stops)
     return float(logits.max() - logits[other].max())

@@ -34,10 +34,10 @@ class RuntimeFault(InputError):
 
 @dataclass(frozen=True)
 class Said:
-    """ids: of an answer, without its end token. ended: whether an end token came.
+    """ids: of an answer; some end tokens are told with it, some not. ended: whether one came.
 
-    logprobs: token -> log-probability behind the prompt, of the likeliest tokens; {} where the first
-    token is a part of a character, of which the server tells none.
+    logprobs: token -> log-probability behind the prompt, of the likeliest tokens; {} where the
+    first token is a part of a character, of which the server tells none.
     """
 
     ids: list[int]

@@ -8,12 +8,12 @@ from pathlib import Path
 import yaml
 
 from rlm.answers.formats import FORMATS, get_format
-from rlm.models.lookup import shots_of
+from rlm.models.lookup import local_place, shots_of
 from rlm.models.prompts import worked_turns
 from rlm.models.templates import placed
 
 QUESTION = "Calculate 23 + 15 + 8"
-LIBRARIES = {"adapter": "peft", "gguf": "gguf"}  # of the others: transformers
+LIBRARIES = {"adapter": "peft", "gguf": "gguf", "lora-gguf": "gguf"}  # of the others: transformers
 SCORES = {
     "questions": "held-out questions",
     "accuracy": "right answers, of all questions",
@@ -24,10 +24,13 @@ SCORES = {
 }
 
 
-def write(manifest: dict, name: str, *, local: bool) -> str:
+def write(
+    manifest: dict, name: str, *, local: bool, licence: str | None = None, command: str = ""
+) -> str:
     """Return the README.md of a folder called `name`, with its front matter.
 
     local: the base is a folder, not a model on the hub; it is named without the way to it.
+    licence: of the base, where it is known. command: what wrote the folder.
     """
     export, base = manifest["export"], manifest["base"]
     merged = export["kind"] != "adapter"  # a model that stands for itself
@@ -37,6 +40,8 @@ def write(manifest: dict, name: str, *, local: bool) -> str:
         "tags": ["reasoning", "grpo" if "step" in manifest else "sft"]
         + ([] if export["kind"] == "full" else ["lora"]),
     } | ({} if local else {"base_model": base})
+    head |= {"license": licence} if licence else {}
+    head |= _results(manifest, name)
     base = Path(base).name if local else base
     form = FORMATS.get(str(manifest.get("format"))) or get_format("think")
     worked = worked_turns(shots_of(manifest), form.name)
@@ -51,7 +56,7 @@ def write(manifest: dict, name: str, *, local: bool) -> str:
             [_here(name, manifest["base_file"])]
             if "base_file" in manifest and not merged
             else [_run_gguf(name, export)]
-            if export["kind"] == "gguf"
+            if export["kind"].endswith("gguf")
             else [
                 "## Load it\n\n```python\n" + _code(name, base, chat, merged) + "\n```",
                 "## Serve it\n\n```\n" + _serve(name, base, export, merged) + "\n```",
@@ -59,9 +64,29 @@ def write(manifest: dict, name: str, *, local: bool) -> str:
         ),
         _scores(manifest.get("scores", {}).get("validation", {})),
         _settings(manifest),
+        f"## Made by\n\n```\n{command}\n```" if command else "",
         _limits(manifest),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _results(manifest: dict, name: str) -> dict:
+    """Return datasets and model-index for the front matter: what the manifest knows of them."""
+    data, task = manifest.get("data"), manifest.get("task")
+    known = isinstance(data, str) and data.count("/") == 1 and not data.startswith((".", "/", "~"))
+    found: dict = {"datasets": [data]} if known and local_place(str(data)) is None else {}
+    scores = manifest.get("scores", {}).get("validation", {})
+    metrics = [
+        {"type": key, "name": text, "value": scores[key]}
+        for key, text in SCORES.items()
+        if key in scores and key != "questions"
+    ]
+    if not (task and metrics):
+        return found
+    questions = {"type": str(data) if "datasets" in found else str(task), "name": str(task),
+                 "split": "validation"}  # fmt: skip
+    result = {"task": {"type": "text-generation"}, "dataset": questions, "metrics": metrics}
+    return found | {"model-index": [{"name": name, "results": [result]}]}
 
 
 def summary(manifest: dict) -> str:
@@ -91,6 +116,13 @@ def _what(export: dict, base: str, merged: bool) -> str:
         )
     if export["kind"] == "gguf":
         return _what_gguf(export, base)
+    if export["kind"] == "lora-gguf":
+        asked = export["proof"].get("llama_cpp")
+        return (
+            f"A LoRA of `{base}` as the GGUF file `{export['file']}`, to be put on the base in a "
+            f"GGUF file. It writes its reasoning before its answer."
+            + (f" With both, {in_llama_cpp(asked)}" if asked else "")
+        )
     kind = {"bfloat16": "rounded to bfloat16", "float32": "in float32"}[export["dtype"]]
     return (
         f"`{base}` with a LoRA merged into its weights, {kind}; it writes its reasoning before "
@@ -175,12 +207,14 @@ def _here(name: str, file: dict) -> str:
 
 def _run_gguf(name: str, export: dict) -> str:
     file = export["file"]
+    if "base_file" in export:
+        file = f"{export['base_file']} --lora {file}"
     if export.get("token_ids"):
         return (
-            "## Run it\n\nIts tokenizer is beside it as `tokenizer.json`, since llama.cpp cannot "
-            "cut up a text as it does: send token ids, and read them.\n\n```\n"
-            f"llama-server --model {file}\n```\n\n`POST /completion` takes a list of ids as "
-            '`prompt`, and gives ids with `"return_tokens": true`.'
+            "## Run it\n\nllama.cpp cannot cut up a text as its tokenizer (`tokenizer.json`) does: "
+            f"send token ids, and read them.\n\n```\nllama-server --model {file}\n```\n\n"
+            "`POST /completion` takes a list of ids as `prompt`, and gives ids with "
+            '`"return_tokens": true`.'
         )
     return (
         f"## Run it\n\n```\nollama create {name} -f Modelfile && ollama run {name}\n"

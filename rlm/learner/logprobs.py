@@ -384,6 +384,11 @@ class ReferencePolicy:
         pairs = zip(weights, copies, strict=True) if copies else []
         self.frozen = [(p, copy.to(p.device)) for p, copy in pairs]
 
+    def reset(self) -> None:
+        """Let the reference be the policy as it is now (ProRL, arXiv:2505.24864 section 2.3)."""
+        weights = [p for p in self.model.parameters() if p.requires_grad]
+        self.adapter_off, self.frozen = False, [(p, p.data.clone()) for p in weights]
+
     def logprobs(self, packed: Packed, **options) -> torch.Tensor:
         """Return the reference's [N] log-probabilities; options as of `token_logprobs`."""
         with self.active(), torch.no_grad():

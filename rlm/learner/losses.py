@@ -129,25 +129,57 @@ def kl_estimate(logprobs: torch.Tensor, ref_logprobs: torch.Tensor) -> torch.Ten
 
 
 def importance_weights(
-    logprobs: torch.Tensor, sampler_logprobs: torch.Tensor, cap: float
+    logprobs: torch.Tensor,
+    sampler_logprobs: torch.Tensor,
+    cap: float,
+    *,
+    drop: bool = False,
+    sequence: torch.Tensor | None = None,
+    mask: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return (weights, ratios) [N], detached: what makes up for an engine with other kernels.
 
     ratio = exp(logprobs - sampler_logprobs), weight = min(ratio, cap), to be multiplied with each
     token's loss: truncated importance sampling, Yao et al. 2025, "Your Efficient RL Framework
-    Secretly Brings You Off-Policy RL Training" (fengyao.notion.site/off-policy-rl). TRL 1.16 does
-    this where vllm_importance_sampling_mode is "token_truncate", the cap being its
-    vllm_importance_sampling_clip_max (before, vllm_importance_sampling_cap); its default,
-    "sequence_mask", leaves out whole completions instead.
+    Secretly Brings You Off-Policy RL Training" (fengyao.notion.site/off-policy-rl). With `drop` a
+    weight above the cap is 0 instead. With `sequence` [N] (as in `policy_loss`) the ratio is that
+    of the whole completion: the product over its tokens that count in `mask` [N].
+    The four are TRL 1.16's vllm_importance_sampling_mode token_truncate, token_mask,
+    sequence_truncate and sequence_mask (its default), the cap its
+    vllm_importance_sampling_clip_max.
     logprobs: the learner's before its first update on these tokens; sampler_logprobs: what the
     engine sampled them with, at the same temperature.
 
     >>> learner, engine = torch.tensor([0.5, 0.9, 0.2]).log(), torch.tensor([0.5, 0.3, 0.4]).log()
     >>> importance_weights(learner, engine, 2.0)
     (tensor([1.0000, 2.0000, 0.5000]), tensor([1.0000, 3.0000, 0.5000]))
+    >>> importance_weights(learner, engine, 2.0, drop=True, sequence=torch.tensor([0, 0, 1]))
+    (tensor([0.0000, 0.0000, 0.5000]), tensor([3.0000, 3.0000, 0.5000]))
     """
-    ratios = (logprobs - sampler_logprobs).detach().exp()
-    return ratios.clamp(max=cap), ratios
+    log_ratio = (logprobs - sampler_logprobs).detach()
+    if sequence is not None:
+        counted = log_ratio if mask is None else log_ratio * mask
+        empty = log_ratio.new_zeros(_completions(sequence))
+        log_ratio = empty.index_add(0, sequence, counted)[sequence]
+    ratios = log_ratio.exp()
+    return ratios.masked_fill(ratios > cap, 0) if drop else ratios.clamp(max=cap), ratios
+
+
+def uncertain(entropy: torch.Tensor, share: float, mask: torch.Tensor) -> torch.Tensor:
+    """Return 1.0 for the share of the counted tokens with the highest entropy, else 0.0 [N].
+
+    arXiv:2506.01939: the few tokens at which a reasoning forks carry what there is to learn. The
+    threshold is the (1 - share) quantile of this call's tokens, so it depends on what shares a
+    micro-batch, as in TRL 1.16 (top_entropy_quantile). entropy, mask [N].
+
+    >>> uncertain(torch.tensor([0.1, 0.9, 0.3, 0.0, 2.0]), 0.5, torch.tensor([1, 1, 1, 1, 0]))
+    tensor([0., 1., 1., 0., 0.])
+    """
+    counted = mask > 0
+    if not bool(counted.any()):
+        return torch.zeros_like(entropy)
+    threshold = torch.quantile(entropy[counted].float(), 1 - share)
+    return ((entropy >= threshold) & counted).to(entropy.dtype)
 
 
 def token_terms(

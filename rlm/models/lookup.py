@@ -4,6 +4,7 @@ import os
 import re
 from pathlib import Path
 
+from rlm.data.hub_sets import kind_of_task
 from rlm.errors import InputError
 from rlm.files import read_object
 from rlm.models import gguf_header
@@ -68,6 +69,12 @@ def adapter_settings(path: str) -> dict:
     """The settings that an adapter was trained with, by its manifest; empty where it has none."""
     found = read_object(Path(path) / "manifest.json").get("settings")
     return found if isinstance(found, dict) else {}
+
+
+def adapter_kind(path: str) -> str | None:
+    """The kind of answers that an adapter was trained for; None where its manifest does not say."""
+    kept = adapter_settings(path)
+    return kept.get("answers") or kind_of_task(str(kept.get("task")))
 
 
 def adapter_shots(path: str) -> list[Example]:

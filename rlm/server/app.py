@@ -36,6 +36,7 @@ def make_app(
     """Return the ASGI application. is_key: whether a text is the key; None needs none."""
     app = FastAPI(title="Reasoning model", version="1", redoc_url=None, redirect_slashes=False)
     _add_endpoints(app, service)
+    _add_models(app, service)
     _add_state(app, service, is_key is not None)
     app.add_exception_handler(ApiError, _api_error)
     app.add_exception_handler(HTTPException, _http_error)
@@ -62,8 +63,6 @@ def make_app(
 
 
 def _add_endpoints(app: FastAPI, service: Service) -> None:
-    started = int(time.time())
-
     @app.post(
         "/phase1/reasoning",
         response_model=ReasoningReply,
@@ -109,6 +108,10 @@ def _add_endpoints(app: FastAPI, service: Service) -> None:
         asked = check(ResponsesRequest, await request.body())
         id, receive = request.state.request_id, request.receive
         return await responses_route.respond(service, asked, id, receive)
+
+
+def _add_models(app: FastAPI, service: Service) -> None:
+    started = int(time.time())
 
     @app.get("/v1/models", response_model=openai_route.ModelList, responses=errors(401, 500))
     async def models() -> dict:

@@ -110,7 +110,7 @@ def head(service: Service, job: Job, kind: str) -> dict:
 
 def finish(service: Service, said: str, job: Job, request_id: str) -> tuple[list[Read], dict]:
     """Return the samples and their usage; note both in the metrics and the log."""
-    samples = read_samples(job, service.format, service.tokenizer)
+    samples = read_samples(job, service.format, service.tokenizer, service.kind)
     used = usage(job, samples)
     times = timing(job, used["completion_tokens"])
     service.note(request_id, [sample.finish for sample in samples], used, times)

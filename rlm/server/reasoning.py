@@ -49,7 +49,7 @@ def make_reply(
     service: Service, asked: ReasoningRequest, job: Job, seed: int, request_id: str
 ) -> dict:
     """Return the reply to a finished job, and note it in the metrics and the log."""
-    samples = read_samples(job, service.format, service.tokenizer)
+    samples = read_samples(job, service.format, service.tokenizer, service.kind)
     votes = asked.vote == "majority" or (asked.vote == "auto" and asked.n > 1)
     chosen, vote = count_votes(samples) if votes else (first_ended(samples), None)
     used = usage(job, samples)
@@ -133,6 +133,6 @@ async def _events(
 
 
 def _sample_event(service: Service, job: Job, index: int) -> bytes:
-    sample = read_sample(job, index, service.format, service.tokenizer)
+    sample = read_sample(job, index, service.format, service.tokenizer, service.kind)
     said = {"answer": sample.answer.canonical, "finish_reason": sample.finish}
     return event("sample", {"index": index} | said)

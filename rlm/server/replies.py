@@ -1,7 +1,7 @@
 """What comes back: a finished job -> its samples read, their votes, usage and timing.
 
-An answer is what `rlm.answers.reading` reads, as an exact value; what cannot be read is no answer.
-It is read from what the model itself wrote: the result of a tool is none.
+An answer is what `rlm.answers` reads, a number as its exact value; what cannot be read is none. It
+is read from what the model itself wrote: the result of a tool is no answer.
 """
 
 import bisect
@@ -13,7 +13,9 @@ from typing import Literal
 
 from pydantic import BaseModel
 
+from rlm.answers.kinds import stated
 from rlm.answers.reading import Answer, read_answer
+from rlm.answers.texts import Stated
 from rlm.evaluation.statistics import majority
 from rlm.models.text_stream import decode
 from rlm.models.token_lengths import TokenLengths
@@ -124,7 +126,7 @@ class Read:
     reasoning: str
     said: str
     text: str
-    answer: Answer
+    answer: Answer | Stated
     finish: str
     tokens: int
     reasoning_tokens: int
@@ -139,16 +141,17 @@ class Read:
     @property
     def vote(self) -> tuple | None:
         value = self.answer.value
-        return None if value is None else (value, self.answer.percent)
+        percent = isinstance(self.answer, Answer) and self.answer.percent
+        return None if value is None else (value, percent)
 
 
-def read_samples(job: Job, fmt, tokenizer) -> list[Read]:
+def read_samples(job: Job, fmt, tokenizer, kind: str = "number") -> list[Read]:
     """Return the samples of a finished job."""
-    return [read_sample(job, index, fmt, tokenizer) for index in range(len(job.samples))]
+    return [read_sample(job, index, fmt, tokenizer, kind) for index in range(len(job.samples))]
 
 
-def read_sample(job: Job, index: int, fmt, tokenizer) -> Read:
-    """Return one sample that has ended."""
+def read_sample(job: Job, index: int, fmt, tokenizer, kind: str = "number") -> Read:
+    """Return one sample that has ended. kind: of the answers, of `rlm.answers.kinds.KINDS`."""
     sample = job.samples[index]
     assert job.prompt and sample.rollout and sample.finish, "it has not ended"
     rollout = sample.rollout
@@ -156,13 +159,9 @@ def read_sample(job: Job, index: int, fmt, tokenizer) -> Read:
     splitter, parts = Splitter(fmt), {REASONING: "", ANSWER: ""}
     for channel, delta in (*splitter.feed(text), *splitter.finish()):
         parts[channel] += delta
-    answer = Answer(reason="empty")
+    answer: Answer | Stated = Answer(reason="empty")
     if sample.finish in OWN_ENDS:
-        answer = read_answer(own, fmt.name)
-        # Cut off in the middle of a number, its beginning would be a made-up answer.
-        if sample.finish == "length" and read_answer(own + "0", fmt.name) != answer:
-            at_end = own[-1:].isspace()
-            answer = answer if at_end else Answer(reason="unparsable")
+        answer = _answer(own, fmt.name, kind, sample.finish)
     return Read(
         index=index,
         reasoning=parts[REASONING],
@@ -175,6 +174,18 @@ def read_sample(job: Job, index: int, fmt, tokenizer) -> Read:
         tool_tokens=rollout.tool_tokens,
         calls=tuple(placed for call in rollout.calls if (placed := splitter.place(call))),
     )
+
+
+def _answer(text: str, format_name: str, kind: str, finish: str) -> Answer | Stated:
+    """Return what a text states; a completion that was cut off may have stated a part of it."""
+    if kind != "number":
+        found, reason = stated(text, format_name, kind, finish=finish)
+        return Stated(found, found, reason)
+    answer = read_answer(text, format_name)
+    # Cut off in the middle of a number, its beginning would be a made-up answer.
+    if finish == "length" and read_answer(text + "0", format_name) != answer:
+        return answer if text[-1:].isspace() else Answer(reason="unparsable")
+    return answer
 
 
 def _tokens_of(characters: int, rollout: Rollout, prefill: str, tokenizer) -> int:

@@ -45,8 +45,9 @@ class Service:
     speed, and leaves a request that says how long it can wait its time.
     reasoning_fields: the names that clients of the chat API find the reasoning under.
     shots: worked examples that stand before every conversation. role: where the instruction
-    stands, of `rlm.answers.formats.ROLES`; None: where the format has it. tools: that the model
-    may call in a conversation; in a text that it goes on with it may call none.
+    stands, of `rlm.answers.formats.ROLES`; None: where the format has it. kind: of the answers,
+    which are asked for and read, of `rlm.answers.kinds.KINDS`. tools: that the model may call in a
+    conversation; in a text that it goes on with it may call none.
     """
 
     worker: Admission
@@ -59,6 +60,7 @@ class Service:
     log_content: bool = False
     shots: Sequence[Example] = ()
     role: str | None = None
+    kind: str = "number"
     tools: Toolbox | None = None
     metrics: Metrics = field(default_factory=Metrics)
 
@@ -151,6 +153,7 @@ class Service:
                 self.format.name,
                 self.shots,
                 self.role,
+                self.kind,
                 tools=self.tools,
                 beside=not ask.replace_instruction,
                 options=ask.template,

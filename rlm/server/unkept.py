@@ -89,13 +89,15 @@ class OpenRequest(Request):
 
     @classmethod
     def kept(cls, given: dict) -> dict:
-        left = {}
-        for name, value in given.items():
-            if name in cls.model_fields:
-                left[name] = value
-            elif value is not None and name not in BOOKKEEPING and not _idle(name, value):
-                raise unkept(name, cls)
-        return left
+        others = {name: value for name, value in given.items() if name not in cls.model_fields}
+        wrong = [
+            name
+            for name, value in others.items()
+            if value is not None and name not in BOOKKEEPING and not _idle(name, value)
+        ]
+        if wrong:  # tools before tool_choice, whatever came first
+            raise unkept(next((name for name in UNKEPT if name in wrong), wrong[0]), cls)
+        return {name: value for name, value in given.items() if name not in others}
 
 
 def _idle(name: str, value: Any) -> bool:

@@ -21,7 +21,8 @@ from rlm.data.layouts import Reading
 from rlm.data.rows import gsm8k_example, own_example
 from rlm.data.splits import keys, question_key, split_of, subset
 from rlm.errors import InputError
-from rlm.records import Example
+from rlm.records import Example, Score
+from rlm.rollouts.batch import Batch
 
 HERE = Path(__file__).parents[1] / "fixtures"
 OWN = str(HERE / "own.jsonl")
@@ -542,6 +543,48 @@ def test_batches_go_on_where_they_were_saved():
     for other in (data.Batches(examples, 3, seed=6), data.Batches(examples[:6], 3, seed=5)):
         with pytest.raises(InputError, match="the run to resume had"):
             other.restore(state)
+
+
+def earned(examples, *rates):
+    """A batch of rollouts in which so many of four completions of each question are right."""
+    scores = [[Score(float(i < 4 * rate)) for i in range(4)] for rate in rates]
+    return Batch(examples, [], [[]] * len(examples), scores)
+
+
+def test_a_curriculum_prefers_what_is_solved_sometimes():
+    examples = [example("q", str(i)) for i in range(8)]
+    course = data.Curriculum(examples, 2, seed=0)
+    assert [course.weight(i) for i in range(2)] == [1.0, 1.0]  # never sampled
+    course.observe(earned(examples[:4], 0.5, 1.0, 0.0, 0.25))
+    assert [course.weight(i) for i in range(5)] == pytest.approx([1.1, 0.1, 0.1, 0.85, 1.0])
+    course.observe(earned(examples[1:2], 0.5))
+    assert course.weight(1) == pytest.approx(4 * 0.75 * 0.25 + 0.1)
+    course.observe(earned(examples, *[0.5] * 4, *[1.0] * 4))
+    course.observe(earned(examples, *[0.5] * 4, *[1.0] * 4))
+    drawn = [e.id for _ in range(200) for e in next(course)]
+    assert len(drawn) == 400 and sum(id in ids(examples[:4]) for id in drawn) > 300
+    assert all(len(set(drawn[i : i + 2])) == 2 for i in range(0, 400, 2))
+    assert len(next(data.Curriculum(examples, 20, seed=0))) == 20
+
+
+def test_an_unjudged_completion_is_in_no_pass_rate():
+    course = data.Curriculum([example("q", "1")], 1, seed=0)
+    scores = [Score(1.2, {"correctness": 1.0}), Score(0.2, {"correctness": 0.0})]
+    unjudged = Score(0.0, judged=False)
+    course.observe(Batch(course.examples, [], [[]], [[*scores, unjudged]]))
+    course.observe(Batch(course.examples, [], [[]], [[unjudged]]))
+    assert course.rates == {0: 0.5}
+
+
+def test_a_curriculum_goes_on_where_it_was_saved():
+    examples = [example("q", str(i)) for i in range(30)]
+    whole = data.Curriculum(examples, 3, seed=5)
+    for rate in (0.5, 1.0, 0.0, 0.25):
+        whole.observe(earned(next(whole), *[rate] * 3))
+    resumed = data.Curriculum(examples, 3, seed=5)
+    resumed.restore(json.loads(json.dumps(whole.state())))
+    assert resumed.rates == whole.rates and len(whole.rates) > 6
+    assert [ids(next(resumed)) for _ in range(6)] == [ids(next(whole)) for _ in range(6)]
 
 
 def test_batches_of_nothing_are_refused():

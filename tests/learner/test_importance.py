@@ -27,6 +27,39 @@ def test_weights_by_hand():
     assert not weights.requires_grad and not ratios.requires_grad
 
 
+def test_weights_of_whole_completions_and_weights_that_are_dropped():
+    # Ratios 1, 3 and 2 of one completion of which the second token does not count; 0.5 of another.
+    learner = torch.tensor([0.5, 0.9, 0.2, 0.2]).log()
+    engine = torch.tensor([0.5, 0.3, 0.1, 0.4]).log()
+    sequence, mask = torch.tensor([0, 0, 0, 1]), torch.tensor([1, 0, 1, 1])
+    weights, ratios = importance_weights(learner, engine, 2.5, drop=True)
+    assert weights.tolist() == pytest.approx([1.0, 0.0, 2.0, 0.5])
+    whole = {"sequence": sequence, "mask": mask}
+    weights, ratios = importance_weights(learner, engine, 1.5, **whole)
+    assert ratios.tolist() == pytest.approx([2.0, 2.0, 2.0, 0.5])
+    assert weights.tolist() == pytest.approx([1.5, 1.5, 1.5, 0.5])
+    weights, _ = importance_weights(learner, engine, 1.5, drop=True, **whole)
+    assert weights.tolist() == pytest.approx([0.0, 0.0, 0.0, 0.5])
+
+
+def test_level_and_mode_reach_the_loss():
+    # Completions of 2 and 4 tokens: exp(0.8) = 2.2255 and exp(1.6) = 4.9530.
+    (loss,), _ = take(-0.4, importance_cap=9.0, importance_level="sequence")
+    assert loss == pytest.approx((4 * 4.9530 - 2 * 2.2255) / 6, rel=1e-4)
+    more = {"importance_level": "sequence", "importance_mode": "mask"}
+    (loss,), metrics = take(-0.4, importance_cap=3.0, **more)
+    assert loss == pytest.approx(-2 * 2.2255 / 6, rel=1e-4)
+    assert metrics["importance_capped_fraction"] == pytest.approx(4 / 6)
+
+
+def test_a_share_of_the_tokens_is_learned_from():
+    (all_of_them,), _ = take(0.0)
+    (half,), _ = take(0.0, entropy_share=0.5)
+    # Each token's loss is -advantage / 6: of the six the three most uncertain remain.
+    assert all_of_them == pytest.approx(2 / 6, rel=1e-5)
+    assert half * 6 == pytest.approx(round(half * 6), abs=1e-5) and round(half * 6) % 2 == 1
+
+
 numbers = st.floats(-20, 0, width=32)
 
 

@@ -385,6 +385,23 @@ def test_the_reference_stays_and_the_policy_comes_back_bit_equal(adapter):
         assert (token_logprobs(model, packed)[0] - at_start).abs().max() > 1e-3
 
 
+def test_a_reset_reference_is_the_policy_of_then_and_is_kept_by_checkpoints():
+    from rlm.models.loading import add_lora
+
+    model = add_lora(tiny_model(), r=4, alpha=8, seed=0)
+    packed, reference = pack(random_groups(SHAPE)), ReferencePolicy(model)
+    shake(model)
+    with torch.no_grad():
+        then, _ = token_logprobs(model, packed)
+    reference.reset()
+    shake(model)
+    assert torch.equal(reference.logprobs(packed), then)
+    other = ReferencePolicy(model)
+    other.restore(reference.state())
+    shake(model)
+    assert torch.equal(other.logprobs(packed), then)
+
+
 def test_the_reference_comes_out_after_an_error_and_has_no_dropout():
     from rlm.models.loading import add_lora
 

@@ -120,7 +120,8 @@ def is_sent(name: str) -> bool:
 
 @pytest.mark.parametrize(
     ("name", "sent"),
-    [("train_grpo.py", True), ("rlm/report/report.html", True), ("requirements.txt", True),
+    [("train_grpo.py", True), ("settings/shared.py", True), ("training/stage.py", True),
+     ("rlm/report/report.html", True), ("requirements.txt", True),
      ("weights/tiny_base/model.safetensors", True), ("configs/accelerate/one_machine.yaml", True),
      ("weights/mine/adapter_model.safetensors", False), ("runs/api_key", False), (".env", False),
      (".git/config", False), (".venv/bin/python", False), ("tests/conftest.py", False),

@@ -50,7 +50,7 @@ def test_of_granite_and_jetmoe_too(name):
         last.forward = lambda x: (3 - plain(x)[0], *plain(x)[1:])
     else:  # the other two experts
         last.forward = lambda x: -plain(x)
-    assert 0 < router_gap(engine, model, PROMPTS, groups) <= 1 / len(routers)
+    assert 0 < router_gap(engine, model, PROMPTS, groups) <= 1 / 4  # of its layer
 
 
 def test_it_is_measured_where_generate_samples():

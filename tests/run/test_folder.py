@@ -110,7 +110,7 @@ def test_close_writes_the_report_and_a_full_disk_is_a_warning(run, caplog, monke
     run.close()
     assert "it ended at step 1 of 3" in (run.path / "report.html").read_text()
 
-    def full(*_):
+    def full(*_, **__):
         raise OSError("no space left")
 
     monkeypatch.setattr("rlm.report.report.write", full)

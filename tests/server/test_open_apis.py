@@ -80,7 +80,9 @@ def test_bookkeeping_passes_and_a_name_is_never_the_clients_text(place):
     assert error["param"] is None and "Sesame" not in str(error)
     assert "did you mean temperature" in chat(place, temprature=1).json()["error"]["message"]
     for route, body in ((TEXT, {"prompt": "x"}), (RESPONSES, {"input": "x"})):
-        error = place.client.post(route, json=body | {"tools": [{}]}).json()["error"]
+        error = place.client.post(
+            route, json=body | {"tool_choice": "required", "tools": [{}]}
+        ).json()["error"]
         assert (error["code"], error["param"]) == ("unsupported_parameter", "tools")
 
 

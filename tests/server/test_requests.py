@@ -2,15 +2,20 @@
 
 import json
 from fractions import Fraction
+from types import SimpleNamespace
 
 import pytest
 
+from rlm.answers.formats import get_format
 from rlm.answers.reading import Answer, read_answer
+from rlm.records import Prompt, Rollout
 from rlm.server.chat_requests import ChatRequest
 from rlm.server.errors import ApiError
 from rlm.server.messages import without_reasoning
-from rlm.server.replies import Read, count_votes
+from rlm.server.replies import Read, count_votes, read_samples
 from rlm.server.requests import ReasoningRequest, check
+from rlm.server.service import Service
+from tests.support.tiny_models import byte_tokenizer
 
 
 def refusal(model, given) -> ApiError:
@@ -206,6 +211,23 @@ def test_a_conversation_that_cannot_be_answered(messages):
 def read(index: int, answer: str | None, finish: str = "stop") -> Read:
     value = Answer(reason="empty") if answer is None else read_answer(answer, "plain")
     return Read(index, "", answer or "", "", value, finish, 1, 0)
+
+
+def test_an_answer_is_asked_for_and_read_as_its_kind():
+    tokenizer, fmt = byte_tokenizer(), get_format("think")
+    service = Service(None, tokenizer, fmt, "m", 64, None, kind="choice")
+    asked = check(ReasoningRequest, json.dumps({"prompt": "Which?"}).encode()).ask()
+    assert "the letter of one choice" in tokenizer.decode(service._prompt(asked).ids)
+
+    def answer(text: str, finish: str, kind: str) -> str | None:
+        sample = SimpleNamespace(rollout=Rollout([1], [0.0], text, finish), finish=finish)
+        job = SimpleNamespace(samples=[sample], prompt=Prompt([1]))
+        return read_samples(job, fmt, tokenizer, kind)[0].answer.canonical
+
+    text = "<think>\nIt is red.\n</think>\n**(B)**"
+    assert answer(text, "stop", "choice") == "B" and answer(text, "stop", "number") is None
+    assert answer(text, "length", "choice") is None and answer(text, "timeout", "choice") is None
+    assert answer("<think>\nx\n</think>\nThe Nile.", "stop", "text") == "The Nile."
 
 
 def test_votes_go_by_exact_value_and_ties_to_the_first():

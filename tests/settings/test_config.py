@@ -269,6 +269,18 @@ def test_the_deadline_of_mathematics_is_for_the_whole_process():
     assert config.load(GRPOSettings, ["--math-seconds", "0.5"]).process()["math_seconds"] == 0.5
 
 
+def test_what_changes_nothing_is_refused(capsys):
+    more = ("--importance-mode", "mask")
+    assert "needs --importance-cap above 0" in refused(capsys, GRPOSettings, *more)
+    assert config.load(GRPOSettings, [*more, "--importance-cap", "2"]).importance_mode == "mask"
+    assert "without --kl-weight" in refused(capsys, GRPOSettings, "--reference-every", "4")
+    found = config.load(GRPOSettings, ["--reference-every", "4", "--kl-weight", "0.1"])
+    assert found.reference_every == 4
+    assert config.load(GRPOSettings, ["--dynamic-sampling", "3"]).replace_dead_groups == 3
+    for words in (["--curriculum"], ["--entropy-share", "0.2"]):
+        assert "not with --backend trl" in refused(capsys, GRPOSettings, "--backend", "trl", *words)
+
+
 def test_a_loss_without_a_clip_takes_none(capsys):
     said = refused(capsys, GRPOSettings, "--loss", "vespo", "--clip-low", "0.1")
     assert "--clip-low 0.1: --loss vespo has a soft bound" in said

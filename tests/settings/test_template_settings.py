@@ -64,3 +64,19 @@ def test_the_servers_own():
         "reasoning",
     )
     assert not settings.unmerged and not InferenceSettings().unmerged
+
+
+@pytest.mark.parametrize(
+    "kept, kind",
+    [
+        ({"answers": "choice"}, "choice"),
+        ({"task": "math500"}, "math"),
+        ({"task": "gsm8k"}, "number"),
+        ({}, None),
+    ],
+)
+def test_a_server_asks_for_what_the_adapter_was_trained_for(tmp_path, kept, kind):
+    (tmp_path / "manifest.json").write_text(json.dumps({"base": "x", "settings": kept}))
+    (tmp_path / "adapter_config.json").write_text('{"base_model_name_or_path": "x"}')
+    assert ServeSettings(adapter=str(tmp_path)).answers == kind
+    assert ServeSettings(adapter=str(tmp_path), answers="text").answers == "text"

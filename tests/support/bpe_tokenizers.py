@@ -29,9 +29,9 @@ def cut_up(name: str):
 def bpe_tokenizer(
     name: str = "qwen2", *, template: str | None = TEMPLATE, bos: str | None = None
 ) -> PreTrainedTokenizerFast:
-    """Return a tokenizer of 400 pieces with ChatML's three special tokens as ids 0 to 2.
+    """Return a tokenizer of 300 pieces with ChatML's three special tokens as ids 0 to 2.
 
-    <think> and </think> are added tokens behind the pieces, 400 and 401, not special, as Qwen3's.
+    <think> and </think> are added tokens behind the pieces, 300 and 301, not special, as Qwen3's.
     """
     tokenizer = Tokenizer(models.BPE(ignore_merges=name == "llama-bpe"))
     tokenizer.pre_tokenizer = cut_up(name)
@@ -39,7 +39,7 @@ def bpe_tokenizer(
     if name == "qwen2":
         tokenizer.normalizer = normalizers.NFC()
     trainer = trainers.BpeTrainer(
-        vocab_size=400, special_tokens=SPECIAL, show_progress=False,
+        vocab_size=300, special_tokens=SPECIAL, show_progress=False,
         initial_alphabet=sorted(steps.ByteLevel.alphabet()),
     )  # fmt: skip
     texts = [f"{e.question} {e.solution} 1234 {e.gold}" for e in problems.additions(0, 200)]

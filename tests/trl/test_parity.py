@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from rlm.learner.logprobs import pack, token_logprobs
-from rlm.learner.losses import LOSSES, UNCLIPPED, advantages, policy_loss
+from rlm.learner.losses import LOSSES, UNCLIPPED, advantages, policy_loss, uncertain
 from tests.support.tiny_models import EOS, PAD, SIZE, byte_tokenizer, tiny_lora, tiny_model
 
 TEMPERATURE, MAX_TOKENS, G = 0.8, 16, 4
@@ -112,7 +112,9 @@ def theirs(model, folder, rollouts, *, with_old, kl_weight, masked, options):
     return total, gradients, trainer._metrics["train"]
 
 
-def ours(model, rollouts, *, with_old, kl_weight, masked, loss_type, kl_unbiased=True):
+def ours(
+    model, rollouts, *, with_old, kl_weight, masked, loss_type, kl_unbiased=True, entropy_share=1.0
+):
     groups, advantage, old, ref = rollouts
     tokens = sum(n for i, n in enumerate(n for ns in LENGTHS for n in ns) if i not in masked)
     model.zero_grad()
@@ -121,12 +123,17 @@ def ours(model, rollouts, *, with_old, kl_weight, masked, loss_type, kl_unbiased
         packed = pack([group])
         part = slice(start, start + sum(LENGTHS[g]))
         start = part.stop
-        logprobs, _ = token_logprobs(model, packed, temperature=TEMPERATURE, chunk=10)
+        logprobs, entropy = token_logprobs(
+            model, packed, temperature=TEMPERATURE, chunk=10, statistics=True
+        )
         counts = torch.tensor([float(G * g + i not in masked) for i in range(G)])
+        mask, learned = packed.per_token(counts), packed.per_token(advantage[g])
+        if entropy_share < 1:
+            learned = learned * uncertain(entropy, entropy_share, mask)
         loss, more = policy_loss(
             logprobs,
             old[part] if with_old else None,
-            packed.per_token(advantage[g]),
+            learned,
             packed.sequence,
             loss_type=loss_type,
             tokens=tokens,
@@ -137,7 +144,7 @@ def ours(model, rollouts, *, with_old, kl_weight, masked, loss_type, kl_unbiased
             ref_logprobs=ref[part] if kl_weight else None,
             kl_weight=kl_weight,
             kl_unbiased=kl_unbiased,
-            mask=packed.per_token(counts),
+            mask=mask,
         )
         loss.backward()
         total += loss.item()
@@ -176,6 +183,16 @@ def test_loss_and_gradient_equal_trl(
             assert our_metrics[key] == pytest.approx(logged.item(), abs=1e-6)
     if kl_weight:
         assert our_metrics["kl"] > 0.05
+
+
+def test_learning_from_the_most_uncertain_tokens_equals_trl(model, rollouts, tmp_path):
+    case = dict(with_old=True, kl_weight=0.1, masked=(2, 7))
+    options = dict(loss_type="dapo", top_entropy_quantile=0.3)
+    loss, gradients, _ = theirs(model, tmp_path, rollouts, options=options, **case)
+    found = ours(model, rollouts, loss_type="dapo", entropy_share=0.3, **case)
+    assert found[0] == pytest.approx(loss, abs=1e-5)
+    assert all((found[1][name] - x).abs().max() < 1e-5 for name, x in gradients.items())
+    assert found[0] != pytest.approx(ours(model, rollouts, loss_type="dapo", **case)[0], abs=1e-3)
 
 
 @pytest.mark.parametrize("kl_unbiased", [True, False])

@@ -23,6 +23,7 @@ class TestStandard(ChatModelIntegrationTests):
             "api_key": os.environ["KEY"],
             "max_tokens": 100,
             "max_retries": 0,
+            "stream_usage": True,  # with a base_url of one's own it has to be asked for
         }
 
     @property
