@@ -4,7 +4,7 @@
 
 Wrong input ends the script with one line on stderr and exit code 2, before torch is imported.
 What the classes share is in settings/shared.py, the other classes are in settings/training.py
-(data, SFT), settings/grpo.py, settings/evaluation.py, settings/orchestrator.py and
+(data), settings/sft.py, settings/grpo.py, settings/evaluation.py, settings/orchestrator.py and
 settings/serving.py; how the layers are read is in rlm/cli/layers.py, rlm/cli/flags.py and
 rlm/cli/config_file.py. Recipes are in configs/.
 """
@@ -25,7 +25,9 @@ from settings.evaluation import EvaluateSettings
 from settings.grpo import GRPOSettings
 from settings.orchestrator import Orchestrator
 from settings.serving import ServeSettings
-from settings.training import SFTSettings, Training
+from settings.sft import SFTSettings
+from settings.tools import TRAINED
+from settings.training import Training
 
 
 class InferenceSettings(Orchestrator, Common):
@@ -155,6 +157,7 @@ class TrainSettings(Training):
         origins |= {name: self._origins[name] for name in shared if name not in own}
         # A folder may still hold an adapter of an earlier run: its format must not decide.
         asked = {"shots": self.shots, "instruction_role": self.instruction_role}
+        asked |= {name: getattr(self, name) for name in TRAINED}
         values = {"format": self.format} | asked | values
         return build(cls, values | given | {"config": self.config}, origins)
 

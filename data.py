@@ -51,7 +51,9 @@ def load_examples(
     data: str | None = None,
     digits: tuple[int, int] = (1, 3),
     steps: tuple[int, int] = (2, 4),
+    scale: tuple[int, int] = (1, 1),
     terse_fraction: float = 0.0,
+    notes: bool = False,
     per_question: int = 1,
     reading: Reading | None = None,
     may_be_empty: bool = False,
@@ -62,8 +64,8 @@ def load_examples(
     n: how many; None or 0 takes all that a data set has. Fewer come back if there are fewer.
     seed: which n of a data set, or which questions are made up.
     data: a file or folder of them (JSONL, JSON, CSV, Parquet); without it the hub's, but for jsonl.
-    digits, terse_fraction: of additions. steps, terse_fraction: of word problems. Task mixed is
-    both of these in turn.
+    digits, terse_fraction, notes: of additions. steps, scale, terse_fraction, notes: of word
+    problems. Task mixed is both of these in turn.
     per_question: solutions of each question in openmath and openmath2.
     reading: columns that are named, the kind of answers, what is done with bad rows.
     opened: what `open_data` returned, so that its files are read once for several splits.
@@ -72,18 +74,17 @@ def load_examples(
     """
     _check(task, split, n, data)
     made = n or 0  # a generated task has a number, says _check
+    told: dict[str, Any] = {"terse_fraction": terse_fraction, "notes": notes}
+    stories = told | {"steps": steps, "scale": scale}
     if task == "addition":
-        options = {"digits": digits, "terse_fraction": terse_fraction}
-        return _made_up(problems.additions, split, made, seed, options)
+        return _made_up(problems.additions, split, made, seed, told | {"digits": digits})
     if task == "word_problems":
-        options = {"steps": steps, "terse_fraction": terse_fraction}
-        return _made_up(problems.word_problems, split, made, seed, options)
+        return _made_up(problems.word_problems, split, made, seed, stories)
     if task == "mixed":
         sums = (made + 1) // 2
-        shared: dict[str, Any] = {"seed": seed, "terse_fraction": terse_fraction}
-        parts = [load_examples("addition", split, n=sums, digits=digits, **shared)]
+        parts = [load_examples("addition", split, n=sums, seed=seed, digits=digits, **told)]
         if made > sums:
-            parts += [load_examples("word_problems", split, n=made - sums, steps=steps, **shared)]
+            parts += [load_examples("word_problems", split, n=made - sums, seed=seed, **stories)]
         return [e for pair in zip_longest(*parts) for e in pair if e is not None]
     if task in openmath.VERSIONS:
         reading = reading or Reading()

@@ -131,7 +131,7 @@ def length(
     if not max_tokens:  # nobody said what is too long
         return 0.0
     free = max_tokens - overlong_tokens
-    return max(-1.0, min(0.0, (free - len(rollout.ids)) / overlong_tokens))
+    return max(-1.0, min(0.0, (free - rollout.length) / overlong_tokens))
 
 
 NGRAM = 4  # words

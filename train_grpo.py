@@ -128,7 +128,8 @@ def take_step(stage, questions, optimizer, step: int, *, reference, budget):
     learned = update(policy, optimizer, batch, advantage, settings, reference, budget)
     engine.sync(step)
     ended = time.perf_counter()
-    row = {"step": step} | describe(batch, settings.format) | learned
+    tools = stage.task.toolbox is not None
+    row = {"step": step} | describe(batch, settings.format, tools=tools) | learned
     row |= {} if gap is None else {"router_gap": gap}
     row |= {"learning_rate": optimizer.learning_rate}
     row |= {"generate_seconds": sampled - started, "learn_seconds": ended - sampled}
@@ -151,7 +152,7 @@ def sample(engine, task, examples, settings, seed):
     groups = engine.generate(
         prompts,
         settings.group_size,
-        Sampling(max_tokens=settings.max_tokens, temperature=settings.temperature),
+        Sampling(settings.max_tokens, temperature=settings.temperature, tools=task.toolbox),
         seed=derive("rollouts", settings.seed, seed),
         numbers=numbers,
     )

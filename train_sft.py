@@ -81,7 +81,9 @@ def token_records(examples, task, settings) -> list[dict]:
         # The trap this guards: an end token that is masked, and a model that never stops.
         assert completion[-1] in tokens["end_ids"], "the end token must be trained"
         if len(prompt) + len(completion) <= settings.max_length:
-            labels = [-100] * len(prompt) + completion
+            learned = tokens.get("learned") or [True] * len(completion)
+            own = [token if own else -100 for token, own in zip(completion, learned, strict=True)]
+            labels = [-100] * len(prompt) + own
             records.append({"input_ids": prompt + completion, "labels": labels})
     if not records:
         raise InputError(

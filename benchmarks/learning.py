@@ -2,6 +2,7 @@
 
     python benchmarks/learning.py --part addition       # base, SFT, GRPO; and the control run
     python benchmarks/learning.py --part word_problems
+    python benchmarks/learning.py --part tools          # with a calculator; the control: without
     python benchmarks/learning.py --part samples        # demonstrations against accuracy; last
     python benchmarks/tables.py                         # puts the results into the documents
 
@@ -22,7 +23,11 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = Path(__file__).parent / "results"
 sys.path.insert(0, str(ROOT))
-RECIPES = {"addition": "configs/tiny_demo.yaml", "word_problems": "configs/tiny_word_problems.yaml"}
+RECIPES = {
+    "addition": "configs/tiny_demo.yaml",
+    "word_problems": "configs/tiny_word_problems.yaml",
+    "tools": "configs/tiny_tools.yaml",
+}
 SIZES, ALL = (100, 500, 1000), "2000"
 
 
@@ -39,15 +44,28 @@ def read(path) -> Any:
 
 
 def whole(task: str, seed: int) -> dict:
-    """Return base, SFT on mixed and GRPO of one seed; additions also SFT on clean ones only."""
-    name = f"benchmark/{task}-{seed}"
+    """Return base, SFT on mixed and GRPO of one seed, and what there is of a control run.
+
+    Of additions that is SFT on clean demonstrations only; with tools, SFT and GRPO without them.
+    """
+    stages, seconds = staged(task, seed, f"benchmark/{task}-{seed}")
+    if task == "addition":
+        stages |= {"control": clean(task, seed, None)}
+    if task == "tools":
+        without, more = staged(task, seed, f"benchmark/no-{task}-{seed}", "--tools", "none")
+        stages |= {f"control_{stage}": without[stage] for stage in ("sft", "grpo")}
+        stages |= {"control_seconds": more}
+    log = f"runs/benchmark/{task}-{seed}/grpo/log.csv"
+    return {"seed": seed, **stages, "seconds": seconds, "log": log}
+
+
+def staged(task: str, seed: int, name: str, *more) -> tuple[dict, float]:
+    """Return the test summaries of the base and of both stages, and the seconds of all that."""
     common = ["--config", RECIPES[task], "--seed", seed, "--overwrite"]
     places = ["--run", name, "--output-dir", f"weights/{name}"]
-    seconds = call("train.py", *common, *places)
+    seconds = call("train.py", *common, *places, *more)
     base, sft, grpo = read(f"runs/{name}/summary.json")
-    control = {"control": clean(task, seed, None)} if task == "addition" else {}
-    stages = {"base": base, "sft": sft, "grpo": grpo} | control
-    return {"seed": seed, **stages, "seconds": seconds, "log": f"runs/{name}/grpo/log.csv"}
+    return {"base": base, "sft": sft, "grpo": grpo}, seconds
 
 
 def clean(task: str, seed: int, samples: int | None) -> dict:

@@ -21,6 +21,7 @@ sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]
 import gpu_tables  # noqa: E402
 import model_tables  # noqa: E402
 import real_tables  # noqa: E402
+import tool_tables  # noqa: E402
 from learning_curve import draw, keep_curves  # noqa: E402
 
 STAGES = {
@@ -286,6 +287,7 @@ PLACES: dict[str, dict[str, Callable[[], str]]] = {
     "docs/evaluation.md": {"robustness": robustness_table},
     "docs/serving.md": {"serve": serve_table},
     "docs/agents.md": {"orchestrator": orchestrator_table},
+    "docs/tools.md": {"tools": tool_tables.learning},
     "docs/results.md": {
         "prompts_gsm8k": partial(real_tables.prompts, "gsm8k"),
         "qwen": partial(real_tables.results, "qwen"),

@@ -71,18 +71,44 @@ class Choice:
 
 
 @dataclass(frozen=True, slots=True)
+class ToolCall:
+    """A call of a tool in a completion, with its result (rlm/tools).
+
+    name: of the tool, "" where the call could not be read. arguments: JSON, or the text as it
+        stood there. result: what the model was shown, without the marks around it.
+    failure: why it failed, one of `rlm.tools.tool.REASONS`; None if it did not.
+    first, tokens: where in `Rollout.ids` the tokens begin that were put in, and how many they are.
+    start, written, end: characters of `Rollout.text`: where the call begins, where it ends, and
+        where its result ends; what lies between the last two the tool wrote.
+    """
+
+    name: str
+    arguments: str
+    result: str
+    failure: str | None
+    first: int
+    tokens: int
+    start: int
+    written: int
+    end: int
+
+
+@dataclass(frozen=True, slots=True)
 class Rollout:
     """What the engine sampled for one prompt.
 
-    ids: the sampled tokens, C of them, the end token included when it was sampled.
+    ids: the sampled tokens, C of them, the end token included when it was sampled. Where tools
+        were called, the tokens of their results stand among them (`calls` says which).
     logprobs: log-probability of each sampled token under the sampling distribution at
-        the given temperature (before top-k and top-p cut it), in nats, float32.
+        the given temperature (before top-k and top-p cut it), in nats, float32; 0 for a token that
+        a tool wrote.
     text: the whole assistant turn: the prompt's prefill and the decoded completion,
         without the end token.
     finish: "stop" (end token or stop string) or "length" (cut off at the maximum).
     version: of the weights that sampled it, as the engine's last `sync` was told: in a training
         the number of steps that they had taken.
-    choices: one for each token, where the sampling asked for them.
+    choices: one for each sampled token, where the sampling asked for them.
+    calls: of tools, in order.
     """
 
     ids: list[int]
@@ -91,6 +117,41 @@ class Rollout:
     finish: str
     version: int = 0
     choices: list[Choice] | None = None
+    calls: tuple[ToolCall, ...] = ()
+
+    @property
+    def tool_tokens(self) -> int:
+        """How many of the tokens tools wrote."""
+        return sum(call.tokens for call in self.calls)
+
+    @property
+    def length(self) -> int:
+        """How many tokens the model sampled."""
+        return len(self.ids) - self.tool_tokens
+
+    @property
+    def sampled(self) -> list[bool]:
+        """Of each token whether the model sampled it; a tool wrote the others."""
+        flags = [True] * len(self.ids)
+        for call in self.calls:
+            flags[call.first : call.first + call.tokens] = [False] * call.tokens
+        return flags
+
+    @property
+    def sampled_logprobs(self) -> list[float]:
+        """The log-probabilities of the tokens that the model sampled."""
+        if not self.calls:
+            return self.logprobs
+        return [x for x, own in zip(self.logprobs, self.sampled, strict=True) if own]
+
+    @property
+    def own_text(self) -> str:
+        """The text without what tools wrote: what the model itself says, and is judged by."""
+        parts, at = [], 0
+        for call in self.calls:
+            parts.append(self.text[at : call.written])
+            at = call.end
+        return "".join([*parts, self.text[at:]])
 
 
 @dataclass(frozen=True, slots=True)

@@ -69,6 +69,12 @@ class Common(Shared):
     problem_steps: tuple[int, int] = option(
         (2, 4), "steps of a word problem, 2 to 4: 3 or 2-4", shown="2-4"
     )
+    problem_scale: tuple[int, int] = option(
+        (1, 1),
+        "times that quantities of word problems are larger than those of the tiny base's text, 1 "
+        "to 50: 1 or 5-9",
+        shown="1",
+    )
     per_question: int = option(
         1, "solutions of a question in openmath and openmath2", ge=1, le=1000
     )
@@ -91,6 +97,11 @@ class Common(Shared):
     def _steps(cls, value):
         return parse_range(value, 2, 4)
 
+    @field_validator("problem_scale", mode="before")
+    @classmethod
+    def _scale(cls, value):
+        return parse_range(value, 1, 50)
+
     @property
     def run_dir(self) -> Path:
         """The folder of this run: settings.json, log.csv, ..."""
@@ -103,16 +114,22 @@ class Common(Shared):
 
     def task_options(self) -> dict:
         """What the generator of the questions takes, for `data.load_examples`."""
-        terse = {"terse_fraction": self.terse_fraction}
+        terse: dict = {"terse_fraction": self.terse_fraction, "notes": self.notes}
+        stories = {"steps": self.problem_steps, "scale": self.problem_scale}
         options: dict[str, dict] = {
             "addition": {"digits": self.digits} | terse,
-            "word_problems": {"steps": self.problem_steps} | terse,
-            "mixed": {"digits": self.digits, "steps": self.problem_steps} | terse,
+            "word_problems": stories | terse,
+            "mixed": {"digits": self.digits} | stories | terse,
             "openmath": {"per_question": self.per_question},
             "openmath2": {"per_question": self.per_question},
         }
         read = {} if self.source in GENERATED else {"reading": self.reading()}
         return options.get(self.source, {}) | read
+
+    @property
+    def notes(self) -> bool:
+        """Whether solutions keep their calculator notes, which become calls."""
+        return "calculator" in self.tools
 
     def reading(self) -> Reading:
         """How rows of data are read."""
@@ -122,12 +139,14 @@ class Common(Shared):
             solution=self.solution_field,
             kind=self.answers,
             skip_bad_rows=self.skip_bad_rows,
+            notes=self.notes,
         )
 
     def process(self) -> dict:
         return super().process() | {"seed": self.seed, "math_seconds": self.math_seconds}
 
     def check_values(self) -> None:
+        super().check_values()
         if not re.fullmatch(r"[\w.+-]+(/[\w.+-]+)*", self.run) or ".." in self.run:
             raise InputError(f"{self.given('run')}: a name of letters, digits, - _ . is needed")
         if self.source in GENERATED and self.data:

@@ -26,6 +26,7 @@ from rlm.models.lookup import (
     same_model,
 )
 from rlm.models.templates import read_options
+from settings import tools as tool_settings
 
 TINY_BASE = "weights/tiny_base"
 TEMPLATE = ("template_options", "template_date")
@@ -145,6 +146,29 @@ class Shared(Settings):
         le=16,
         shown="the adapter's, else 0",
     )
+    tools: list[str] = option(
+        [],
+        "built-in tools that the model may call while it reasons: calculator; or none",
+        section="Tools",
+        shown="the adapter's, else none",
+    )
+    tool_file: str | None = option(
+        None, "Python file with tools of your own; it is run, so trust it", shown="none"
+    )
+    tool_form: Literal["tag", "json"] = option(
+        "tag",
+        "how a call is written; json: as the model's own chat template has it",
+        shown="the adapter's, else tag",
+    )
+    max_tool_calls: int = option(
+        8, "calls of a completion", ge=1, le=256, shown="the adapter's, else 8"
+    )
+    tool_tokens: int = by_model(
+        32, 128, "longest result of a tool; a longer one is cut", ge=4, le=8192
+    )
+    tool_seconds: float = option(
+        5.0, "deadline of a call of a tool from --tool-file", gt=0, le=3600
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -170,9 +194,15 @@ class Shared(Settings):
             trained |= {"shots": len(adapter_shots(first)), "instruction_role": adapter_role(first)}
             kept = adapter_settings(first)
             trained |= {name: kept[name] for name in TEMPLATE if kept.get(name)}
+            trained |= tool_settings.trained(kept)
             if cls.script == "serve":
                 trained["answers"] = adapter_kind(first)
         return trained | found
+
+    @field_validator("tools", mode="before")
+    @classmethod
+    def _tools(cls, value):
+        return [name for name in words_of(value) if name != "none"]
 
     @field_validator("log_level", mode="before")
     @classmethod
@@ -237,8 +267,13 @@ class Shared(Settings):
             raise InputError(f"{self.given('engine')}: only train_grpo.py samples by vllm; leave "
                              "it out, or use transformers")  # fmt: skip
 
+    def toolbox(self):
+        """What the model may call, None for nothing: `rlm.tools.toolbox.Toolbox`."""
+        return tool_settings.toolbox(self)
+
     def check_values(self) -> None:
         """All checks but those of folders that an earlier stage makes."""
+        tool_settings.check(self)
 
     def check_places(self) -> None:
         if not (self.adapter and is_whole(self.adapter)):  # that one stands on no base

@@ -8,12 +8,14 @@ from typing import Any
 class MicroBatch:
     """Some completions, and what their loss needs, a value for each of their N tokens.
 
-    groups: their ids, packed when it is their turn, so that one layout at a time is there.
+    groups: their ids, packed when it is their turn, so that one layout at a time is there. learned:
+    of `rlm.rollouts.batch.Batch.sampled`: tokens that a tool wrote are none of the N.
     advantages, counts: a value per completion; counts: whether its tokens count. old_logprobs:
     None where the old policy is the one that learns. ref_logprobs: None without a KL term.
     """
 
     groups: list
+    learned: Any
     device: Any
     advantages: Any
     counts: Any
@@ -25,7 +27,7 @@ class MicroBatch:
         """Return the completions as a `rlm.learner.logprobs.Packed`."""
         from rlm.learner.logprobs import pack
 
-        return pack(self.groups, device=self.device)
+        return pack(self.groups, learned=self.learned, device=self.device)
 
 
 def micro_batches(
@@ -46,6 +48,7 @@ def micro_batches(
         chosen = [(mine[i], rows) for i, rows in part]
         one = MicroBatch(
             groups=[batch.ids(b, rows) for b, rows in chosen],
+            learned=batch.sampled(chosen),
             device=device,
             advantages=torch.cat([advantage[b, rows] for b, rows in chosen]),
             counts=batch.loss_mask(chosen, settings.truncated == "keep"),
@@ -98,9 +101,10 @@ def first_kl(policy, batch, b: int, settings, reference):
     from rlm.learner.losses import kl_estimate
 
     rows, device = slice(2), next(policy.model.parameters()).device
-    pieces = pack([batch.ids(b, rows)], device=device)
+    chosen = [(b, rows)]
+    pieces = pack([batch.ids(b, rows)], learned=batch.sampled(chosen), device=device)
     ref = reference.logprobs(pieces, **logits_options(policy, settings))
-    return kl_estimate(batch.logprobs([(b, rows)]).to(device), ref)
+    return kl_estimate(batch.logprobs(chosen).to(device), ref)
 
 
 def logits_options(policy, settings) -> dict:

@@ -36,7 +36,8 @@ def fit(stage, records: list[dict], questions: int):
     demonstrations = [split(record) for record in records]
     optimizer = stage.optimizer(**ADAMW)
     # The more prompts share a micro-batch, the less of them is computed: 2 GB on a CPU.
-    longest, pending = max(len(p) + len(c) for p, c in demonstrations), optimizer.pending_bytes()
+    longest = max(len(each.prompt) + len(each.completion) for each in demonstrations)
+    pending = optimizer.pending_bytes()
     budget = stage.token_budget(longest, cpu_bytes=2**31, pending=pending)
     guard, seen, began = NonFiniteGuard(run.path), Seen(), time.monotonic()
 
@@ -72,8 +73,9 @@ def update(model, optimizer, demonstrations, budget) -> dict:
     """
     from rlm.learner.demonstrations import backward
 
-    mine = parallel.balanced_share(demonstrations, [len(p) + len(c) for p, c in demonstrations])
-    tokens = sum(len(completion) for _, completion in demonstrations)
+    costs = [len(each.prompt) + len(each.completion) for each in demonstrations]
+    mine = parallel.balanced_share(demonstrations, costs)
+    tokens = sum(each.targets for each in demonstrations)
     work = partial(backward, model, optimizer, mine, tokens=tokens)
     learned = budget.attempt(work, undo=optimizer.clear).all_reduce("learning").values()
     return {
@@ -85,14 +87,22 @@ def update(model, optimizer, demonstrations, budget) -> dict:
     }
 
 
-def split(record: dict) -> tuple[list[int], list[int]]:
-    """Return a record's prompt and completion; -100 marks the prompt.
+def split(record: dict):
+    """Return a record as a `rlm.learner.demonstrations.Demonstration`; -100 is not learned.
 
-    >>> split({"input_ids": [5, 6, 7], "labels": [-100, -100, 7]})
-    ([5, 6], [7])
+    What begins with -100 is the prompt; between what is learned stand the results of tools.
+
+    >>> tuple(split({"input_ids": [5, 6, 7], "labels": [-100, -100, 7]}))
+    ([5, 6], [7], None)
+    >>> tuple(split({"input_ids": [5, 6, 7, 8], "labels": [-100, 6, -100, 8]}))
+    ([5], [6, 7, 8], [True, False, True])
     """
-    start = record["labels"].count(-100)
-    return record["input_ids"][:start], record["input_ids"][start:]
+    from rlm.learner.demonstrations import Demonstration
+
+    ids, labels = record["input_ids"], record["labels"]
+    start = next(place for place, label in enumerate(labels) if label != -100)
+    flags = [label != -100 for label in labels[start:]]
+    return Demonstration(ids[:start], ids[start:], None if all(flags) else flags)
 
 
 def last_step(count: int, settings) -> int:
@@ -115,7 +125,7 @@ class Seen:
 
     def add(self, demonstrations) -> dict:
         """Count a batch; return the column of log.csv."""
-        self.tokens += sum(len(prompt) + len(completion) for prompt, completion in demonstrations)
+        self.tokens += sum(len(each.prompt) + len(each.completion) for each in demonstrations)
         return {"num_tokens": float(self.tokens)}
 
     def state(self) -> dict:

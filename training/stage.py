@@ -86,7 +86,13 @@ class Stage:
         """Return the tokens of the longest prompt with its completion, about: by characters."""
         asked = sorted(examples, key=lambda example: len(example.question))[-16:]
         prompts = [self.task.prompt(example.question, **example.asks) for example in asked]
-        return max(len(prompt.ids) for prompt in prompts) + self.settings.max_tokens
+        return max(len(prompt.ids) for prompt in prompts) + self.most_tokens
+
+    @property
+    def most_tokens(self) -> int:
+        """The tokens that a completion may have, with those that tools write."""
+        box = self.task.toolbox
+        return self.settings.max_tokens + (box.bound(self.policy.tokenizer).room if box else 0)
 
     @property
     def checkpoints_by_trl(self) -> bool:

@@ -61,7 +61,9 @@ class Answering:
         self.settings, self.tokenizer = settings, tokenizer
         self.engines: tuple = ()  # that run what is scored
         self.generation_config, self.shots = generation_config, tuple(shots)
+        self.toolbox = settings.toolbox()
         self.asking = {"shots": self.shots, "role": settings.role}
+        self.asking |= {"tools": self.toolbox} if self.toolbox else {}
         self._rewards: dict = {}
 
     def prompt(self, question: str, kind: str = "number") -> Prompt:
@@ -70,8 +72,14 @@ class Answering:
         return data.make_prompt(question, self.tokenizer, self.settings.format, **asking)
 
     def demonstration(self, example) -> dict:
-        """Return prompt_ids, completion_ids and end_ids of the example's solution."""
-        options = {"generation_config": self.generation_config} | self.asking
+        """Return prompt_ids, completion_ids and end_ids of the example's solution.
+
+        With tools also `learned`; --call-fraction of them show calls, chosen by their ids.
+        """
+        options: dict = {"generation_config": self.generation_config} | self.asking
+        if self.toolbox:
+            drawn = Random(derive("calls", self.settings.seed, example.id)).random()
+            options["calls"] = drawn < self.settings.call_fraction
         return data.sft_tokens(example, self.tokenizer, self.settings.format, **options)
 
     def score(self, examples, groups, *, seed: int) -> list[list[Score]]:
@@ -102,7 +110,7 @@ class Answering:
 class Orchestration:
     """The policy writes a graph of agents, which a frozen model runs."""
 
-    shots = ()
+    shots, toolbox = (), None
 
     def __init__(self, settings, policy):
         from rlm.agents.runner import open_runner

@@ -98,7 +98,7 @@ def measure(stage, examples, budget: int, sample, *, rounds: int, pending=None) 
         policy.model,
         [batch.ids(b) for b in range(len(batch.groups))],
         budget,
-        max_tokens=settings.max_tokens,
+        max_tokens=stage.most_tokens,
         most_groups=settings.questions_per_step,
         pending=pending,
         temperature=settings.temperature,
@@ -139,7 +139,7 @@ def probed(
     rollouts = [rollout for group in batch.groups for rollout in group]
     reasons = [score.reason for group in batch.scores for score in group]
     ended = [r for r, rollout in zip(reasons, rollouts, strict=True) if rollout.finish == "stop"]
-    lengths = [len(rollout.ids) for rollout in rollouts]
+    lengths = [rollout.length for rollout in rollouts]
     prompts = [len(prompt.ids) for prompt in batch.prompts]
     return Probe(
         questions=len(batch.groups),

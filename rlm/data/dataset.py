@@ -171,7 +171,7 @@ def open_data(task: str, data: str | None, reading: Reading = READING) -> DataSe
         return open_files(data or "", task, reading=reading)
     reading = replace(reading, kind=reading.kind or known.kind)
     as_there = task == "gsm8k" and reading.kind == known.kind and not reading.flags()
-    convert = gsm8k_example if as_there else None
+    convert = partial(gsm8k_example, notes=reading.notes) if as_there else None
     if data:
         return open_files(data, task, convert, reading, held_out=known.held_out)
     return open_hub(known, task, convert, reading)

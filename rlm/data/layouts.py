@@ -37,7 +37,8 @@ class Reading:
 
     question, answer, solution: columns, or dotted paths into nested ones; None for each that is
     found by its name. kind: of the answers, where a row has none of its own; None: the task's.
-    skip_bad_rows: rows that cannot be used are left out and counted; else they are an error.
+    skip_bad_rows: rows that cannot be used are left out and counted; else they are an error. notes:
+    solutions keep their calculator notes.
     """
 
     question: str | None = None
@@ -45,6 +46,7 @@ class Reading:
     solution: str | None = None
     kind: str | None = None
     skip_bad_rows: bool = False
+    notes: bool = False
 
     def flags(self) -> dict[str, str]:
         """Return flag -> column of those that were named."""
@@ -58,7 +60,7 @@ class Layout:
 
     solution: None where the first rows have none; `solution` of a later row counts all the same.
     choices: one column with a list, or a column a choice; () for none. context: a second part of
-    the question, which may be empty.
+    the question, which may be empty. notes: of `Reading`.
     """
 
     question: str
@@ -66,6 +68,7 @@ class Layout:
     solution: str | None
     choices: tuple[str, ...] = ()
     context: str | None = None
+    notes: bool = False
 
     @property
     def reasoning(self) -> str:
@@ -136,7 +139,7 @@ def layout_of(rows: list[dict], where: str, given: Reading) -> Layout:
             f"{where}: field '{missing}' is missing; there are: {', '.join(paths_of(rows))}; name "
             f"the column by --{missing}-field"
         )
-    return Layout(question, answer, solution, choices, context)
+    return Layout(question, answer, solution, choices, context, given.notes)
 
 
 def _plain_name(column: str) -> str:

@@ -45,6 +45,7 @@ def additions(
     *,
     digits: tuple[int, int] = (1, 3),
     terse_fraction: float = 0.0,
+    notes: bool = False,
     split: str = "train",
     exclude: frozenset[str] = frozenset(),
     keep: Keep | None = None,
@@ -52,6 +53,7 @@ def additions(
     """Return n distinct sums of three numbers, each number of digits[0] to digits[1] digits.
 
     terse_fraction: share, 0 to 1, of the solutions that name the sum without working it out.
+    notes: the sums of solutions have calculator notes, as GSM8K's have: 23 + 15 = <<23 + 15=38>>38.
     exclude: questions that must not come. keep: says of a question whether it may.
     The order of the same three numbers counts, their wording does not: it hangs on the numbers.
     InputError for impossible arguments, or when there are fewer than n such questions.
@@ -63,7 +65,7 @@ def additions(
     def draw(rng: Random, terse: bool) -> Draft:
         a, b, c = (number(rng, low, high) for _ in range(3))
         template = "terse" if terse else "worked"
-        solution = addition_solution(a, b, c, terse)
+        solution = addition_solution(a, b, c, terse, notes)
         return addition_question(a, b, c), str(a + b + c), solution, template, 2
 
     return _collect("addition", draw, seed, n, split, terse_fraction, exclude, keep)
@@ -87,7 +89,7 @@ def addition_wording(a: int, b: int, c: int) -> str:
     return ADDITION_QUESTIONS[0] if place % 2 else other
 
 
-def addition_solution(a: int, b: int, c: int, terse: bool = False) -> str:
+def addition_solution(a: int, b: int, c: int, terse: bool = False, notes: bool = False) -> str:
     """The reasoning: two sums and a check, or the bare result.
 
     >>> print(addition_solution(23, 15, 8))
@@ -99,10 +101,11 @@ def addition_solution(a: int, b: int, c: int, terse: bool = False) -> str:
     if terse:
         # Not "23 + 15 + 8 is 46.": that would teach the check of a worked sum to guess, too.
         return f"The answer is {a + b + c}."
+    first, second = (Sum(x, "+", y, ()).written(notes) for x, y in ((a, b), (a + b, c)))
     return (
         f"I need to calculate the sum of {a}, {b}, and {c}.\n"
-        f"1. Adding the first two: {a} + {b} = {a + b}\n"
-        f"2. Adding the third: {a + b} + {c} = {a + b + c}\n"
+        f"1. Adding the first two: {first}\n"
+        f"2. Adding the third: {second}\n"
         f"3. Verification: {a} + {b} + {c} is indeed {a + b + c}."
     )
 
@@ -112,7 +115,9 @@ def word_problems(
     n: int,
     *,
     steps: tuple[int, int] = (2, 4),
+    scale: tuple[int, int] = (1, 1),
     terse_fraction: float = 0.0,
+    notes: bool = False,
     split: str = "train",
     exclude: frozenset[str] = frozenset(),
     keep: Keep | None = None,
@@ -121,17 +126,21 @@ def word_problems(
     """Return n distinct word problems that take steps[0] to steps[1] sums.
 
     The other arguments and errors are those of `additions`; a terse solution is "The answer
-    is 46.". Every number on the way is a whole one up to LARGEST. told: takes the story of each
-    question, by the question.
+    is 46.". Every number on the way is a whole one up to LARGEST. scale: what is counted is so many
+    times as large, drawn anew for each question, and so is the largest number; one at least is
+    then larger than LARGEST. told: takes the story of each question, by the question.
     """
     low, high = steps
     if not 2 <= low <= high <= 8:
         raise InputError(f"{low} to {high} steps: use 2 to 8, the smaller number first")
+    if not 1 <= scale[0] <= scale[1] <= 50:
+        raise InputError(f"scale {scale[0]} to {scale[1]}: use 1 to 50, the smaller number first")
 
     def draw(rng: Random, terse: bool) -> Draft:
-        story = tell(rng, rng.randint(low, high))
+        count = rng.randint(low, high)
+        story = tell(rng, count, rng.randint(*scale) if scale[1] > 1 else 1)
         result = story.sums[-1].result
-        solution = f"The answer is {result}." if terse else story.solution()
+        solution = f"The answer is {result}." if terse else story.solution(notes)
         if told is not None:
             told[story.question] = story
         return story.question, str(result), solution, story.template, len(story.sums)
@@ -152,6 +161,19 @@ class Sum:
     def result(self) -> int:
         a, b = self.left, self.right
         return {"+": a + b, "-": a - b, "*": a * b, "/": a // b}[self.sign]
+
+    def written(self, notes: bool = False) -> str:
+        """The sum as a step of a solution has it, perhaps with a calculator note.
+
+        >>> Sum(31, "+", 15, ()).written(), Sum(31, "+", 15, ()).written(notes=True)
+        ('31 + 15 = 46', '31 + 15 = <<31 + 15=46>>46')
+        """
+        text = f"{self.left} {self.sign} {self.right}"
+        return (
+            f"{text} = <<{text}={self.result}>>{self.result}"
+            if notes
+            else (f"{text} = {self.result}")
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,23 +200,22 @@ class Story:
     parts: tuple[Part, ...] = ()
     closing: str = ""
 
-    def solution(self) -> str:
+    def solution(self, notes: bool = False) -> str:
         """Numbered steps, one a line: `1. After buying 15 more: 31 + 15 = 46`."""
         return "\n".join(
-            f"{i}. {s.labels[0]}: {s.left} {s.sign} {s.right} = {s.result}"
-            for i, s in enumerate(self.sums, 1)
+            f"{i}. {s.labels[0]}: {s.written(notes)}" for i, s in enumerate(self.sums, 1)
         )
 
 
-def tell(rng: Random, steps: int) -> Story:
-    """A story of exactly `steps` sums."""
+def tell(rng: Random, steps: int, factor: int = 1) -> Story:
+    """A story of exactly `steps` sums, all that is counted `factor` times as large."""
     while True:
-        story = _try_to_tell(rng, steps)
+        story = _try_to_tell(rng, steps, factor)
         if story:
             return story
 
 
-def _try_to_tell(rng: Random, steps: int) -> Story | None:
+def _try_to_tell(rng: Random, steps: int, factor: int) -> Story | None:
     name, friend = rng.sample(sorted(stories.NAMES), 2)
     he = stories.NAMES[name]
     words = {"N": name, "F": friend, "He": he, "He2": rng.choice([name, he.lower()]),
@@ -203,7 +224,7 @@ def _try_to_tell(rng: Random, steps: int) -> Story | None:
     domain = start.domain
     sums: list = []
     parts: list = []
-    value = _happen(start, rng, 0, words, sums, parts)
+    value = _happen(start, rng, 0, words, sums, parts, factor)
     if value is None:
         return None
     while len(sums) < steps and not parts[-1].asked:
@@ -212,26 +233,49 @@ def _try_to_tell(rng: Random, steps: int) -> Story | None:
         if not choices:
             return None
         # An ending, where one fits, is as likely as any event: a third of the stories have one.
-        value = _happen(rng.choice(choices), rng, value, words, sums, parts)
+        value = _happen(rng.choice(choices), rng, value, words, sums, parts, factor)
         if value is None:
             return None
-    if len(sums) != steps:
+    if len(sums) != steps or (factor > 1 and max(s.result for s in sums) <= LARGEST):
         return None
     closing = "" if parts[-1].asked else rng.choice(stories.QUESTIONS[domain])
     return written(words, sums, parts, closing)
 
 
-def _happen(event: Event, rng, value, words, sums, parts) -> int | None:
+def _happen(event: Event, rng, value, words, sums, parts, factor) -> int | None:
     """Add the event to the story; the value after it, None if the event does not fit."""
-    drawn = event.draw(rng, value)
+    drawn = scaled(event, event.draw(rng, value // factor), factor)
     if drawn is None:
         return None
     sums += work(event, drawn, value, words)
-    if any(not 0 < s.result <= LARGEST for s in sums):
+    if any(not 0 < s.result <= LARGEST * factor for s in sums):
         return None
     asked = (rng.choice(event.sentences), rng.choice(event.questions) if event.questions else "")
     parts.append(Part(event, drawn, *asked))
     return sums[-1].result if event.work else drawn["x"]
+
+
+def scaled(event: Event, drawn: dict[str, int] | None, factor: int) -> dict[str, int] | None:
+    """The numbers drawn for an event of usual size, all that is counted `factor` times as large.
+
+    So halves and shares still come out whole.
+    """
+    if drawn is None or factor == 1:
+        return drawn
+    grow = quantities(event)
+    return {name: x * factor if name in grow else x for name, x in drawn.items()}
+
+
+def quantities(event: Event) -> set[str]:
+    """Which drawn numbers of an event grow if everything that is counted grows.
+
+    Of a product the left factor does, of a quotient the divisor does not: 3 boxes of 5 become 21
+    boxes of 5, and half stays half.
+    """
+    if not event.work:
+        return {"x"}
+    left = {left for left, _, _ in event.work}
+    return left | {right for _, sign, right in event.work if sign in "+-"}
 
 
 def work(event: Event, drawn: dict[str, int], value: int, words: dict[str, str]) -> list[Sum]:

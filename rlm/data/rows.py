@@ -64,14 +64,17 @@ def own_example(row: dict, where: str, id: str) -> Example:
     return row_example(row, where, id)
 
 
-def gsm8k_example(row: dict, where: str, id: str) -> Example:
-    """Return the example of a GSM8K row: its answer is "reasoning #### gold", notes inside."""
+def gsm8k_example(row: dict, where: str, id: str, *, notes: bool = False) -> Example:
+    """Return the example of a GSM8K row: its answer is "reasoning #### gold", notes inside.
+
+    notes: they stay in the solution.
+    """
     question = field(row, "question", where)
     answer = field(row, "answer", where)
     reasoning, mark, _ = answer.rpartition("####")
     if not mark:
         raise InputError(f"{where}: 'answer' has no '#### NUMBER' at its end, as gsm8k has it")
-    plain = NOTE.sub("", reasoning).strip()
+    plain = (reasoning if notes else NOTE.sub("", reasoning)).strip()
     return Example(id, question, checked_gold(answer, where), plain, steps=step_count(reasoning))
 
 
@@ -83,7 +86,7 @@ def solution_of(row: dict, layout: Layout, where: str) -> Worked:
     if _has_solution(row, layout):
         text = text_of(row, layout.reasoning, where, speaker="answer")
     try:
-        return take_apart(text)
+        return take_apart(text, notes=layout.notes)
     except ValueError as error:
         raise InputError(f"{where}: {error}") from None
 

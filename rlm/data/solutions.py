@@ -33,13 +33,13 @@ class Worked(NamedTuple):
     answer: str | None
 
 
-def take_apart(text: str) -> Worked:
+def take_apart(text: str, *, notes: bool = False) -> Worked:
     r"""Return reasoning and stated answer of a solution or an assistant's turn.
 
     The answer: behind the last ####, in the last \boxed{}, behind the last "answer is", or the
     short line that follows the reasoning's tags. Of the reasoning go tags, calculator notes, boxes
     (their content stays) and what follows ####. ValueError for tags that are not closed or stand
-    inside others.
+    inside others. notes: those of a calculator stay, for `note_parts`.
 
     >>> take_apart("<think>\n6 * 7 is 42.\n</think>\nThe answer is 42.")
     Worked(reasoning='6 * 7 is 42.', answer='42')
@@ -52,7 +52,7 @@ def take_apart(text: str) -> Worked:
         answer = turn
     if answer is None and tagged:
         answer = stated_answer(reasoning)
-    return Worked(plain(reasoning), answer)
+    return Worked(plain(reasoning, notes=notes), answer)
 
 
 def without_tags(text: str) -> tuple[str, str, bool]:
@@ -146,11 +146,33 @@ def _boxes(text: str) -> list[tuple[int, int, int]]:
     return found
 
 
-def plain(reasoning: str) -> str:
-    """Return the reasoning without notes, boxes and what follows ####."""
+def plain(reasoning: str, *, notes: bool = False) -> str:
+    """Return the reasoning without boxes, notes (unless `notes`) and what follows ####."""
     text = reasoning.rpartition("####")[0] if "####" in reasoning else reasoning
     parts, at = [], 0
     for begin, start, end in _boxes(text):
         parts += [text[at:begin], text[start:end]]
         at = end + 1
-    return NOTE.sub("", "".join(parts) + text[at:]).strip()
+    text = "".join(parts) + text[at:]
+    return (text if notes else NOTE.sub("", text)).strip()
+
+
+def bare(solution: str) -> str:
+    """Return a solution without the notes that were left in it."""
+    return NOTE.sub("", solution)
+
+
+def note_parts(text: str) -> list[tuple[str, str, str]]:
+    """Return the text cut at its notes: (what stands before, expression, result) of each, in order.
+
+    The last one is the rest, with an empty expression.
+
+    >>> note_parts("48/2 = <<48/2=24>>24 in May.")
+    [('48/2 = ', '48/2', '24'), ('24 in May.', '', '')]
+    """
+    parts, at = [], 0
+    for note in NOTE.finditer(text):
+        expression, _, result = note[0][2:-2].rpartition("=")
+        parts.append((text[at : note.start()], expression.strip(), result.strip()))
+        at = note.end()
+    return [*parts, (text[at:], "", "")]

@@ -11,8 +11,8 @@ import re
 from collections.abc import Callable
 from random import Random
 
-from rlm.data.problems import LARGEST, Story, addition_wording, number, work, written
-from rlm.data.stories import BOXES, ITEMS, NAMES, Event
+from rlm.data.problems import LARGEST, Story, addition_wording, number, scaled, work, written
+from rlm.data.stories import BOXES, ITEMS, NAMES
 from rlm.errors import InputError
 from rlm.records import Example
 from rlm.seeds import derive
@@ -96,13 +96,10 @@ def change_story(story: Story, change: str, rng: Random) -> tuple[str, int, int]
     factor = rng.randint(*FACTORS) if change == "larger" else 1
     value, sums, parts = 0, [], []
     for part in story.parts:
-        # Drawn at the size of a training story and then multiplied: halves and shares still
-        # come out whole.
         drawn = part.drawn if change == "names" else part.event.draw(rng, value // factor)
+        drawn = scaled(part.event, drawn, factor)
         if drawn is None:
             return None
-        scaled = quantities(part.event) if factor > 1 else ()
-        drawn = {k: x * factor if k in scaled else x for k, x in drawn.items()}
         parts.append(type(part)(part.event, drawn, part.sentence, part.asked))
         sums += work(part.event, drawn, value, words)
         value = sums[-1].result if part.event.work else drawn["x"]
@@ -126,15 +123,3 @@ def other_words(words: dict[str, str], rng: Random) -> dict[str, str]:
         "it": rng.choice([x for x in ITEMS if x != words["it"]]),
         "box": rng.choice([x for x in BOXES if x != words["box"]]),
     }
-
-
-def quantities(event: Event) -> set[str]:
-    """Return which drawn numbers of an event grow if everything that is counted grows.
-
-    Of a product the left factor does, of a quotient the divisor does not: 3 boxes of 5 become 21
-    boxes of 5, and half stays half.
-    """
-    if not event.work:
-        return {"x"}
-    left = {left for left, _, _ in event.work}
-    return left | {right for _, sign, right in event.work if sign in "+-"}

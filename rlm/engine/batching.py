@@ -7,13 +7,17 @@ same tokens whatever runs beside it (but for the rounding of matrix products).
 
 import math
 from collections import deque
+from itertools import chain
 
 import torch
 
 from rlm.engine.inference_model import context_tokens, stop_ids
+from rlm.engine.kv_cache import Prefix
 from rlm.engine.requests import Event, Group, Row, uniforms
 from rlm.engine.sampling import Draws, Mix, Sampling
 from rlm.engine.support import open_runner
+from rlm.engine.tool_calls import Calls
+from rlm.engine.tool_rows import WAIT_SECONDS, ToolRows
 from rlm.errors import InputError, RunError
 from rlm.models.adapters import network_of
 from rlm.models.memory import cache_tokens as fitting_tokens
@@ -22,7 +26,7 @@ from rlm.models.text_stream import TextStream
 from rlm.records import Choice, Prompt
 
 
-class ContinuousBatch:
+class ContinuousBatch(ToolRows):
     """The engine step by step; see rlm.engine.engine for what the arguments mean.
 
     prefill_tokens: prompt tokens of one step; a longer prompt goes alone, in one piece.
@@ -63,6 +67,7 @@ class ContinuousBatch:
         )
         self._queue: deque[Group] = deque()
         self._rows: list[Row] = []
+        self._parked: list[tuple[Row, Prefix | None]] = []
         self._mix: Mix | None = None  # of the rows as they stand
         self._kept: list[Event] = []
         self._replays = False  # whether rows have all their tokens put in
@@ -75,12 +80,12 @@ class ContinuousBatch:
 
     @property
     def idle(self) -> bool:
-        return not self._rows and not self._queue
+        return not self._rows and not self._queue and not self._parked
 
     @property
     def running(self) -> list[int]:
-        """The ids of the requests that have a row."""
-        return [row.id for row in self._rows]
+        """The ids of the requests that have a row, or wait for a tool with theirs."""
+        return [row.id for row in (*self._rows, *(row for row, _ in self._parked))]
 
     @property
     def waiting(self) -> list[int]:
@@ -89,7 +94,7 @@ class ContinuousBatch:
 
     def sync(self) -> None:
         """Take over the model's weights as they are now; RuntimeError while requests run."""
-        if self._rows:
+        if self._rows or self._parked:
             raise RuntimeError("sync() while requests are running: their cache would be stale")
         for group in self._queue:
             group.forget()
@@ -113,10 +118,12 @@ class ContinuousBatch:
         group = Group(prompt)
         for seed in seeds:
             self._last_id += 1
-            followed = stream or sampling.stop or sampling.closing
+            followed = stream or sampling.stop or sampling.closing or sampling.tools
             text = TextStream(self.tokenizer, sampling.stop) if followed else None
-            watched = stream or watch
-            group.waiting.append(Row(self._last_id, group, sampling, uniforms(seed), watched, text))
+            tools, watched = sampling.tools, stream or watch
+            calls = Calls(tools.bound(self.tokenizer), len(prompt.prefill)) if tools else None
+            row = Row(self._last_id, group, sampling, uniforms(seed), watched, text, calls=calls)
+            group.waiting.append(row)
         if group.waiting:
             self._queue.append(group)
             self._runner.expect(group.waiting[0].most)
@@ -126,21 +133,25 @@ class ContinuousBatch:
     def step(self) -> list[Event]:
         """Admit what fits, sample a token for each row, retire what has ended.
 
-        Return the events of watched requests and of those that ended, none if all is idle.
+        Return the events of watched requests and of those that ended, none if all is idle. Rows
+        that wait for a tool are left out until it has answered.
         After an exception its rows are gone (as by `reset`); waiting requests stay. RunError for
         logits that are not finite.
         """
         try:
+            answered = self._rejoin() if self._parked else []
             old = list(self._rows)
             admitted = self._admit()
             if not self._rows:
-                return []
+                if self._parked and not answered:
+                    self._toolboxes()[0].wait(WAIT_SECONDS)
+                return answered
             draws, new = self._draws(), self._rows[len(old) :]
             drawn = self._runner.sample(old, admitted, new, self._queued, draws)
             drawn = drawn.cpu()  # the one time that the host waits for the device
             tokens, logprobs = drawn[0].int().tolist(), drawn[1].tolist()
             self._check_finite(logprobs, draws.due)
-            return self._record(tokens, logprobs, drawn[2:])
+            return answered + self._record(tokens, logprobs, drawn[2:])
         except BaseException:
             self.reset()
             raise
@@ -167,6 +178,10 @@ class ContinuousBatch:
             if row.id == id:
                 self._retire([index])
                 return row.end("cancelled", self.tokenizer)
+        for place, (row, _) in enumerate(self._parked):
+            if row.id == id:
+                del self._parked[place]
+                return row.end("cancelled", self.tokenizer)
         for group in self._queue:
             for row in group.waiting:
                 if row.id == id:
@@ -182,8 +197,14 @@ class ContinuousBatch:
         With CUDA graphs the cache stays unless it takes much of the card: they would have to be
         captured again for another one. See `close`.
         """
-        self._rows, self._mix = [], None
+        self._drop_rows()
         self._runner.clear()
+
+    def _drop_rows(self) -> None:
+        for row, _ in self._parked:
+            assert row.calls is not None
+            row.calls.drop()
+        self._rows, self._parked, self._mix = [], [], None
 
     def close(self) -> None:
         """Drop all requests, the cache and what was made of the weights; nothing runs any more.
@@ -191,14 +212,15 @@ class ContinuousBatch:
         In bfloat16 and float16 the engine's layers hold the model's own tensors: as long as they
         live, moving the model away from a GPU frees nothing there.
         """
-        self._rows, self._mix = [], None
+        self._drop_rows()
         self._queue.clear()
         self._kept = []
         if runner := self.__dict__.pop("_runner", None):
             runner.release()
 
     def _check(self, prompt: Prompt, sampling: Sampling) -> None:
-        tokens, most = len(prompt.ids), len(prompt.ids) + sampling.max_tokens
+        more = sampling.tools.bound(self.tokenizer).room if sampling.tools else 0
+        tokens, most = len(prompt.ids), len(prompt.ids) + sampling.max_tokens + more
         if not tokens:
             raise InputError("the prompt is empty; it needs at least one token")
         if not all(0 <= id < self._vocabulary for id in prompt.ids):
@@ -208,20 +230,24 @@ class ContinuousBatch:
             )
         for limit, name in ((self.context_tokens, "context"), (self.cache_tokens, "cache")):
             if limit and most > limit:
-                room = limit - tokens
+                room = limit - tokens - more
                 advice = f"use max_tokens {room} or less" if room > 0 else "shorten the prompt"
+                results = f", with {more} for the results of tools," if more else ""
                 raise InputError(
-                    f"a prompt of {tokens} tokens and max_tokens {sampling.max_tokens} are more "
-                    f"than the {name} of {limit} tokens; {advice}"
+                    f"a prompt of {tokens} tokens and max_tokens {sampling.max_tokens}{results} "
+                    f"are more than the {name} of {limit} tokens; {advice}"
+                    + (", or fewer calls, or shorter results" if more else "")
                 )
 
     def _admit(self) -> list[tuple[Group, int]]:
         """Give rows to waiting requests, in order; return the groups and how many of each."""
         admitted: list[tuple[Group, int]] = []
-        if not self._queue or len(self._rows) >= self.max_rows:
+        held = len(self._parked)  # they come back
+        if not self._queue or len(self._rows) + held >= self.max_rows:
             return admitted
         budget, tokens = self.admissions, 0
-        most = max((row.most for row in self._rows), default=0)
+        rows = chain(self._rows, (row for row, _ in self._parked))
+        most = max((row.most for row in rows), default=0)
         while self._queue and budget:
             group = self._queue[0]
             if group.prefix is None:
@@ -232,7 +258,7 @@ class ContinuousBatch:
             room = self.max_rows
             if self.cache_tokens:
                 room = min(room, max(1, self.cache_tokens // self._runner.room(most)))
-            free = room - len(self._rows)
+            free = room - len(self._rows) - held
             count = min(free, len(group.waiting), budget)
             if count <= 0 or not self._runner.joins(group, self._rows, free, self._queued):
                 break
@@ -277,7 +303,8 @@ class ContinuousBatch:
 
         chosen_from: of `rlm.engine.sampling.chosen_from`; no rows where nobody asks for it.
         """
-        events, ended, stop_ids = [], [], self.stop_ids
+        events: list[Event] = []
+        ended, called, stop_ids = [], [], self.stop_ids
         choices = self._choices(chosen_from) if len(chosen_from) else [None] * len(tokens)
         taken = zip(self._rows, tokens, logprobs, strict=True)
         for index, (row, token, logprob) in enumerate(taken):
@@ -291,8 +318,11 @@ class ContinuousBatch:
                 events.append(event)
                 if event.rollout is not None:
                     ended.append(index)
-        if ended:
-            self._retire(ended)
+            if row.calls is not None and row.calls.job is not None:
+                called.append(index)
+        left = self._answer(called, events) if called else []
+        if ended or left:
+            self._retire(sorted(ended + left))
         return events
 
     def _choices(self, chosen_from: torch.Tensor) -> list[Choice | None]:

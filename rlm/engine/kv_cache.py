@@ -33,11 +33,47 @@ class Prefix:
         return next(tensor for state in self.states.values() for _, _, tensor in state.tensors())
 
 
+class More:
+    """The tokens of a forward that rows have before their last ones, e in all.
+
+    rows, positions: [e] whose they are and where they are cached; places: the same in the flattened
+    bias. owners: rows that have some. padded: [e] where they stand in [owners, longest], flattened.
+    """
+
+    def __init__(self, more, tokens: int, device):
+        self.count = sum(count for _, _, count in more)
+        self.longest = max(count for _, _, count in more)
+        rows = [row for row, _, count in more for _ in range(count)]
+        positions = [begin + i for _, begin, count in more for i in range(count)]
+        padded = [n * self.longest + i for n, (*_, count) in enumerate(more) for i in range(count)]
+        owners = [row for row, _, _ in more]
+        starts = [begin for _, begin, _ in more]
+        self.rows, self.positions, self.padded, self.owners, self._starts = (
+            torch.tensor(x, device=device) for x in (rows, positions, padded, owners, starts)
+        )
+        self.places = self.rows * tokens + self.positions
+        self._masks: dict[tuple[int, int | None], torch.Tensor] = {}
+
+    def mask(self, width: int, window: int | None) -> torch.Tensor:
+        """Return what each of them sees, bool [owners, 1, longest, width]."""
+        if (width, window) not in self._masks:
+            device = self.rows.device
+            steps = torch.arange(self.longest, device=device)
+            own = (self._starts[:, None] + steps)[:, :, None]  # [owners, longest, 1]
+            keys = torch.arange(width, device=device)
+            seen = keys <= own
+            if window is not None:
+                seen &= own - keys < window
+            self._masks[width, window] = seen[:, None]
+        return self._masks[width, window]
+
+
 class KVCache:
     """Layout of the engine: a cache with one row per running sequence, each of its own length.
 
-    The N flat tokens of a forward are the next token of rows 0..n-1, then whole prompts one
-    after the other, then filler that nobody reads. Rows and T, the tokens of a row, grow.
+    The N flat tokens of a forward are the last token of rows 0..n-1, then what rows have before
+    theirs that is not cached yet, then whole prompts one after the other, then filler that nobody
+    reads. Rows and T, the tokens of a row, grow.
     joined: keys and values of all layers of one shape lie in one tensor [E, rows, KV, T, D], so
     that a row moves by two kernels on a GPU. Else each layer's have their own, so that no more than
     one of them stands there twice while the cache grows.
@@ -58,13 +94,15 @@ class KVCache:
         self.windows: dict[int, int | None] = {}  # of each layer, as its attention was called
         self._addresses: tuple[int, ...] | None = None
 
-    def begin(self, positions: torch.Tensor, width: int, prompts: list[int]) -> None:
+    def begin(self, positions: torch.Tensor, width: int, prompts: list[int], more=()) -> None:
         """Prepare one forward.
 
-        positions: [n] where each row's token is cached. width: the highest of them + 1.
-        prompts: the lengths of the prompts that follow.
+        positions: [n] where each row's last token is cached. width: the highest of them + 1.
+        prompts: the lengths of the prompts that follow. more: (row, where, how many) of the tokens
+        before the last ones that are cached now as well.
         """
         self._rows = len(positions)
+        self._more = More(more, self.capacity[1], positions.device) if more else None
         self._prompts, self._prompt_states = {}, {}
         if self._rows:
             self._width = width
@@ -73,6 +111,8 @@ class KVCache:
             self._near: dict[int, torch.Tensor] = {}
             rows = torch.arange(self._rows, device=positions.device)
             self.bias.view(-1).index_fill_(0, rows * self.bias.shape[-1] + positions, 0.0)
+            if self._more:
+                self.bias.view(-1).index_fill_(0, self._more.places, 0.0)
         self._lengths = prompts
         if prompts:
             longest = max(prompts)
@@ -84,13 +124,18 @@ class KVCache:
         """Return the attention output [1, N, H, D]: query [H, N, D], key and value [KV, N, D]."""
         self.windows[layer] = rules.window
         heads, tokens, depth = query.shape
-        n, end = self._rows, self._rows + sum(self._lengths)
+        n, begin = self._rows, self._rows + (self._more.count if self._more else 0)
+        end = begin + sum(self._lengths)
         parts = []
+        if self._more and rules.source is None:  # before a row's last token sees them
+            self._write_more(layer, key[:, n:begin], value[:, n:begin])
         if n:
             own = query[:, :n], key[:, :n], value[:, :n]
             parts.append(self._decode(layer, *own, scaling, rules))
-        if end > n:
-            new = slice(n, end)
+        if self._more:
+            parts.append(self._attend_more(layer, query[:, n:begin], scaling, rules))
+        if end > begin:
+            new = slice(begin, end)
             own = query[:, new], key[:, new], value[:, new]
             parts.append(self._prefill(layer, *own, scaling, rules))
         if tokens > end:
@@ -147,6 +192,30 @@ class KVCache:
             flat = own.reshape(-1, own.shape[-1])
             places = self._places_of(key.shape[1], flat.shape[0])
             cached.view(-1, own.shape[-1]).index_copy_(0, places, flat)
+
+    def _write_more(self, layer: int, key: torch.Tensor, value: torch.Tensor) -> None:
+        """The same for the tokens before the rows' last ones; key, value [KV, e, D]."""
+        more = self._more
+        assert more is not None
+        for part, own in enumerate((key, value)):
+            cached = self._of(layer, part)  # [rows, KV, T, D]
+            cached[more.rows, :, more.positions] = own.transpose(0, 1).to(cached.dtype)
+
+    def _attend_more(self, layer: int, query: torch.Tensor, scaling, rules) -> torch.Tensor:
+        """Return [e, H, D] of the tokens before the rows' last ones: each sees its row up to it."""
+        more, source = self._more, layer if rules.source is None else rules.source
+        assert more is not None
+        keys, values = (
+            self._of(source, part)[:, :, : self._width].index_select(0, more.owners)
+            for part in (0, 1)
+        )
+        heads, _, depth = query.shape
+        padded = query.new_zeros(len(more.owners) * more.longest, heads, depth)
+        padded = padded.index_copy(0, more.padded, query.transpose(0, 1))
+        padded = padded.view(len(more.owners), more.longest, heads, depth).transpose(1, 2)
+        mask = more.mask(self._width, rules.window)
+        out = softmax_attention(padded, keys, values, mask, scaling, rules)
+        return out.transpose(1, 2).flatten(0, 1).index_select(0, more.padded)
 
     def _places_of(self, heads: int, count: int) -> torch.Tensor:
         """Return where `count` new keys go in the flattened [.., rows * KV * T], [count].
@@ -235,6 +304,16 @@ class KVCache:
                 tensor[rows] = own
         self.bias[rows, :, :, : prefix.length] = 0.0
         self.bias[rows, :, :, prefix.length :] = float("-inf")
+
+    def saved(self, row: int, length: int) -> Prefix:
+        """Return what is cached of a row's first `length` tokens, for `store`."""
+        by_block: dict[int, list[Place]] = {}
+        for place, (block, _) in sorted(self._where.items(), key=lambda item: item[1]):
+            by_block.setdefault(block, []).append(place)
+        blocks = [block[:, row, :, :length].clone() for block in self._blocks]
+        chosen = torch.tensor([row], device=self.bias.device)
+        states = {layer: state.select(chosen) for layer, state in self.states.items()}
+        return Prefix([by_block[i] for i in range(len(blocks))], blocks, length, states)
 
     def addresses(self) -> tuple[int, ...]:
         """Return where the cache lies."""

@@ -115,7 +115,7 @@ class NativeRunner:
         """
         if not self._fixed:
             return draws.take(self.logits(old, admitted, new, waiting))
-        if not admitted:
+        if not admitted and not any(row.more for row in old):
             self._prepare(old, waiting)
             found = self._step(old, draws)
             return found if draws.plain else draws.take(found)
@@ -137,7 +137,7 @@ class NativeRunner:
         self._prepare([*old, *new], waiting)
         fresh = [group for group, _ in admitted if group.prefix is None]
         if old:
-            self._grow(len(old), 1 + max(row.cached for row in old), None)
+            self._grow(len(old), 1 + max(row.cached + row.more for row in old), None)
         if old or fresh:
             logits = self._run(old, [group.prompt.ids for group in fresh])
         if fresh:
@@ -162,6 +162,24 @@ class NativeRunner:
         """Put the first `width` cached tokens of the rows `sources` where `targets` lay."""
         self.cache.move(sources, targets, width)
 
+    @property
+    def goes_on(self) -> bool:
+        """Whether several tokens may be put into a row, and a row may leave and come back.
+
+        A layer with states would be given its tokens in other portions than those it was tried in.
+        """
+        return self.repeatable
+
+    def save(self, place: int, tokens: int) -> Prefix | None:
+        """Return what is cached of a row, so many tokens; None where it could not go on from it."""
+        return self.cache.saved(place, tokens) if self.goes_on else None
+
+    def restore(self, rows: list[Row], row: Row, kept: Prefix, waiting: int) -> None:
+        """Put a row that was saved behind these, in the cache as it was."""
+        self._prepare([*rows, row], waiting)
+        self._grow(len(rows) + 1, row.cached + row.more + 1, kept)
+        self.cache.store(len(rows), 1, kept)
+
     def _prepare(self, rows: list[Row], waiting: int) -> None:
         """Note what a cache has to have room for if it must grow."""
         self._present, self._wanted = rows, len(rows) + waiting
@@ -172,10 +190,18 @@ class NativeRunner:
         return max(row.most for row in self._present)
 
     def _run(self, old: list[Row], prompts: list[list[int]]) -> torch.Tensor:
-        """Return the logits behind the last token of each old row and of each prompt."""
+        """Return the logits behind the last token of each old row and of each prompt.
+
+        Behind the last tokens of the rows stand those before them that are not cached yet, then
+        the prompts.
+        """
         ids = [row.ids[-1] for row in old]
-        positions = [row.cached for row in old]
+        positions = [row.cached + row.more for row in old]
         last = list(range(len(old)))
+        more = [(index, row.cached, row.more) for index, row in enumerate(old) if row.more]
+        for index, begin, count in more:
+            ids += old[index].ids[-1 - count : -1]
+            positions += range(begin, begin + count)
         for prompt in prompts:
             ids += prompt
             positions += range(len(prompt))
@@ -183,11 +209,12 @@ class NativeRunner:
         filler = [0] * self.model.lacking(len(ids))
         flat = packed([ids + filler, positions + filler]).long().to(self.model.device)  # [2, N]
         width = self._width(1 + max(positions[: len(old)], default=0))
-        self.cache.begin(flat[1, : len(old)], width, [len(prompt) for prompt in prompts])
-        keep = torch.tensor(last, device=flat.device) if prompts else 0
+        self.cache.begin(flat[1, : len(old)], width, [len(prompt) for prompt in prompts], more)
+        keep = torch.tensor(last, device=flat.device) if prompts or more else 0
         logits = self.model.logits(flat, keep, self.cache)[: len(last)]
         for row in old:
-            row.cached += 1
+            row.cached += 1 + row.more
+            row.more = 0
         return logits
 
     def _step(self, rows: list[Row], draws: Draws) -> torch.Tensor:

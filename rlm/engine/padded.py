@@ -29,6 +29,7 @@ class PaddedRunner:
     """
 
     graphs = None  # there are none
+    goes_on = False  # a row that has a result begins again, with a longer prompt
 
     def __init__(self, model, support, *, max_rows: int):
         self.network = network_of(model)
@@ -91,6 +92,12 @@ class PaddedRunner:
         for row in old:
             row.cached += 1
         return torch.cat(parts).index_select(0, order.to(parts[0].device))
+
+    def save(self, place: int, tokens: int) -> None:
+        """Keep nothing of a row that leaves for a while."""
+
+    def restore(self, rows: list[Row], row: Row, kept, waiting: int) -> None:
+        raise AssertionError("a row of which nothing was kept begins again")
 
     def retire(self, rows: list[Row]) -> None:
         """Let rows go; a call whose rows have all gone ends."""

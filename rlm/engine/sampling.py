@@ -15,6 +15,7 @@ import torch
 from torch.nn import functional
 
 from rlm.errors import InputError
+from rlm.tools.toolbox import Toolbox
 
 logger = logging.getLogger("rlm")
 
@@ -42,13 +43,14 @@ class Closing:
 class Sampling:
     """How to sample a completion.
 
-    max_tokens: at most so many tokens, the end token included.
+    max_tokens: at most so many tokens are sampled, the end token included.
     temperature: 0 is greedy. top_k: only the k likeliest tokens, 0 for all.
     top_p: only the likeliest tokens that together reach this share, after top_k.
     stop: texts that end the completion and are kept out of it.
     closing: bounds the reasoning inside the completion.
     top_logprobs: so many of the likeliest tokens are told beside each sampled one
         (`rlm.records.Choice`); None tells nothing.
+    tools: what the completion may call; the tokens of results come on top of max_tokens.
     """
 
     max_tokens: int
@@ -58,6 +60,7 @@ class Sampling:
     stop: tuple[str, ...] = ()
     closing: Closing | None = None
     top_logprobs: int | None = None
+    tools: Toolbox | None = None
 
     def __post_init__(self):
         if self.max_tokens < 1:

@@ -14,6 +14,7 @@ from rlm.answers import formats, kinds
 from rlm.answers.formats import turn_of
 from rlm.evaluation import markdown, statistics
 from rlm.models.prompts import make_prompt
+from rlm.tools.metrics import call_metrics
 
 UNSHOWN = ("value", "strict", "last_value")  # what a row has no column for
 
@@ -42,7 +43,7 @@ def measure(
 ) -> Evaluation:
     """Return what the engine's model does with `examples`; greedy when temperature is 0.
 
-    asking: more of how it is asked, for `rlm.models.prompts.make_prompt`.
+    asking: more of how it is asked, for `rlm.models.prompts.make_prompt`; its tools may be called.
 
     With several samples a row shows the majority's answer (`row_of`).
     """
@@ -52,13 +53,19 @@ def measure(
     prompts = [
         make_prompt(e.question, tokenizer, format_name, **asking, **e.asks) for e in examples
     ]
-    sampling = Sampling(max_tokens=max_tokens, temperature=temperature)
+    tools = asking.get("tools")
+    sampling = Sampling(max_tokens=max_tokens, temperature=temperature, tools=tools)
     start = time.perf_counter()
     groups = engine.generate(prompts, samples, sampling, seed=seed)
     seconds = time.perf_counter() - start
     judged = judge_groups(examples, groups, format_name)
     rows = [row_of(e, group) for e, group in zip(examples, judged, strict=True)]
-    return Evaluation(name, rows, summarise(name, rows, judged, samples) | {"seconds": seconds})
+    summary = summarise(name, rows, judged, samples)
+    if tools:
+        flat = [rollout for group in groups for rollout in group]
+        right = [float(sample["right"]) for group in judged for sample in group]
+        summary |= call_metrics(flat, right)
+    return Evaluation(name, rows, summary | {"seconds": seconds})
 
 
 def row_of(example, group: list[dict]) -> dict:
@@ -81,12 +88,14 @@ def judge_groups(examples, groups, format_name: str) -> list[list[dict]]:
     verdicts = iter(
         kinds.judge_all(
             [e for e, _ in flat],
-            [r.text for _, r in flat],
+            [r.own_text for _, r in flat],
             format_name,
             finishes=[r.finish for _, r in flat],
         )
     )
-    lasts = iter(kinds.last_statements([e for e, _ in flat], [turn_of(r.text) for _, r in flat]))
+    lasts = iter(
+        kinds.last_statements([e for e, _ in flat], [turn_of(r.own_text) for _, r in flat])
+    )
     found = []
     for group in groups:
         own = [next(verdicts) for _ in group]
@@ -107,14 +116,14 @@ def judge(example, rollout, format_name: str) -> dict:
 
 def facts(rollout, format_name: str, verdict: kinds.Verdict, last: kinds.Verdict | None) -> dict:
     """Return what is known of one completion; value is added by who counts the votes."""
-    text = turn_of(rollout.text)
+    text = turn_of(rollout.own_text)  # a tool's result is no answer of the model's
     parsed = formats.parse(text, formats.get_format(format_name))
     return {
         "reasoning": parsed.reasoning or "",
         "answer": verdict.canonical or "",
         "verdict": verdict.word,
         "reason": verdict.reason or "",
-        "tokens": len(rollout.ids),
+        "tokens": rollout.length,
         "finish": rollout.finish,
         "right": bool(verdict.right),
         "steps": numbered_steps(text),
@@ -195,11 +204,14 @@ def table(summaries: list[dict]) -> str:
     """Return the summaries as a Markdown table that is also readable in a terminal.
 
     accuracy: by the strict reading, of the answer that stands where the format has it; lenient:
-    by the last number. unjudged: where there are such.
+    by the last number. unjudged: where there are such. Where tools were there: calls a completion,
+    the share of calls that failed, and of right answers with and without a call.
     """
     head = ["format", "thinking", "answer", "steps", "tokens", "seconds"]
     unjudged = any(s.get("unjudged") for s in summaries)
     head = ["unjudged", *head] if unjudged else head
+    called = any("calls_mean" in s for s in summaries)
+    head = ["calls", "failed", "right with / without", *head] if called else head
     extra = [k for k in summaries[0] if k.startswith("pass@") and f"{k}_low" in summaries[0]]
     lines = []
     for s in summaries:
@@ -208,11 +220,27 @@ def table(summaries: list[dict]) -> str:
             [s["model"], accuracy_cell(s, "accuracy"), accuracy_cell(s, "accuracy_lenient")]
             + [accuracy_cell(s, k) for k in extra]
             + ([f"{100 * s['unjudged']:.1f} %"] if unjudged else [])
+            + (call_cells(s) if called else [])
             + [f"{100 * s[k]:.1f} %" for k in shares]
             + [f"{s['mean_tokens']:.1f}", f"{s['seconds']:.1f}"]
         )
     passes = [f"{name} [95 %]" for name in extra]
     return markdown.table(["model", "accuracy [95 %]", "lenient [95 %]", *passes, *head], lines)
+
+
+def call_cells(summary: dict) -> list[str]:
+    """Return what a table says of a summary's calls, as cells; – where there is nothing to say.
+
+    >>> call_cells({"calls_mean": 2.0, "failed_call_fraction": 0.25, "right_with_call": 0.5})
+    ['2.0', '25.0 %', '50.0 % / –']
+    """
+    if "calls_mean" not in summary:
+        return ["–"] * 3
+    names = ("failed_call_fraction", "right_with_call", "right_without_call")
+    failed, with_call, without = (
+        f"{100 * summary[name]:.1f} %" if name in summary else "–" for name in names
+    )
+    return [f"{summary['calls_mean']:.1f}", failed, f"{with_call} / {without}"]
 
 
 def accuracy_cell(summary: dict, name: str) -> str:

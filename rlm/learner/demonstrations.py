@@ -1,22 +1,42 @@
 """What SFT learns from: demonstrations in a shuffled order, packed without padding, and its rate.
 
-A demonstration is (a prompt's ids, a completion's ids); the loss is the mean cross entropy of the
-completions' tokens, over all of the step. Order and rate are those of transformers' Trainer, so
-that both backends of train_sft.py take the same steps.
+A demonstration is (a prompt's ids, a completion's ids, which of these are learned); the loss is the
+mean cross entropy of what is learned, over all of the step. Order and rate are those of
+transformers' Trainer, so that both backends of train_sft.py take the same steps.
 
 The prompts of a task begin alike, by the chat template and the instruction. What all of a
 micro-batch have in common goes through the model once (`rlm.learner.logprobs.pack`).
 """
 
 import math
+from collections.abc import Sequence
 from itertools import takewhile
+from typing import NamedTuple
 
 import torch
 
 from rlm.learner.logprobs import Packed, pack, packs, token_statistics, use
 from rlm.learner.metrics import Metrics
 
-Demonstration = tuple[list[int], list[int]]  # a prompt's ids, a completion's ids
+
+class Demonstration(NamedTuple):
+    """prompt, completion: ids. learned: of each token of the completion whether it is learned.
+
+    None: all; a token that a tool wrote is not.
+    """
+
+    prompt: list[int]
+    completion: list[int]
+    learned: list[bool] | None = None
+
+    @property
+    def targets(self) -> int:
+        """How many tokens are learned."""
+        return len(self.completion) if self.learned is None else sum(self.learned)
+
+    @property
+    def flags(self) -> list[bool]:
+        return self.learned or [True] * len(self.completion)
 
 
 def batch(step: int, demonstrations: list, size: int, seed: int) -> list:
@@ -47,44 +67,49 @@ def linear_rate(step: int, last: int, warmup_fraction: float) -> float:
 
 
 def micro_batches(
-    demonstrations: list[Demonstration], budget: int, *, shared: bool = True
+    given: Sequence[tuple], budget: int, *, shared: bool = True
 ) -> list[list[Demonstration]]:
     """Return parts that each pack into at most `budget` tokens, or hold one demonstration.
 
-    Those of like length share a part, since attention pads inside it. shared: what all prompts
-    begin with counts once, as where groups are packed (`rlm.learner.logprobs.packs`).
+    given: demonstrations, or tuples of their fields. Those of like length share a part, since
+    attention pads inside it. shared: what all prompts begin with counts once, as where groups are
+    packed (`rlm.learner.logprobs.packs`).
 
-    >>> micro_batches([([1, 2], [7] * 4), ([1], [8]), ([1, 3], [9])], 4)
-    [[([1], [8]), ([1, 3], [9])], [([1, 2], [7, 7, 7, 7])]]
+    >>> parts = micro_batches([([1, 2], [7] * 4), ([1], [8]), ([1, 3], [9])], 4)
+    >>> [[each.completion for each in part] for part in parts]
+    [[[8], [9]], [[7, 7, 7, 7]]]
     """
-    once = shared_tokens([prompt for prompt, _ in demonstrations]) if shared else 0
+    demonstrations = [Demonstration(*each) for each in given]
+    once = shared_tokens([each.prompt for each in demonstrations]) if shared else 0
     parts: list[list[Demonstration]] = []
     room = 0
-    for prompt, completion in sorted(demonstrations, key=lambda d: len(d[0]) + len(d[1])):
-        tokens = len(prompt) - once + len(completion) - 1  # the last one is no input
+    for each in sorted(demonstrations, key=lambda d: len(d.prompt) + len(d.completion)):
+        tokens = len(each.prompt) - once + len(each.completion) - 1  # the last one is no input
         if not parts or tokens > room:
             parts.append([])
             room = budget - once
-        parts[-1].append((prompt, completion))
+        parts[-1].append(each)
         room -= tokens
     return parts
 
 
-def packed(demonstrations: list[Demonstration], *, device="cpu") -> Packed:
-    """Return the demonstrations as one flat row; the targets are the completions' tokens.
+def packed(given: Sequence[tuple], *, device="cpu") -> Packed:
+    """Return the demonstrations as one flat row; the targets are what is learned.
 
     >>> row = packed([([1, 2, 3], [7, 8]), ([1, 2, 4], [9])])
     >>> row.ids.tolist(), row.targets.tolist()  # 1 2 once, then 3 7 and 4; nothing follows 8 and 9
     ([1, 2, 3, 7, 4], [7, 8, 9])
     """
-    shared = shared_tokens([prompt for prompt, _ in demonstrations])
+    demonstrations = [Demonstration(*each) for each in given]
+    shared = shared_tokens([each.prompt for each in demonstrations])
     if not shared:
-        return pack(
-            [(prompt, [completion]) for prompt, completion in demonstrations], device=device
-        )
-    rests = [prompt[shared:] + completion for prompt, completion in demonstrations]
-    given = [len(prompt) - shared for prompt, _ in demonstrations]
-    return pack([(demonstrations[0][0][:shared], rests)], given=given, device=device)
+        learned = [each.flags for each in demonstrations]
+        groups = [(each.prompt, [each.completion]) for each in demonstrations]
+        whole = all(each.learned is None for each in demonstrations)
+        return pack(groups, learned=None if whole else learned, device=device)
+    rests = [each.prompt[shared:] + each.completion for each in demonstrations]
+    learned = [[False] * (len(each.prompt) - shared) + each.flags for each in demonstrations]
+    return pack([(demonstrations[0].prompt[:shared], rests)], learned=learned, device=device)
 
 
 def shared_tokens(prompts: list[list[int]]) -> int:

@@ -3,7 +3,6 @@
 Groups are packed: each prompt stands once in a flat row, its completions after it, no padding
 (`rlm.learner.packed_groups`). Logits exist at completion positions only, a chunk at a time
 (`rlm.learner.lm_head`), so memory does not grow with tokens * vocabulary.
-
 It does not know about rewards or losses. Any transformers causal LM, with or without PEFT.
 """
 
@@ -25,6 +24,7 @@ from rlm.models.adapters import network_of
 from rlm.models.lora_linear import fused
 
 Group = tuple[list[int], list[list[int]]]  # a prompt's ids, its completions' ids
+Flags = Sequence[Sequence[bool]]  # of each completion which of its tokens are targets
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Packed:
         predicts the first token of all its completions.
     by_row: [N] the targets in the order of the rows that predict them; row_of: [N], beside it,
         indices into `rows`, ascending, kept on the CPU.
-    groups: what was packed, for a model whose completions are padded (rlm.learner.padded).
+    groups, learned: what was packed, for a model that is padded (rlm.learner.padded).
     """
 
     ids: torch.Tensor
@@ -51,18 +51,18 @@ class Packed:
     row_of: torch.Tensor
     layout: PackedGroups
     groups: list[Group]
+    learned: Flags | None = None
 
     def per_token(self, values: torch.Tensor) -> torch.Tensor:
         """Return [N] from one value per completion, e.g. its advantage."""
         return values.to(self.targets.device)[self.sequence]
 
 
-def pack(groups: list[Group], *, given: Sequence[int] | None = None, device="cpu") -> Packed:
+def pack(groups: list[Group], *, learned: Flags | None = None, device="cpu") -> Packed:
     """Return the groups as one flat row. ValueError for an empty prompt or completion.
 
     A completion's last token is a target but no input: nothing follows from it.
-    given: of each completion, how many of its first tokens are no targets, since they are given
-    and not to be predicted; fewer than it has.
+    learned: the targets, one at least of each; the others are seen alone, as what a tool wrote.
     """
     for index, (prompt, completions) in enumerate(groups):
         if not prompt or not completions or not all(completions):
@@ -88,10 +88,10 @@ def pack(groups: list[Group], *, given: Sequence[int] | None = None, device="cpu
         ids += targets[first : first + more]
         positions += range(length, length + more)
         inputs += [(owner, more)] if more else []
-    if given is not None:
-        kept = [i >= n for n, length in zip(given, lengths, strict=True) for i in range(length)]
+    if learned is not None:
+        kept = [flag for flags, _ in zip(learned, lengths, strict=True) for flag in flags]
         sources, targets = list(compress(sources, kept)), list(compress(targets, kept))
-        lengths = [length - n for n, length in zip(given, lengths, strict=True)]
+        lengths = [sum(flags) for flags in learned]
     rows, row_of = torch.tensor(sources).unique(return_inverse=True)
     row_of, by_row = row_of.sort(stable=True)
     place = {"device": device, "dtype": torch.long}
@@ -106,6 +106,7 @@ def pack(groups: list[Group], *, given: Sequence[int] | None = None, device="cpu
         row_of=row_of,
         layout=PackedGroups([len(p) for p in prompts], inputs, device),
         groups=groups,
+        learned=learned,
     )
 
 
@@ -115,7 +116,6 @@ def micro_batches(
     """Return parts that each pack into at most `token_budget` tokens.
 
     shared: a prompt counts once for its completions, as where groups are packed (`packs`).
-
     A part's pieces are (index of a group, slice of its completions). A group larger than the
     budget is cut, its prompt standing in each piece; only what has a single completion may be
     larger. Pieces of like length share a part, since attention pads inside it. ValueError for a

@@ -15,6 +15,7 @@ def states(base, packed, *, logits: bool = False) -> torch.Tensor:
     packed: `rlm.learner.logprobs.Packed`. logits: those of the model itself, [N, V].
     """
     rows = [prompt + c[:-1] for prompt, completions in packed.groups for c in completions]
+    counts = [len(c) for _, completions in packed.groups for c in completions]
     order = sorted(range(len(rows)), key=lambda row: -len(rows[row]))
     parts: list[torch.Tensor] = [torch.empty(0)] * len(rows)
     for cut in like_lengths([len(rows[row]) for row in order]):
@@ -25,8 +26,9 @@ def states(base, packed, *, logits: bool = False) -> torch.Tensor:
         found = (base if logits else base.get_decoder())(input_ids=ids, use_cache=False)
         found = found.logits if logits else found.last_hidden_state
         for row, own in zip(members, found, strict=True):
-            length, count = len(rows[row]), packed.lengths[row]
-            parts[row] = own[length - count : length]
+            length = len(rows[row])
+            own = own[length - counts[row] : length]
+            parts[row] = own if packed.learned is None else own[torch.tensor(packed.learned[row])]
     return torch.cat(parts)
 
 

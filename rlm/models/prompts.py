@@ -5,9 +5,11 @@ apart, so a prompt has the same ids in SFT as when the model answers it.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 from rlm.answers import formats
 from rlm.answers.kinds import judge
+from rlm.data.solutions import bare
 from rlm.errors import InputError
 from rlm.models.templates import as_parts, rendered, thinking
 from rlm.records import Example, Prompt
@@ -23,15 +25,17 @@ def make_prompt(
     shots: Sequence[Example] = (),
     role: str | None = None,
     kind: str = "number",
+    tools: Any = None,
 ) -> Prompt:
     """Return the prompt: the format's instruction and the question, a user turn.
 
     shots: worked examples, which come before it as turns of their own. role: where the
     instruction stands, of `rlm.answers.formats.ROLES`; None: where the format has it. kind: of the
-    answer that is asked for, of `rlm.answers.kinds.KINDS`.
+    answer that is asked for, of `rlm.answers.kinds.KINDS`. tools: that may be called, a
+    `rlm.tools.toolbox.Toolbox`.
     """
     asked = [{"role": "user", "content": question}]
-    return chat_prompt(asked, tokenizer, format_name, shots, role, kind)
+    return chat_prompt(asked, tokenizer, format_name, shots, role, kind, tools)
 
 
 def chat_prompt(
@@ -41,6 +45,7 @@ def chat_prompt(
     shots: Sequence[Example] = (),
     role: str | None = None,
     kind: str = "number",
+    tools: Any = None,
     *,
     beside: bool = False,
     options: dict | None = None,
@@ -59,13 +64,16 @@ def chat_prompt(
     instruction, role = fmt.instruction_for(kind), role or fmt.instruction_role
     if own and not beside:
         instruction, own, role = own, "", "system"
+    more = tools.instruction() if tools else ""
+    instruction = f"{instruction}\n\n{more}" if more else instruction
     worked = worked_turns(shots, format_name)
     turns = [*worked, *(turn for turn in messages if turn["role"] != "system")]
     if not tokenizer.chat_template:
         told = "\n\n".join(filter(None, (instruction, own)))
         text = FALLBACK.format(instruction=told, turns="".join(map(_plain, turns)))
         return Prompt(_with_beginning(tokenizer, text))
-    text = thinking(tokenizer, instruction, turns, role, own=own, options=options)
+    shown = {"tools": tools.schemas()} if tools and tools.schemas() else {}
+    text = thinking(tokenizer, instruction, turns, role, own=own, options=(options or {}) | shown)
     if not all(turn["content"] in text for turn in worked):
         raise InputError(
             f"the tokenizer's chat template does not show earlier turns as they were written (some "
@@ -115,6 +123,8 @@ def sft_tokens(
     generation_config=None,
     shots: Sequence[Example] = (),
     role: str | None = None,
+    tools: Any = None,
+    calls: bool = True,
 ) -> dict:
     """Return the tokens of a demonstration: prompt_ids, completion_ids, end_ids.
 
@@ -122,24 +132,41 @@ def sft_tokens(
         token, which is to be trained like every other one.
     end_ids: all ids that end a turn (`end_ids`). InputError if the example has no solution, or
     if its turn would not be read as the gold answer (a solution with tags of the format in it).
+    tools: of the prompt; with `calls` the solution's calculator notes become calls of theirs.
+        `learned` then says of each of completion_ids whether it is to be trained: what a tool
+        writes is not.
     """
     fmt, turn = formats.get_format(format_name), written_turn(example, format_name)
-    prompt = make_prompt(example.question, tokenizer, format_name, shots, role, **example.asks)
+    asked: dict = {"tools": tools} if tools else {}
+    prompt = make_prompt(
+        example.question, tokenizer, format_name, shots, role, **example.asks, **asked
+    )
     ends = end_ids(tokenizer, generation_config)
-    completion = [*token_ids(tokenizer, _after(prompt.prefill, turn, fmt)), ends[0]]
+    found = {"prompt_ids": prompt.ids, "end_ids": ends}
+    if tools and calls:
+        turn = formats.render(fmt, (example.solution or "").strip(), example.gold)
+        pieces = tools.bound(tokenizer).demonstration(_after(prompt.prefill, turn, fmt), ends)
+    else:
+        pieces = [(token_ids(tokenizer, _after(prompt.prefill, turn, fmt)), True)]
+    pieces = [*pieces, ([ends[0]], True)]
+    completion = [id for ids, _ in pieces for id in ids]
     assert completion[-1] in ends and completion[-1] is not None
-    return {"prompt_ids": prompt.ids, "completion_ids": completion, "end_ids": ends}
+    found["completion_ids"] = completion
+    if tools:
+        found["learned"] = [own for ids, own in pieces for _ in ids]
+    return found
 
 
 def written_turn(example: Example, format_name: str) -> str:
     """Return the assistant's turn of a demonstration: its solution and its answer in the format.
 
-    InputError if the example has no solution, or if the turn would not be read as the gold.
+    Without calculator notes. InputError if the example has no solution, or if the turn would not be
+    read as the gold.
     """
     if example.solution is None:
         raise InputError(f"{example.id}: has no solution; SFT needs one, GRPO does not")
     fmt = formats.get_format(format_name)
-    turn = formats.render(fmt, example.solution.strip(), example.gold)
+    turn = formats.render(fmt, bare(example.solution).strip(), example.gold)
     verdict = judge(example, turn, format_name)
     if not (verdict.right and formats.parse(turn, fmt).strict):
         raise InputError(

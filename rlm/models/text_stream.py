@@ -21,6 +21,7 @@ class TextStream:
         self._context = self._read = 0  # the window's start; tokens whose text is known
         self._known = ""  # text of the window's tokens up to _read
         self._sent = 0
+        self._free = 0  # characters of the text that cannot be a part of a stop text
         self.text = ""
         self.stopped = False
 
@@ -32,6 +33,16 @@ class TextStream:
     def finish(self) -> str:
         """Return the rest; nothing is held back any more."""
         return self._advance(final=True)
+
+    def put(self, text: str) -> str:
+        """Add a text that is not the model's, whatever stops are in it; return what is now certain.
+
+        Nothing is held back any more.
+        """
+        piece = self._advance(final=True) + text
+        self.text += text
+        self._sent = self._free = len(self.text)
+        return piece
 
     def _advance(self, final: bool) -> str:
         if self.stopped:
@@ -54,7 +65,7 @@ class TextStream:
         found = [
             at
             for stop in self._stops
-            if (at := self.text.find(stop, max(0, start - len(stop) + 1))) >= 0
+            if (at := self.text.find(stop, max(self._free, start - len(stop) + 1))) >= 0
         ]
         if found:
             self.text = self.text[: min(found)]
@@ -62,5 +73,11 @@ class TextStream:
 
     def _held(self) -> int:
         """Return the length of the longest end of the text that begins a stop text."""
-        lengths = (n for s in self._stops for n in range(1, len(s)) if self.text.endswith(s[:n]))
+        own = len(self.text) - self._free
+        lengths = (
+            n
+            for s in self._stops
+            for n in range(1, min(own + 1, len(s)))
+            if self.text.endswith(s[:n])
+        )
         return max(lengths, default=0)

@@ -16,12 +16,15 @@ class TokenLengths:
         self._tokenizer = tokenizer
         self._pieces: dict[int, str] = {}
 
-    def __call__(self, text: str, ids: list[int], prefill: str = "") -> list[int]:
+    def __call__(self, text: str, ids: list[int], prefill: str = "", calls=()) -> list[int]:
         """Return the characters that each of `ids` has in text[len(prefill):]; they sum to it.
 
         text: a rollout's: the prefill and the decoded ids without the end token, cut at a stop
-        text. A character of several tokens belongs to the last of them.
+        text. A character of several tokens belongs to the last of them; all that is shown of a
+        tool's result to the last token of it. calls: the rollout's.
         """
+        if calls:
+            return self._in_pieces(text, ids, len(prefill), calls)
         room = len(text) - len(prefill)
         pieces = [self._piece(id) for id in ids]
         # False where a character is split: its tokens alone are broken ones.
@@ -34,6 +37,15 @@ class TokenLengths:
         if lengths:
             lengths[-1] += room  # nothing, but where a decoder adds or drops a space
         return lengths
+
+    def _in_pieces(self, text: str, ids: list[int], at: int, calls) -> list[int]:
+        """Return the same, from character `at` on: what was sampled, a result, and so on."""
+        lengths: list[int] = []
+        for call in calls:
+            lengths += self(text[at : call.written], ids[len(lengths) : call.first])
+            lengths += [0] * (call.tokens - 1) + [call.end - call.written]
+            at = call.end
+        return lengths + self(text[at:], ids[len(lengths) :])
 
     def _piece(self, id: int) -> str:
         if id not in self._pieces:

@@ -4,7 +4,7 @@ It does not know where questions come from, nor how a loss is made.
 """
 
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 
 import torch
 
@@ -14,6 +14,7 @@ from rlm.evaluation.measure import numbered_steps
 from rlm.learner.losses import live, live_groups
 from rlm.models.token_lengths import TokenLengths
 from rlm.records import Example, Prompt, Rollout, Score
+from rlm.tools.metrics import call_metrics
 
 Piece = tuple[int, slice]  # a group's index and some of its completions
 ALL = slice(None)
@@ -53,10 +54,18 @@ class Batch:
         """Return the tokens that learning group b goes through."""
         return len(self.prompts[b].ids) + sum(len(rollout.ids) for rollout in self.groups[b])
 
-    def logprobs(self, chosen: list[Piece]) -> torch.Tensor:
-        """Return the sampler's log-probabilities [N] of the chosen completions' tokens."""
+    def sampled(self, chosen: list[Piece]) -> list[list[bool]] | None:
+        """Return of each token of the chosen completions whether the model sampled it.
+
+        None where no tool wrote any. The others are seen by the learner and not learned from.
+        """
         rollouts = [r for b, rows in chosen for r in self.groups[b][rows]]
-        return torch.tensor([x for r in rollouts for x in r.logprobs])
+        return [r.sampled for r in rollouts] if any(r.calls for r in rollouts) else None
+
+    def logprobs(self, chosen: list[Piece]) -> torch.Tensor:
+        """Return the sampler's log-probabilities [N] of the tokens that it sampled, of these."""
+        rollouts = [r for b, rows in chosen for r in self.groups[b][rows]]
+        return torch.tensor([x for r in rollouts for x in r.sampled_logprobs])
 
     def loss_mask(self, chosen: list[Piece], keep_truncated: bool) -> torch.Tensor:
         """Return 1.0 for each of the chosen completions that counts in the loss, else 0.0."""
@@ -67,7 +76,7 @@ class Batch:
     def loss_tokens(self, keep_truncated: bool) -> int:
         """Return the completion tokens that count in the loss: the denominator of a token mean."""
         rollouts = [r for group in self.groups for r in group]
-        return sum(len(r.ids) for r in rollouts if keep_truncated or r.finish == "stop")
+        return sum(r.length for r in rollouts if keep_truncated or r.finish == "stop")
 
     def tokens(self) -> int:
         """Return all sampled completion tokens of the groups that are learned from."""
@@ -110,7 +119,7 @@ class Batch:
         return Batch(examples, prompts, groups, scores, discarded)
 
 
-def describe(batch: Batch, format_name: str) -> dict[str, float]:
+def describe(batch: Batch, format_name: str, *, tools: bool = False) -> dict[str, float]:
     """Return the metrics of all that was sampled, the discarded groups included.
 
     reward_mean, reward_spread: of all completions that were judged; the spread is their standard
@@ -119,8 +128,9 @@ def describe(batch: Batch, format_name: str) -> dict[str, float]:
     could not be judged; they are in no reward. The other shares are of all completions:
     truncated (cut off at the maximum), unreadable (no answer could be read) and by its reason,
     step_by_step (at least two numbered steps), and those of `rlm.answers.reward_hacking.SIGNS`.
-    completion_tokens: mean length. Then the means of the scores' parts, as reward_NAME, each of the
-    completions that it was given to, and of their facts.
+    completion_tokens: mean length, without what tools wrote. With `tools` the metrics of
+    `rlm.tools.metrics.call_metrics`. Then the means of the scores' parts, as reward_NAME, each of
+    the completions that it was given to, and of their facts.
     """
     examples = batch.examples + [example for example, _, _ in batch.discarded]
     groups = batch.groups + [group for _, group, _ in batch.discarded]
@@ -138,12 +148,14 @@ def describe(batch: Batch, format_name: str) -> dict[str, float]:
         "unjudged_completions": count - len(judged),
         "truncated_fraction": sum(r.finish == "length" for r in rollouts) / count,
         "unreadable_fraction": sum(s.reason is not None for s in flat) / count,
-        "step_by_step_fraction": sum(numbered_steps(r.text) >= 2 for r in rollouts) / count,
-        "completion_tokens": sum(len(r.ids) for r in rollouts) / count,
+        "step_by_step_fraction": sum(numbered_steps(r.own_text) >= 2 for r in rollouts) / count,
+        "completion_tokens": sum(r.length for r in rollouts) / count,
     }
+    if tools:
+        metrics |= call_metrics(rollouts, [s.parts.get("correctness") for s in flat])
     shown = [
         reward_hacking.signs(
-            example.question, turn_of(r.text), format_name, gold=example.gold, kind=example.kind
+            example.question, turn_of(r.own_text), format_name, gold=example.gold, kind=example.kind
         )
         for example, group in zip(examples, groups, strict=True)
         for r in group
@@ -178,7 +190,8 @@ def records(step: int, batch: Batch, advantage: torch.Tensor, tokenizer=None) ->
     """Return a record for rollouts.jsonl of each completion that was learned from.
 
     With a tokenizer also, for each token in order: token_lengths, its characters in the text
-    (a prefill has none of them), and logprobs, its log-probability in nats to two places.
+    (a prefill has none of them), and logprobs, its log-probability in nats to two places (0 of what
+    a tool wrote). Where tools were called also `calls`, a `rlm.records.ToolCall` each.
     A graph of agents may add `agents` and `graph`; rlm/report/report.py shows them.
     """
     lengths = TokenLengths(tokenizer) if tokenizer else None
@@ -193,7 +206,7 @@ def records(step: int, batch: Batch, advantage: torch.Tensor, tokenizer=None) ->
                 "question": example.question,
                 "gold": example.gold,
                 "text": rollout.text,
-                "tokens": len(rollout.ids),
+                "tokens": rollout.length,
                 "finish": rollout.finish,
                 "adapter_version": rollout.version,
                 "reward": score.total,
@@ -202,8 +215,11 @@ def records(step: int, batch: Batch, advantage: torch.Tensor, tokenizer=None) ->
                 "judged": score.judged,
                 "advantage": round(value, 6),
             }
+            if rollout.calls:
+                record["calls"] = [asdict(call) for call in rollout.calls]
             if lengths:
-                record["token_lengths"] = lengths(rollout.text, rollout.ids, prompt.prefill)
+                told = lengths(rollout.text, rollout.ids, prompt.prefill, rollout.calls)
+                record["token_lengths"] = told
                 # -0.0 is 0: most tokens of a sure model are, and a 0 is short.
                 record["logprobs"] = [round(x, 2) or 0 for x in rollout.logprobs]
             made.append(record | score.trace)

@@ -15,20 +15,18 @@ the root has them, `load_file` and `load_named` find those of the user.
 """
 
 import importlib
-import importlib.util
 import inspect
 import math
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
-from pathlib import Path
 from types import FunctionType
 from typing import Any
 
 from rlm.answers.formats import turn_of
 from rlm.answers.kinds import judge_all, last_statements
+from rlm.cli.python_file import error_told, public_functions
 from rlm.errors import InputError, RunError
 from rlm.records import Example, Rollout, Score
 
@@ -98,8 +96,9 @@ def score_all(
     """
     texts = [turn_of(rollout.text) for rollout in rollouts]
     finishes = [rollout.finish for rollout in rollouts]
-    verdicts = judge_all(examples, texts, format_name, finishes=finishes)
-    lasts = last_statements(examples, texts)
+    own = [turn_of(rollout.own_text) for rollout in rollouts]  # a tool's result is no answer
+    verdicts = judge_all(examples, own, format_name, finishes=finishes)
+    lasts = last_statements(examples, own)
     extras = {
         "verdict": verdicts,
         "rollout": rollouts,
@@ -145,7 +144,7 @@ def _column(
         except Exception as error:
             raise RuntimeError(
                 f"reward {name} failed on the completions of examples {_ids(examples)}: "
-                f"{_told(error)}"
+                f"{error_told(error)}"
             ) from error
         if len(values) != len(texts):
             raise RunError(
@@ -160,7 +159,7 @@ def _column(
                 values.append(function(example, text, format_name, **more))
             except Exception as error:
                 raise RuntimeError(
-                    f"reward {name} failed on example {example.id}: {_told(error)}"
+                    f"reward {name} failed on example {example.id}: {error_told(error)}"
                 ) from error
     return [_number(name, value, e) for value, e in zip(values, examples, strict=True)]
 
@@ -177,10 +176,6 @@ def _of(extra, i: int):
 def _ids(examples: Sequence[Example]) -> str:
     names = list(dict.fromkeys(example.id for example in examples))
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-
-
-def _told(error: Exception) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split())[:300]
 
 
 def _number(name: str, value, example: Example) -> float | None:
@@ -208,36 +203,7 @@ def load_file(path: str) -> dict[str, Function]:
 
     The file is run, with all that it does. InputError if it is not there, fails, or has none.
     """
-    place = os.path.expanduser(path)
-    if not os.path.isfile(place):
-        raise InputError(f"--reward-file {path}: no such file; check the path")
-    return dict(_run_file(path, os.path.realpath(place), os.stat(place).st_mtime_ns))
-
-
-@lru_cache(maxsize=8)
-def _run_file(path: str, real: str, changed: int) -> dict[str, Function]:
-    """Return what `load_file` does; a file that did not change is run once."""
-    place = Path(real)
-    name = f"reward_file_{place.stem}"
-    spec = importlib.util.spec_from_file_location(name, place)
-    if spec is None or spec.loader is None:
-        raise InputError(f"--reward-file {path}: not a Python file; its name must end in .py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    sys.path.append(str(place.parent))  # last: what it imports beside itself
-    try:
-        spec.loader.exec_module(module)
-    except Exception as error:
-        raise InputError(f"--reward-file {path}: {_told(error)}{_line_of(error, place)}") from error
-    finally:
-        sys.path.remove(str(place.parent))
-    public = {
-        name: function
-        for name, function in vars(module).items()
-        if not name.startswith("_")
-        and isinstance(function, FunctionType)
-        and function.__module__ == module.__name__
-    }
+    public = public_functions("--reward-file", path, "reward")
     found: dict[str, Function] = {n: f for n, f in public.items() if _fits(n, f)}
     if not found:
         others = f"; {', '.join(public)} are of another shape" if public else ""
@@ -253,18 +219,6 @@ def _fits(name: str, function: Function) -> bool:
     return True
 
 
-def _line_of(error: Exception, place: Path) -> str:
-    """Return where in the file an error came up, "" if that is not known."""
-    if isinstance(error, SyntaxError):
-        return f" (line {error.lineno})"
-    lines, trace = [], error.__traceback__
-    while trace:
-        if Path(trace.tb_frame.f_code.co_filename).name == place.name:
-            lines.append(trace.tb_lineno)
-        trace = trace.tb_next
-    return f" (line {lines[-1]})" if lines else ""
-
-
 def load_named(name: str) -> Function:
     """Return the function that `package.module:function` names; InputError if there is none."""
     module_name, _, attribute = name.partition(":")
@@ -273,7 +227,8 @@ def load_named(name: str) -> Function:
     try:
         module = importlib.import_module(module_name)
     except Exception as error:
-        raise InputError(f"--rewards {name}: cannot import {module_name}: {_told(error)}") from None
+        told = error_told(error)
+        raise InputError(f"--rewards {name}: cannot import {module_name}: {told}") from None
     finally:
         sys.path.remove(folder)
     function: Any = module

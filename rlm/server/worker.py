@@ -141,7 +141,10 @@ class Worker(Admission):
         if job.done:  # cancelled before its turn
             return
         try:
-            ids = self.engine.submit(job.prompt, job.sampling, job.seeds, stream=job.live)
+            watch = job.sampling.tools is not None  # so a step that only waits is known
+            ids = self.engine.submit(
+                job.prompt, job.sampling, job.seeds, stream=job.live, watch=watch
+            )
         except InputError as error:
             self._tell(job.fail, ApiError(400, "context_length_exceeded", str(error)))
         except Exception:
@@ -156,7 +159,7 @@ class Worker(Admission):
             _, index = self._rows.pop(id)
             event = self.engine.cancel(id)
             if event:
-                self.tokens += len(event.rollout.ids)
+                self.tokens += event.rollout.length
                 self._tell(job.add, index, event.text)
                 self._tell(job.end, index, event.rollout, cause)
         if failure:
@@ -181,7 +184,8 @@ class Worker(Admission):
             self._flush()
             return told
         self.last_step = time.monotonic()
-        self.measured(self.last_step - begun)
+        if events or not any(job.sampling.tools for job, _ in self._rows.values()):
+            self.measured(self.last_step - begun)  # all others wait for a tool
         for id in (*self.engine.running, *(event.id for event in events)):
             job, _ = self._rows[id]
             if job in self._waiting:
@@ -191,11 +195,13 @@ class Worker(Admission):
         for event in events:
             job, index = self._rows[event.id]
             self._tell(job.add, index, event.text)
+            if event.call:
+                self._tell(job.called, index, event.call)
             if event.choice and event.cause != "stop":  # the end token is no part of the text
                 self._tell(job.chose, index, event.token, event.choice)
             if event.rollout:
                 del self._rows[event.id]
-                self.tokens += len(event.rollout.ids)
+                self.tokens += event.rollout.length
                 self._tell(job.end, index, event.rollout, event.cause)
         self._flush()
         return True

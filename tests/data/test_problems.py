@@ -2,12 +2,22 @@
 
 import random
 import re
+from itertools import pairwise
 
 import pytest
 
 from rlm.data import stories
-from rlm.data.problems import ADDITION_QUESTIONS, addition_question, additions, tell, word_problems
+from rlm.data.problems import (
+    ADDITION_QUESTIONS,
+    LARGEST,
+    addition_question,
+    additions,
+    tell,
+    word_problems,
+)
+from rlm.data.solutions import bare, note_parts
 from rlm.data.splits import split_of
+from rlm.errors import InputError
 
 SUM = re.compile(r"(\d+) ([-+*/]) (\d+) = (\d+)")
 RESULT = {
@@ -168,3 +178,29 @@ def test_a_space_that_is_too_small_is_told_not_searched_for_ever():
 def test_impossible_arguments_are_named(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+@TASKS
+def test_notes_hold_the_sums_and_change_nothing_else(generate):
+    plain, noted = generate(3, 50), generate(3, 50, notes=True)
+    for one, other in zip(plain, noted, strict=True):
+        assert one.question == other.question and one.solution == bare(other.solution)
+        parts = note_parts(other.solution)
+        assert len(parts) == 1 + one.steps
+        for (before, expression, result), (after, *_) in pairwise(parts):
+            assert before.endswith(f"{expression} = ") and after.startswith(result)
+            assert SUM.fullmatch(f"{expression} = {result}")
+
+
+def test_larger_stories_are_right_and_larger():
+    plain = word_problems(3, 200)
+    assert plain == word_problems(3, 200, scale=(1, 1))
+    for e in word_problems(3, 200, scale=(5, 9)):
+        sums = SUM.findall(e.solution)
+        assert len(sums) == e.steps and sums[-1] and e.gold == e.solution.split()[-1]
+        for left, sign, right, result in ((int(a), s, int(b), int(c)) for a, s, b, c in sums):
+            assert RESULT[sign](left, right) == result and 0 < result <= 9 * LARGEST
+            assert sign != "/" or left % right == 0
+        assert max(int(result) for *_, result in sums) > LARGEST
+    with pytest.raises(InputError, match="use 1 to 50"):
+        word_problems(0, 1, scale=(0, 3))

@@ -7,9 +7,9 @@ from random import Random
 import pytest
 
 from rlm.data import stories, variants
-from rlm.data.problems import LARGEST, Story, additions, tell, word_problems
+from rlm.data.problems import LARGEST, Story, additions, quantities, tell, word_problems
 from rlm.data.splits import split_of
-from rlm.data.variants import ADDITION_CHANGES, WORD_CHANGES, change_story, quantities
+from rlm.data.variants import ADDITION_CHANGES, WORD_CHANGES, change_story
 from rlm.errors import InputError
 
 TOLD: dict[str, Story] = {}

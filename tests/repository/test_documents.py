@@ -29,7 +29,10 @@ SCRIPTS = {
     "evaluate.py": "evaluate", "inference.py": "inference", "serve.py": "serve",
 }  # fmt: skip
 # Where the columns of log.csv are made.
-ROOMS = ("training", "rlm/answers", "rlm/evaluation", "rlm/learner", "rlm/rollouts", "rlm/run")
+ROOMS = (
+    "training", "rlm/answers", "rlm/evaluation", "rlm/learner", "rlm/rollouts", "rlm/run",
+    "rlm/tools",
+)  # fmt: skip
 # Flags in running text that are other programs' own.
 FOREIGN = {
     "--", "--enable-lora", "--max-num-seqs", "--hypothesis-profile", "--index-url",

@@ -29,8 +29,8 @@ ROOT_MODULES = {path.stem for path in FILES if path.parent == ROOT} | {"settings
 # The ground, then the rooms from the lowest floor up: each may use the ground and those before it.
 GROUND = ("records", "errors", "files", "seeds", "parallel", "addresses")
 ROOMS = (
-    "cli", "answers", "data", "preflight", "models", "engine", "learner", "evaluation", "agents",
-    "rollouts", "report", "run", "export", "trl", "tunnel", "server", "tiny",
+    "cli", "answers", "data", "preflight", "models", "tools", "engine", "learner", "evaluation",
+    "agents", "rollouts", "report", "run", "export", "trl", "tunnel", "server", "tiny",
 )  # fmt: skip
 # What each part of the root may import of the root; rlm, which is below, may import nothing of it.
 ARROWS = {
