@@ -198,8 +198,8 @@ def _tokens_of(characters: int, rollout: Rollout, prefill: str, tokenizer) -> in
             own and at < characters for own, at in zip(rollout.sampled, starts, strict=False)
         )
     # The text of the first k tokens grows with k, so the right k is found by halving.
-    lengths = range(len(ids))
-    return bisect.bisect_left(lengths, characters, key=lambda k: len(decode(tokenizer, ids[:k])))
+    counts = range(len(ids))
+    return bisect.bisect_left(counts, characters, key=lambda k: len(decode(tokenizer, ids[:k])))
 
 
 def count_votes(samples: list[Read]) -> tuple[Read, Vote]:

@@ -179,7 +179,10 @@ class Service:
         As `follow_calls`, without calls.
         """
         async for news in self.follow_calls(job, whole=whole):
-            yield news and [(i, c, told) for i, c, told in news if isinstance(told, str)]
+            if news is None:
+                yield None
+            else:
+                yield [(i, c, told) for i, c, told in news if isinstance(told, str)]
 
     async def follow_calls(
         self, job: Job, *, whole: bool = False

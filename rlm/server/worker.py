@@ -141,10 +141,9 @@ class Worker(Admission):
         if job.done:  # cancelled before its turn
             return
         try:
-            watch = job.sampling.tools is not None  # so a step that only waits is known
-            ids = self.engine.submit(
-                job.prompt, job.sampling, job.seeds, stream=job.live, watch=watch
-            )
+            # Watched, so that a step that only waits for tools is known.
+            options = {"stream": job.live, "watch": _calls(job)}
+            ids = self.engine.submit(job.prompt, job.sampling, job.seeds, **options)
         except InputError as error:
             self._tell(job.fail, ApiError(400, "context_length_exceeded", str(error)))
         except Exception:
@@ -184,8 +183,8 @@ class Worker(Admission):
             self._flush()
             return told
         self.last_step = time.monotonic()
-        if events or not any(job.sampling.tools for job, _ in self._rows.values()):
-            self.measured(self.last_step - begun)  # all others wait for a tool
+        if events or not any(_calls(job) for job, _ in self._rows.values()):
+            self.measured(self.last_step - begun)
         for id in (*self.engine.running, *(event.id for event in events)):
             job, _ = self._rows[id]
             if job in self._waiting:
@@ -224,3 +223,8 @@ class Worker(Admission):
             self._loop.call_soon_threadsafe(deliver)
         except RuntimeError:  # the loop is closed: the server has ended, nobody listens
             self._stopping = True
+
+
+def _calls(job: Job) -> bool:
+    """Return whether the samples of a job may call tools."""
+    return bool(job.sampling and job.sampling.tools)
