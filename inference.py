@@ -21,10 +21,11 @@ from rlm.agents.graph import read_graph
 from rlm.answers import formats
 from rlm.answers.kinds import is_right_leniently, judge, stated
 from rlm.errors import InputError, run_main
-from rlm.server.splitter import ANSWER, REASONING, Splitter
+from rlm.server.splitter import ANSWER, REASONING, Placed, Splitter
 from training import tasks
 
 DEMONSTRATION = ("Calculate 23 + 15 + 8", "Calculate 417 + 85 + 9", "Calculate 999 + 999 + 999")
+TOOL = "tool"  # the channel of calls
 DIM, BOLD, PLAIN = "\033[2m", "\033[1m", "\033[0m"
 
 
@@ -55,38 +56,50 @@ class Reasoner:
         tasks.check_shots(settings, self.task, *limits)
 
     def ask(self, question: str, show=None, *, kind: str | None = None, choices=()) -> dict:
-        """Return reasoning, answer and text; `show(channel, delta)` sees them as they arrive.
+        """Return reasoning, answer, text and calls of tools.
 
-        kind: of the answer that is asked for, by default that of the settings.
+        show: `show(channel, delta)` sees the texts as they arrive, without the results of tools;
+        these come as `show(TOOL, line)`. kind: of the answer that is asked for, by default that of
+        the settings. own_text: the text without results, from which the answer is read.
         """
         kind = kind or self.kind
         prompt = self.task.prompt(question, kind)
-        splitter, shown, pieces = Splitter(self.format), {"reasoning": "", "answer": ""}, []
+        splitter, shown, calls = Splitter(self.format), {REASONING: "", ANSWER: ""}, []
+        show = show or (lambda channel, delta: None)
 
-        def take(deltas):
+        def take(deltas, seen=True):
             for channel, delta in deltas:
                 shown[channel] += delta
-                if show:
+                if seen:
                     show(channel, delta)
 
-        def feed():
-            rollout = yield from self.engine.stream(prompt, self.sampling, seed=self.seed)
-            shown["finish"] = rollout.finish if rollout else "stop"
-            shown["own"] = rollout.own_text if rollout else ""
-
-        for piece in feed():
-            pieces.append(piece)
-            take(splitter.feed(piece))
+        take(splitter.feed(prompt.prefill))
+        rollout = None
+        for event in self.engine.events(prompt, self.sampling, seed=self.seed):
+            call, rollout = event.call, event.rollout or rollout
+            result = call.end - call.written if call else 0
+            own = len(event.text) - result
+            take(splitter.feed(event.text[:own]))
+            if call:
+                take(splitter.feed(event.text[own:]), seen=False)
+                calls.append(call)
+                failure = f" ({call.failure})" if call.failure else ""
+                show(TOOL, f"{call.name or 'a call'}: {call.result}{failure}")
         take(splitter.finish())
-        text, finish = "".join(pieces), shown["finish"]
+        assert rollout is not None
         # What a tool wrote is no answer.
-        answer, reason = stated(shown["own"], self.format.name, kind, choices, finish=finish)
+        own_text, finish = rollout.own_text, rollout.finish
+        answer, reason = stated(own_text, self.format.name, kind, choices, finish=finish)
         return {
             "question": question,
-            "reasoning": shown["reasoning"],
+            "reasoning": shown[REASONING],
             "answer": answer,
             "reason": reason,
-            "text": text,
+            "text": rollout.text,
+            "own_text": own_text,
+            "tool_calls": [
+                placed.told() for placed in map(splitter.place, calls) if isinstance(placed, Placed)
+            ],
             "finish": finish,
         }
 
@@ -132,9 +145,17 @@ class Composer(Reasoner):
 def show_stream(channel_styles: bool):
     """Return a printer of deltas that sets the reasoning apart from the answer."""
     dim, bold, plain = (DIM, BOLD, PLAIN) if channel_styles else ("", "", "")
-    state: dict[str, str | None] = {"channel": None}
+    state: dict[str, str | None] = {"channel": None, "line": None}
 
     def show(channel: str, delta: str) -> None:
+        if channel == TOOL:  # a line of its own, inside whatever is shown
+            delta = delta.replace("\x1b", "?").replace("\n", " ")
+            print(f"{plain}\n  -> {delta}{dim}", end="", flush=True)
+            state["line"] = TOOL
+            return
+        if state["line"] and channel == state["channel"] and not delta.startswith("\n"):
+            print()
+        state["line"] = None
         if channel != state["channel"]:
             state["channel"] = channel
             title = channel.capitalize() if channel in (REASONING, ANSWER) else channel
@@ -191,8 +212,9 @@ def batch(reasoner: Reasoner, settings) -> None:
     for example in examples:
         result = reasoner.ask(example.question, kind=example.kind, choices=example.choices)
         finish = result["finish"]
-        verdict = judge(example, result["text"], reasoner.format.name, finish=finish)
-        last = is_right_leniently(example, result["text"])
+        own = result.get("own_text", result["text"])  # what a tool wrote is not judged
+        verdict = judge(example, own, reasoner.format.name, finish=finish)
+        last = is_right_leniently(example, own)
         right, lenient = right + bool(verdict.right), lenient + last
         result |= {"gold": example.gold, "right": verdict.right, "right_lenient": last}
         if settings.json_output:

@@ -2,6 +2,7 @@
 
     python serve.py                                   # weights/final_rlm_lora on its base
     python serve.py --port 9000 --adapter none
+    python serve.py --adapter weights/tools/final_rlm_lora    # runs the tools it was trained with
     NGROK_AUTHTOKEN=... python serve.py --tunnel      # a public URL; a key is made if none is given
     python serve.py --upstream http://gpu-1:8000 http://gpu-2:8000 --upstream-model rlm
 
@@ -34,26 +35,47 @@ def load(settings):
     from rlm.answers import formats
     from rlm.server.service import Service
 
+    tools = settings.toolbox()
     worker, tokenizer, name = (upstream if settings.upstream else own_engine)(settings)
+    context_tokens, results = worker.context_tokens, 0
+    if tools:
+        results = room_for(tools, settings, tokenizer, context_tokens)
+        logger.info("tools: %s", ", ".join(tool.name for tool in tools.tools))
+    most = context_tokens - results if context_tokens else settings.max_tokens
     return Service(
         worker=worker,
         tokenizer=tokenizer,
         format=formats.get_format(settings.format),
         model=name,
-        max_tokens=min(settings.max_tokens, worker.context_tokens or settings.max_tokens),
+        max_tokens=min(settings.max_tokens, most),
         timeout_seconds=settings.timeout,
         reasoning_fields=settings.reasoning_fields,
         log_content=settings.log_content,
-        shots=worked_examples(settings, tokenizer, worker.context_tokens),
+        shots=worked_examples(settings, tokenizer, most if context_tokens else None, tools),
         role=settings.role,
         kind=settings.answers or "number",
+        tools=tools,
     )
 
 
-def worked_examples(settings, tokenizer, context_tokens: int | None) -> list:
+def room_for(tools, settings, tokenizer, context_tokens: int | None) -> int:
+    """Return the tokens that the results of tools may have; InputError if they leave no room."""
+    results = tools.bound(tokenizer).room
+    if context_tokens and results >= context_tokens:
+        given = settings.given("tools" if settings.tools else "tool_file")
+        raise InputError(
+            f"{given}: the results of --max-tool-calls {settings.max_tool_calls} and one more may "
+            f"take {results} tokens, and the model's context has {context_tokens}; use fewer "
+            "calls, or a smaller --tool-tokens"
+        )
+    return results
+
+
+def worked_examples(settings, tokenizer, room: int | None, tools=None) -> list:
     """Return the first --shots of the adapter's worked examples; a server has no other ones.
 
-    InputError if there are fewer, or if they leave no room for a reply.
+    InputError if there are fewer, or if they leave no room for a reply. room: the context's tokens
+    without those for the results of tools, None for no limit.
     """
     from rlm.models.lookup import adapter_shots
     from rlm.models.prompts import make_prompt
@@ -66,13 +88,13 @@ def worked_examples(settings, tokenizer, context_tokens: int | None) -> list:
             f"{given}: a server's worked examples are those of its adapter, and {owner} has "
             f"{len(known)}; use --shots {len(known)}, or train an adapter with them"
         )
-    tokens = (
-        len(make_prompt("?", tokenizer, settings.format, shots, settings.role).ids) if shots else 0
-    )
-    if context_tokens and tokens >= context_tokens:
+    asked = partial(make_prompt, role=settings.role, tools=tools)
+    tokens = len(asked("?", tokenizer, settings.format, shots).ids) if shots else 0
+    if room and tokens >= room:
+        left = " left beside the results of tools" if tools else ""
         raise InputError(
-            f"{given}: they take {tokens} tokens, and the model's context has {context_tokens}; "
-            "use fewer"
+            f"{given}: they take {tokens} tokens, and the model's context has {room}{left}; use "
+            "fewer"
         )
     return shots
 
@@ -183,6 +205,8 @@ def serve(settings, key: Key | None, sock) -> int:
     finally:
         if tunnel:
             tunnel.stop()
+        if service.tools:
+            service.tools.close()
     if failed:
         print(f"error: --require-tunnel: {failed[0]}", file=sys.stderr)
     code = NO_TUNNEL if failed else int(service.worker.dead)

@@ -32,7 +32,7 @@ from rlm.engine import support  # noqa: E402
 from rlm.learner import flash, logprobs  # noqa: E402
 from rlm.learner.lm_head import LOGITS  # noqa: E402
 from rlm.learner.packed_groups import PackedGroups  # noqa: E402
-from rlm.learner.token_budget import activations  # noqa: E402
+from rlm.learner.token_budget import activations, can_checkpoint  # noqa: E402
 from rlm.models import memory  # noqa: E402
 from rlm.models.adapters import network_of  # noqa: E402
 from rlm.models.loading import add_lora  # noqa: E402
@@ -78,7 +78,8 @@ def size_of(one: dict) -> dict:
     chunk = 3 * SINGLE * max(16, min(4096, LOGITS["cuda"] // vocabulary)) * vocabulary
     # The base; the LoRA, its gradient, two moments, the best so far, and the engine's copy.
     fixed = HALF * weights + (5 * SINGLE + HALF) * lora + RESERVED
-    learning = SEQUENCE * kept.checkpointed(network).each(SEQUENCE) / SHARE + chunk
+    again = kept.checkpointed(network) if can_checkpoint(model) else kept
+    learning = SEQUENCE * again.each(SEQUENCE) / SHARE + chunk
     token = memory.token_bytes(network)
     sampling = GROUP * (SEQUENCE * token + states) / SHARE
     served = HALF * (weights + lora) + RESERVED + REQUESTS * (CONTEXT * token + states)

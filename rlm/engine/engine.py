@@ -11,6 +11,7 @@ for several threads at once.
 """
 
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import replace
 
 from rlm.engine.batching import ContinuousBatch
@@ -100,17 +101,25 @@ class Engine(ContinuousBatch):
         returns at its end is the rollout.
         """
         done: Rollout | None = None
-        ids = self.submit(prompt, sampling, [derive(seed, 0, 0)], stream=True)
-        try:
-            if prompt.prefill:
-                yield prompt.prefill
-            for event in self._follow(ids):
+        if prompt.prefill:
+            yield prompt.prefill
+        with closing(self.events(prompt, sampling, seed=seed)) as events:
+            for event in events:
                 done = event.rollout or done
                 if event.text:
                     yield event.text
+        return done
+
+    def events(self, prompt: Prompt, sampling: Sampling, *, seed: int) -> Generator[Event]:
+        """Yield the events of what `stream` yields the text of, calls of tools among them.
+
+        The last one has the rollout. Closing the iterator cancels the request.
+        """
+        ids = self.submit(prompt, sampling, [derive(seed, 0, 0)], stream=True)
+        try:
+            yield from self._follow(ids)
         finally:
             self._abandon(ids)
-        return done
 
     def _follow(self, ids: Iterable[int]) -> Iterator[Event]:
         """Step until these requests have ended and yield their events; keep those of others."""

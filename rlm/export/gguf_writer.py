@@ -8,11 +8,12 @@ anything is written. A weight of one axis stays in float32, as llama.cpp wants i
 block of the kind divides is written in F16. The tokenizer is the matter of gguf_tokenizer.py.
 """
 
-import math
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from rlm.errors import InputError
+from rlm.models import gguf_rope
 
 # transformers' model_type -> llama.cpp's architecture.
 FAMILIES = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3": "qwen3"}
@@ -93,7 +94,7 @@ def write(model, vocabulary, path: Path, *, kind: str, name: str) -> list[str]:
     return odd
 
 
-def tensors(model) -> Iterator[tuple[str, object]]:
+def tensors(model) -> Iterator[tuple[str, Any]]:
     """Yield (name in the file, values [rows, columns] or [rows]) of each weight, in its order."""
     import gguf
     import torch
@@ -101,7 +102,8 @@ def tensors(model) -> Iterator[tuple[str, object]]:
     config = model.config
     names = gguf.get_tensor_name_map(architecture(config), config.num_hidden_layers)
     if rope(config)["rope_type"] == "llama3":
-        yield "rope_freqs.weight", torch.tensor(llama3_factors(config))
+        factors = gguf_rope.llama3_factors(rope(config), head_size(config))
+        yield gguf_rope.TENSOR, torch.tensor(factors)
     for name, weight in model.state_dict().items():
         if name == "lm_head.weight" and config.tie_word_embeddings:
             continue  # llama.cpp takes the embedding where there is none
@@ -130,28 +132,6 @@ def ordered(name: str, values, config):
         return values
     halves = values.reshape(heads[part], 2, len(values) // heads[part] // 2, *values.shape[1:])
     return halves.swapaxes(1, 2).reshape(values.shape)
-
-
-def llama3_factors(config) -> list[float]:
-    """Return by what each frequency is divided, [head size / 2], for positions of kind llama3.
-
-    As transformers computes them (`_compute_llama3_parameters`): short waves stay, long ones are
-    stretched by `factor`, those between by something between.
-    """
-    told, size = rope(config), head_size(config)
-    factor, context = told["factor"], told["original_max_position_embeddings"]
-    low, high = told["low_freq_factor"], told["high_freq_factor"]
-    found = []
-    for i in range(0, size, 2):
-        wave = 2 * math.pi * told["rope_theta"] ** (i / size)
-        if wave < context / high:
-            found.append(1.0)
-        elif wave > context / low:
-            found.append(float(factor))
-        else:
-            smooth = (context / wave - low) / (high - low)
-            found.append(1 / ((1 - smooth) / factor + smooth))
-    return found
 
 
 def kind_of(name: str, shape, kind: str) -> str:
@@ -189,12 +169,12 @@ def rounded(values, kind: str, name: str):
     return torch.from_numpy(gguf.quants.dequantize(data, raw).astype("float32"))
 
 
-def architecture(config) -> int:
+def architecture(config) -> Any:
     """Return llama.cpp's architecture of a model, as the gguf library numbers it."""
     import gguf
 
     wanted = FAMILIES[config.model_type]
-    return next(number for number, name in gguf.MODEL_ARCH_NAMES.items() if name == wanted)
+    return next(kind for kind, name in gguf.MODEL_ARCH_NAMES.items() if name == wanted)
 
 
 def _file_type(kind: str) -> int:

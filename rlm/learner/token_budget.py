@@ -50,9 +50,8 @@ class Activations:
         return Activations(inputs + 2 * self.token / layers, 2 * self.pair / layers)
 
 
-# Two groups of dissimilar length: (prompt, completions) in tokens. Each is whole chunks of 64, as
-# rlm.models.scans cuts them: what those keep does not grow with the length.
-SHORT, LONG = (64, (65, 65)), (64, (193,))
+# Two groups of dissimilar length: (prompt, completions) in tokens.
+SHORT, LONG = (64, (33, 33)), (64, (193,))
 
 
 def activations(model, vocab_size: int) -> Activations:

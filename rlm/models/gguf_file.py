@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from rlm.errors import InputError
+from rlm.models import gguf_rope
 from rlm.models.gguf_header import Header, check
 
 logger = logging.getLogger("rlm")
@@ -115,7 +116,10 @@ def _opened(path: Path) -> tuple:
             tokenizer.eos_token = tokenizer.convert_ids_to_tokens(ends[0])
         if tokenizer.pad_token_id is None:
             tokenizer.pad_token = tokenizer.eos_token
-        config = AutoConfig.for_model(**completed(parsed["config"], header))
+        sizes = completed(parsed["config"], header)
+        if gguf_rope.TENSOR in header.tensors:
+            sizes = _with_positions(path, sizes)
+        config = AutoConfig.for_model(**sizes)
     except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
         raise InputError(_told(path, "its tokenizer cannot be loaded", error)) from error
     tokens = {
@@ -136,6 +140,22 @@ def completed(config: dict, header: Header) -> dict:
         if f"blk.0.{part}.bias" in header.tensors:
             found[name] = True
     return found | config
+
+
+def _with_positions(path: Path, config: dict) -> dict:
+    """Return the settings with positions of kind llama3, of which transformers reads nothing."""
+    import gguf
+
+    tensors = gguf.GGUFReader(path).tensors
+    factors = next(each.data for each in tensors if each.name == gguf_rope.TENSOR).tolist()
+    rest = {name: value for name, value in config.items() if name != "rope_theta"}
+    found = gguf_rope.llama3_settings(factors, float(config.get("rope_theta", 10000.0)))
+    if found is None:
+        raise InputError(
+            f"{path}: its positions are stretched in a way that is not known here "
+            f"({gguf_rope.TENSOR}); give the model as a folder of safetensors"
+        )
+    return rest | {"rope_parameters": found}
 
 
 @lru_cache(maxsize=2)

@@ -10,6 +10,11 @@ const WHY = {
   unparsable: "not one plain number", too_long: "an answer of more than 400 characters",
   cut_off: "cut off: it may be the beginning of an answer only",
 };
+const FAILED = {
+  malformed: "could not be read", unknown_tool: "no such tool", bad_arguments: "wrong arguments",
+  error: "an error", timeout: "past its deadline", died: "its process ended",
+  cut: "result cut", too_many: "no calls were left",
+};
 let question = 0, step = 0, painted = "";
 
 function make(tag, text = "", className = "") {
@@ -55,24 +60,51 @@ function strength(advantage) {
   return size === 0 ? 0 : size < 0.5 ? 1 : size < 1.5 ? 2 : 3;
 }
 
+const calls = (record) => (Array.isArray(record.calls) ? record.calls : [])
+  .filter((call) => call && typeof call === "object");
+
+// The text from character `from` on, in pieces where a call or a result of a tool begins or ends.
+function parted(record, text, from) {
+  if (!calls(record).length) return [{ text, kind: "" }];
+  const characters = Array.from(text), found = [];
+  const marks = calls(record).flatMap((call) => [[call.start, "call"], [call.written, "result"], [call.end, ""]]);
+  let kind = (marks.filter(([place]) => place <= from).pop() || [0, ""])[1], last = 0;
+  for (const [place, next] of [...marks.filter(([place]) => place > from && place < from + characters.length),
+    [from + characters.length, ""]]) {
+    found.push({ text: characters.slice(last, place - from).join(""), kind });
+    last = place - from;
+    kind = next;
+  }
+  return found;
+}
+
 function written(record, by) {
   const box = make("pre", "", "text");
+  let place = 0;
+  const add = (text, style = "", title = "") => {
+    for (const part of parted(record, text, place)) {
+      const result = part.kind === "result"; // nobody sampled it
+      if (!part.text) continue;
+      const span = make("span", part.text, `${result ? "" : style} ${part.kind}`.trim());
+      span.title = result ? "a tool wrote this" : title;
+      box.append(style || title || part.kind ? span : part.text);
+    }
+    place += Array.from(text).length;
+  };
   const tokens = pieces(record);
   const level = strength(record.advantage);
   if (by === "advantage" && level) {
-    const all = make("span", record.text, (record.advantage > 0 ? "u" : "d") + level);
-    all.title = "advantage " + signed(record.advantage) + " at each token";
-    box.append(all);
+    add(record.text, (record.advantage > 0 ? "u" : "d") + level,
+      "advantage " + signed(record.advantage) + " at each token");
   } else if (by === "logprob" && tokens) {
     for (const token of tokens) {
       if (!token.text) continue;
       const p = token.logprob === null ? 1 : chance(token.logprob);
       const weight = LIMITS.filter((limit) => p < limit).length;
-      const span = make("span", token.text, weight ? "p" + weight : "");
-      if (token.logprob !== null) span.title = percent(p) + ", log-probability " + number(token.logprob, 2).replace("-", "−");
-      box.append(span);
+      add(token.text, weight ? "p" + weight : "", token.logprob === null ? ""
+        : percent(p) + ", log-probability " + number(token.logprob, 2).replace("-", "−"));
     }
-  } else box.textContent = record.text;
+  } else add(record.text);
   if (record.cut) box.append(make("span", ` … (the first ${Array.from(record.text).length} of ${record.cut} characters)`, "small"));
   return box;
 }
@@ -148,6 +180,21 @@ function graph(record) {
   return box;
 }
 
+// The calls of tools, folded: what was called with what, and what came back.
+function called(record) {
+  const fold = make("details", "", "calls"), list = make("ol");
+  const failed = calls(record).filter((call) => call.failure).length;
+  const count = calls(record).length;
+  fold.append(make("summary", `${count} call${count === 1 ? "" : "s"} of tools` + (failed ? `, ${failed} failed` : "")), list);
+  for (const call of calls(record)) {
+    const item = make("li");
+    const why = call.failure ? ` (${FAILED[call.failure] || call.failure})` : "";
+    item.append(make("b", call.name || "?"), ` ${call.arguments} → `, make("span", String(call.result), "result"), why);
+    list.append(item);
+  }
+  return fold;
+}
+
 function card(record, index, by) {
   const item = make("li"), head = make("div", "", "head");
   const [kind, told] = verdict(record);
@@ -161,6 +208,7 @@ function card(record, index, by) {
   item.append(head, written(record, by));
   const rare = unlikely(record);
   if (rare) item.append(make("p", rare, "small"));
+  if (calls(record).length) item.append(called(record));
   if (Array.isArray(record.agents)) item.append(graph(record));
   return item;
 }

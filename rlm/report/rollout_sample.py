@@ -17,7 +17,7 @@ BUDGET_BYTES = 2_500_000  # of the file's lines that are taken
 STEPS_OF_A_QUESTION = 12
 TEXT = 20_000  # characters of a text that are kept
 KEPT = ("text", "tokens", "finish", "reward", "parts", "reason", "advantage", "token_lengths",
-        "logprobs", "agents", "graph")  # fmt: skip
+        "logprobs", "calls", "agents", "graph")  # fmt: skip
 
 Group = tuple[float, str]  # a step, a question's id
 

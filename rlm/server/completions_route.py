@@ -1,6 +1,7 @@
 """POST /v1/completions: the model goes on with a text, as it is, without a chat template.
 
-A reasoning model is asked by the chat route; this is for programs that make prompts themselves.
+A reasoning model is asked by the chat route; this is for programs that make prompts themselves. No
+tool is called: such a program can stop at a call, and go on behind a result of its own.
 """
 
 import logging

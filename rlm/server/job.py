@@ -9,7 +9,7 @@ import time
 from dataclasses import dataclass, field
 
 from rlm.engine.sampling import Sampling
-from rlm.records import Choice, Prompt, Rollout
+from rlm.records import Choice, Prompt, Rollout, ToolCall
 from rlm.server.errors import ApiError
 
 # Why a sample ended, and what a client is told. The other causes are the server's words already.
@@ -19,12 +19,14 @@ OWN_ENDS = ("stop", "length", "stop_sequence")  # the sample came to its own end
 
 @dataclass(eq=False)
 class Sample:
-    """One completion. pieces: text that nobody has read yet. finish: None while it runs.
+    """One completion. finish: None while it runs.
+
+    pieces: text that nobody has read yet, each call of a tool behind the piece with its result.
 
     chosen: (token, what it was chosen from), those that nobody has read yet.
     """
 
-    pieces: list[str] = field(default_factory=list)
+    pieces: list[str | ToolCall] = field(default_factory=list)
     chosen: list[tuple[int, Choice]] = field(default_factory=list)
     rollout: Rollout | None = None
     finish: str | None = None
@@ -78,6 +80,12 @@ class Job:
         """Take in a piece of a sample's text."""
         if piece and self.live:
             self.samples[index].pieces.append(piece)
+            self.news.set()
+
+    def called(self, index: int, call: ToolCall) -> None:
+        """Take in a call of a tool that has its result, which is the end of the last piece."""
+        if self.live:
+            self.samples[index].pieces.append(call)
             self.news.set()
 
     def chose(self, index: int, token: int, choice: Choice) -> None:

@@ -1,7 +1,8 @@
 """Log-probabilities as clients read them: the tokens as texts, beside each the likeliest ones.
 
-They are of every token of the turn, tags and reasoning included, so that the texts join to it; the
-end token is left out. They are the model's own: at temperature 1, nothing cut off.
+They are of every token that the model sampled, tags and reasoning included, so that the texts join
+to the turn; the end token is left out, and so is what a tool wrote. They are the model's own: at
+temperature 1, nothing cut off.
 """
 
 from rlm.models.text_stream import BROKEN, TextStream, decode
@@ -61,6 +62,7 @@ def _entry(text: str, logprob: float) -> dict:
 
 
 def chosen_of(rollout: Rollout, finish: str) -> list[tuple[int, Choice]]:
-    """Return what each token of a rollout was chosen from, without the end token."""
-    chosen = list(zip(rollout.ids, rollout.choices or (), strict=False))
+    """Return what each sampled token of a rollout was chosen from, without the end token."""
+    own = [id for id, sampled in zip(rollout.ids, rollout.sampled, strict=True) if sampled]
+    chosen = list(zip(own, rollout.choices or (), strict=False))
     return chosen[:-1] if finish == "stop" else chosen

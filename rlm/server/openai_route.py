@@ -1,6 +1,8 @@
 """POST /v1/chat/completions and GET /v1/models, so that every client of that API works.
 
-The reasoning comes under the names of `Service.reasoning_fields`.
+The reasoning comes under the names of `Service.reasoning_fields`. Calls of the server's own tools
+and their results are a part of its text: the `tool_calls` of this API would ask the client to run
+them.
 """
 
 import logging
@@ -114,6 +116,7 @@ def finish(service: Service, said: str, job: Job, request_id: str) -> tuple[list
     service.note(request_id, [sample.finish for sample in samples], used, times)
     service.note_content(request_id, said, [sample.text for sample in samples])
     details = {"reasoning_tokens": used.pop("reasoning_tokens")}
+    del used["tool_tokens"]  # the API has no place for them
     return samples, used | {"completion_tokens_details": details}
 
 

@@ -24,10 +24,12 @@ from rlm.server.replies import (
 )
 from rlm.server.requests import ReasoningRequest
 from rlm.server.service import Service
-from rlm.server.splitter import REASONING
+from rlm.server.splitter import REASONING, Placed
 from rlm.server.stream import KEEP_ALIVE, EventStream, event, finished
 
 logger = logging.getLogger("rlm.server")
+
+TOOL = "tool"  # the event of a call
 
 
 async def reason(service: Service, asked: ReasoningRequest, request_id: str, receive) -> Response:
@@ -79,6 +81,11 @@ def _shown(sample: Read, with_reasoning: bool) -> dict:
         "answer": sample.answer.canonical,
         "answer_parsed": sample.answer.value is not None,
         "text": sample.text if with_reasoning else sample.said,
+        "tool_calls": [
+            placed.told()
+            for placed in sample.calls
+            if with_reasoning or placed.channel != REASONING
+        ],
         "finish_reason": sample.finish,
         "completion_tokens": sample.tokens,
     }
@@ -87,16 +94,21 @@ def _shown(sample: Read, with_reasoning: bool) -> dict:
 async def _events(
     service: Service, asked: ReasoningRequest, job: Job, seed: int, request_id: str
 ) -> AsyncGenerator[bytes]:
-    """Yield the events: start, deltas, each sample's end, done; or error as the last one."""
+    """Yield the events: start, deltas and calls of tools, each sample's end, done; or error.
+
+    A call comes behind the delta with its result.
+    """
     try:
         yield event("start", {"id": job.id, "seed": seed, "model": service.model})
         told: set[int] = set()
-        async for news in service.follow(job):
+        async for news in service.follow_calls(job):
             if news is None:
                 yield KEEP_ALIVE
                 continue
             out = [
-                event(channel, {"index": index, "delta": delta})
+                event(TOOL, {"index": index} | delta.told())
+                if isinstance(delta, Placed)
+                else event(channel, {"index": index, "delta": delta})
                 for index, channel, delta in news
                 if asked.include_reasoning or channel != REASONING
             ]
@@ -108,7 +120,7 @@ async def _events(
         if not job.succeeded and not job.cut:
             raise job.failure or failed()
         reply = make_reply(service, asked, job, seed, request_id)
-        for name in ("reasoning", "text"):
+        for name in ("reasoning", "text", "tool_calls"):  # the events had them
             del reply[name]
             for sample in reply["samples"] or ():
                 del sample[name]

@@ -1,12 +1,14 @@
 """What comes back: a finished job -> its samples read, their votes, usage and timing.
 
-An answer is what `rlm.answers` reads, a number as its exact value; what cannot be read is none.
+An answer is what `rlm.answers` reads, a number as its exact value; what cannot be read is none. It
+is read from what the model itself wrote: the result of a tool is no answer.
 """
 
 import bisect
 import time
 from collections import Counter
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Literal
 
 from pydantic import BaseModel
@@ -16,18 +18,24 @@ from rlm.answers.reading import Answer, read_answer
 from rlm.answers.texts import Stated
 from rlm.evaluation.statistics import majority
 from rlm.models.text_stream import decode
+from rlm.models.token_lengths import TokenLengths
+from rlm.records import Rollout
 from rlm.server.job import OWN_ENDS, Job
-from rlm.server.splitter import ANSWER, REASONING, Splitter
+from rlm.server.splitter import ANSWER, REASONING, Placed, Splitter
 
 Finish = Literal["stop", "length", "stop_sequence", "timeout", "cancelled", "error"]
 
 
 class Usage(BaseModel):
-    """Tokens. completion_tokens: of all samples; reasoning_tokens are among them."""
+    """Tokens. completion_tokens: that all samples sampled; reasoning_tokens are among them.
+
+    tool_tokens: that tools wrote into them, in no other count.
+    """
 
     prompt_tokens: int
     completion_tokens: int
     reasoning_tokens: int
+    tool_tokens: int
     total_tokens: int
 
 
@@ -52,6 +60,24 @@ class Vote(BaseModel):
     agreement: float
 
 
+class CallReply(BaseModel):
+    """A call of a tool that the server ran. arguments: JSON, or the text as it stood there.
+
+    result: what the model was shown. failure: why it failed, null if it did not. tokens: of the
+    result. start, end: characters of the reasoning or of the answer's text, whichever channel
+    says: from the call to the end of its result.
+    """
+
+    name: str
+    arguments: str
+    result: str
+    failure: str | None
+    tokens: int
+    channel: Literal["reasoning", "answer"]
+    start: int
+    end: int
+
+
 class SampleReply(BaseModel):
     """One sample; null texts were not asked for."""
 
@@ -60,6 +86,7 @@ class SampleReply(BaseModel):
     answer: str | None
     answer_parsed: bool
     text: str | None
+    tool_calls: list[CallReply]
     finish_reason: Finish
     completion_tokens: int
 
@@ -67,7 +94,8 @@ class SampleReply(BaseModel):
 class ReasoningReply(BaseModel):
     """answer: the exact value in its shortest spelling, null where none can be read.
 
-    text: the whole turn, tags included (without the reasoning if that was left out).
+    text: the whole turn, tags and results of tools included (without the reasoning if that was
+    left out). tool_calls: in it, in order.
     """
 
     id: str
@@ -79,6 +107,7 @@ class ReasoningReply(BaseModel):
     answer: str | None
     answer_parsed: bool
     text: str
+    tool_calls: list[CallReply]
     finish_reason: Finish
     vote: Vote | None
     samples: list[SampleReply] | None
@@ -88,7 +117,10 @@ class ReasoningReply(BaseModel):
 
 @dataclass(frozen=True)
 class Read:
-    """A sample taken apart. said: the text behind the reasoning, without tags."""
+    """A sample taken apart. said: the text behind the reasoning, without tags.
+
+    tokens, reasoning_tokens: that were sampled. calls: of tools, in order.
+    """
 
     index: int
     reasoning: str
@@ -98,6 +130,8 @@ class Read:
     finish: str
     tokens: int
     reasoning_tokens: int
+    tool_tokens: int = 0
+    calls: tuple[Placed, ...] = ()
 
     @property
     def ended(self) -> bool:
@@ -120,13 +154,14 @@ def read_sample(job: Job, index: int, fmt, tokenizer, kind: str = "number") -> R
     """Return one sample that has ended. kind: of the answers, of `rlm.answers.kinds.KINDS`."""
     sample = job.samples[index]
     assert job.prompt and sample.rollout and sample.finish, "it has not ended"
-    text, ids = sample.rollout.text, sample.rollout.ids
+    rollout = sample.rollout
+    text, own = rollout.text, rollout.own_text
     splitter, parts = Splitter(fmt), {REASONING: "", ANSWER: ""}
     for channel, delta in (*splitter.feed(text), *splitter.finish()):
         parts[channel] += delta
     answer: Answer | Stated = Answer(reason="empty")
     if sample.finish in OWN_ENDS:
-        answer = _answer(text, fmt.name, kind, sample.finish)
+        answer = _answer(own, fmt.name, kind, sample.finish)
     return Read(
         index=index,
         reasoning=parts[REASONING],
@@ -134,8 +169,10 @@ def read_sample(job: Job, index: int, fmt, tokenizer, kind: str = "number") -> R
         text=text,
         answer=answer,
         finish=sample.finish,
-        tokens=len(ids),
-        reasoning_tokens=_tokens_of(splitter.reasoned - len(job.prompt.prefill), ids, tokenizer),
+        tokens=rollout.length,
+        reasoning_tokens=_tokens_of(splitter.reasoned, rollout, job.prompt.prefill, tokenizer),
+        tool_tokens=rollout.tool_tokens,
+        calls=tuple(placed for call in rollout.calls if (placed := splitter.place(call))),
     )
 
 
@@ -151,11 +188,18 @@ def _answer(text: str, format_name: str, kind: str, finish: str) -> Answer | Sta
     return answer
 
 
-def _tokens_of(characters: int, ids: list[int], tokenizer) -> int:
-    """Return how many of the tokens it takes to write so many characters."""
+def _tokens_of(characters: int, rollout: Rollout, prefill: str, tokenizer) -> int:
+    """Return how many tokens the model sampled for so many characters of the turn."""
+    characters, ids = characters - len(prefill), rollout.ids
+    if rollout.calls:
+        lengths = TokenLengths(tokenizer)(rollout.text, ids, prefill, rollout.calls)
+        starts = accumulate(lengths, initial=0)
+        return sum(
+            own and at < characters for own, at in zip(rollout.sampled, starts, strict=False)
+        )
     # The text of the first k tokens grows with k, so the right k is found by halving.
-    lengths = range(len(ids))
-    return bisect.bisect_left(lengths, characters, key=lambda k: len(decode(tokenizer, ids[:k])))
+    counts = range(len(ids))
+    return bisect.bisect_left(counts, characters, key=lambda k: len(decode(tokenizer, ids[:k])))
 
 
 def count_votes(samples: list[Read]) -> tuple[Read, Vote]:
@@ -180,13 +224,14 @@ def first_ended(samples: list[Read]) -> Read:
 
 
 def usage(job: Job, samples: list[Read]) -> dict:
-    """Return the tokens of a job; the prompt counts once."""
+    """Return the tokens of a job; the prompt counts once, what tools wrote in no other count."""
     completion = sum(sample.tokens for sample in samples)
     prompt = len(job.prompt.ids) if job.prompt else 0
     return Usage(
         prompt_tokens=prompt,
         completion_tokens=completion,
         reasoning_tokens=sum(sample.reasoning_tokens for sample in samples),
+        tool_tokens=sum(sample.tool_tokens for sample in samples),
         total_tokens=prompt + completion,
     ).model_dump()
 

@@ -1,6 +1,7 @@
 """POST /v1/responses in its plain form: the reasoning is one item of the output, the answer one.
 
-Nothing is kept between two requests, and no tool is called. A stream has the API's own events.
+Nothing is kept between two requests, and no tool of a client is called. A stream has the API's own
+events.
 """
 
 import logging

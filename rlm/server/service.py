@@ -18,14 +18,15 @@ from rlm.engine.sampling import Closing, Sampling
 from rlm.errors import InputError
 from rlm.models.prompts import chat_prompt, raw_prompt, token_ids
 from rlm.models.templates import check_options
-from rlm.records import Example, Prompt
+from rlm.records import Example, Prompt, ToolCall
 from rlm.seeds import derive
 from rlm.server.admission import TIMEOUT, Admission
 from rlm.server.errors import ApiError, invalid, late
 from rlm.server.job import Job
 from rlm.server.metrics import Metrics
 from rlm.server.requests import EFFORTS, MAX_TIMEOUT, Ask
-from rlm.server.splitter import Splitter, Whole
+from rlm.server.splitter import Placed, Splitter, Whole
+from rlm.tools.toolbox import Toolbox
 
 logger = logging.getLogger("rlm.server")
 
@@ -45,7 +46,8 @@ class Service:
     reasoning_fields: the names that clients of the chat API find the reasoning under.
     shots: worked examples that stand before every conversation. role: where the instruction
     stands, of `rlm.answers.formats.ROLES`; None: where the format has it. kind: of the answers,
-    which are asked for and read, of `rlm.answers.kinds.KINDS`.
+    which are asked for and read, of `rlm.answers.kinds.KINDS`. tools: that the model may call in a
+    conversation; in a text that it goes on with it may call none.
     """
 
     worker: Admission
@@ -59,6 +61,7 @@ class Service:
     shots: Sequence[Example] = ()
     role: str | None = None
     kind: str = "number"
+    tools: Toolbox | None = None
     metrics: Metrics = field(default_factory=Metrics)
 
     def __post_init__(self):
@@ -105,16 +108,19 @@ class Service:
             raise ApiError(400, "unsupported_parameter", message, param="logprobs")
         loop = asyncio.get_running_loop()
         job.prompt = await loop.run_in_executor(self._tokenizing, self._prompt, ask)
+        tools = self.tools if ask.prompt is None else None
+        results = tools.bound(self.tokenizer).room if tools else 0
         tokens, context = len(job.prompt.ids), self.worker.context_tokens
-        room = context - tokens if context else self.max_tokens
+        room = context - tokens - results if context else self.max_tokens
         wanted = ask.max_tokens or max(1, min(self.max_tokens, room))
         if wanted > room:
             advice = f"use max_tokens {room} or less" if room > 0 else "shorten the prompt"
+            kept = f", with {results} for the results of tools," if results else ""
             raise ApiError(
                 400,
                 "context_length_exceeded",
-                f"a prompt of {tokens} tokens and max_tokens {wanted} are more than the model's "
-                f"context of {context} tokens; {advice}",
+                f"a prompt of {tokens} tokens and max_tokens {wanted}{kept} are more than the "
+                f"model's context of {context} tokens; {advice}",
                 param="max_tokens" if ask.max_tokens else "prompt",
             )
         job.sampling = Sampling(
@@ -124,6 +130,7 @@ class Service:
             top_p=ask.top_p,
             stop=ask.stop,
             closing=self._closing(ask, min(wanted, self.max_tokens)),
+            tools=tools,
             top_logprobs=ask.logprobs,
         )
 
@@ -147,6 +154,7 @@ class Service:
                 self.shots,
                 self.role,
                 self.kind,
+                tools=self.tools,
                 beside=not ask.replace_instruction,
                 options=ask.template,
             )
@@ -168,10 +176,24 @@ class Service:
     ) -> AsyncIterator[list[tuple[int, str, str]] | None]:
         """Yield the news of a live job: (sample, channel, delta)s, or None after some silence.
 
-        Deltas are joined for a while. A sample that has ended by then has no more of them.
-        whole: nothing is taken apart, all is the answer.
+        As `follow_calls`, without calls.
+        """
+        async for news in self.follow_calls(job, whole=whole):
+            if news is None:
+                yield None
+            else:
+                yield [(i, c, told) for i, c, told in news if isinstance(told, str)]
+
+    async def follow_calls(
+        self, job: Job, *, whole: bool = False
+    ) -> AsyncIterator[list[tuple[int, str, str | Placed]] | None]:
+        """Yield the news of a live job: (sample, channel, delta or call)s, None after some silence.
+
+        Deltas are joined for a while. A sample that has ended by then has no more of them. A call
+        comes once its result was shown. whole: nothing is taken apart, all is the answer.
         """
         splitters = [Whole() if whole else Splitter(self.format) for _ in job.samples]
+        calls: list[list[ToolCall]] = [[] for _ in job.samples]  # not shown yet
         ended = [False] * len(job.samples)
         if job.prompt and job.prompt.prefill:
             for splitter in splitters:
@@ -182,14 +204,14 @@ class Service:
                 yield None
                 continue
             over = job.done
-            batch = []
+            batch: list[tuple[int, str, str | Placed]] = []
             for index, sample in enumerate(job.samples):
                 if ended[index]:
                     continue
-                text, sample.pieces = "".join(sample.pieces), []
+                pieces, sample.pieces = sample.pieces, []
                 ended[index] = sample.finish is not None
-                deltas = splitters[index].feed(text, final=ended[index])
-                batch += [(index, channel, delta) for channel, delta in deltas]
+                told = _split(splitters[index], pieces, calls[index], final=ended[index])
+                batch += [(index, channel, delta) for channel, delta in told]
             yield batch
             if batch and not over:  # the beginning of a tag is held back: do not wait for nothing
                 await asyncio.sleep(JOIN_SECONDS)
@@ -232,3 +254,33 @@ class Service:
         """Log what was asked and answered, if that is wanted."""
         if self.log_content:
             logger.info("%s asked %r, answered %r", request_id, asked, texts)
+
+
+def _split(
+    splitter: Splitter | Whole, pieces: list[str | ToolCall], calls: list[ToolCall], *, final: bool
+) -> list[tuple[str, str | Placed]]:
+    """Return the deltas of a sample, and each call behind the delta that shows its result.
+
+    calls: that are not shown yet; it is kept up to date.
+    """
+    told: list[tuple[str, str | Placed]] = []
+    text: list[str] = []
+    for piece in pieces:
+        if isinstance(piece, str):
+            text.append(piece)
+            continue
+        calls.append(piece)
+        told += splitter.feed("".join(text))
+        told += _shown(splitter, calls)
+        text = []
+    told += splitter.feed("".join(text), final=final)
+    return told + _shown(splitter, calls)
+
+
+def _shown(splitter: Splitter | Whole, calls: list[ToolCall]) -> list[tuple[str, str | Placed]]:
+    """Return the calls that are shown by now, and take them out."""
+    told: list[tuple[str, str | Placed]] = []
+    while calls and isinstance(splitter, Splitter) and (placed := splitter.place(calls[0])):
+        told.append((placed.channel, placed))
+        del calls[0]
+    return told

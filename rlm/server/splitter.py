@@ -4,14 +4,41 @@ However the text is cut into pieces, the deltas of a channel join to the same st
 or part of one is ever shown. What stands before the first tag is the answer if no tag follows, and
 reasoning if the reasoning is opened or closed behind it: so it is held back until that is known. A
 reasoning that is opened once more behind the answer is reasoning, too. The work is in proportion to
-the text, in white space without end too.
+the text, in white space without end too. A call of a tool and its result are a part of the channel
+in which the result ends; `Splitter.place` says where.
 """
 
 import re
+from dataclasses import dataclass
 
 from rlm.answers.formats import Format
+from rlm.records import ToolCall
 
 REASONING, ANSWER = "reasoning", "answer"
+
+
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """A call with its place: characters of what is shown of a channel, its result included."""
+
+    call: ToolCall
+    channel: str
+    start: int
+    end: int
+
+    def told(self) -> dict:
+        """Return what a client is told of it."""
+        call = self.call
+        return {
+            "name": call.name,
+            "arguments": call.arguments,
+            "result": call.result,
+            "failure": call.failure,
+            "tokens": call.tokens,
+            "channel": self.channel,
+            "start": self.start,
+            "end": self.end,
+        }
 
 
 class Splitter:
@@ -30,6 +57,9 @@ class Splitter:
         self._channel = ""  # not known yet
         self._space: dict[str, list[str]] = {REASONING: [], ANSWER: []}  # shown if more follows
         self._begun = {REASONING: False, ANSWER: False}
+        self._length = {REASONING: 0, ANSWER: 0}  # characters shown
+        # Where stretches of the turn stand: (first in the turn, channel, first in the channel).
+        self._stretches: list[tuple[int, str, int]] = []
 
     def feed(self, piece: str, final: bool = False) -> list[tuple[str, str]]:
         """Return what can be shown now; what might be the beginning of a tag is held back."""
@@ -51,6 +81,13 @@ class Splitter:
     def finish(self) -> list[tuple[str, str]]:
         """Return the rest, once the turn has ended."""
         return self.feed("", final=True)
+
+    def place(self, call: ToolCall) -> Placed | None:
+        """Return where a call of the turn is shown, None as long as its result is not."""
+        if self._at < call.end or not self._stretches:
+            return None
+        first, channel, begun = next(s for s in reversed(self._stretches) if s[0] < call.end)
+        return Placed(call, channel, begun + max(0, call.start - first), begun + call.end - first)
 
     def _next_tag(self) -> re.Match[str] | None:
         return self._tag.search(self._buffer, self._searched) if self._tag else None
@@ -74,17 +111,28 @@ class Splitter:
     def _show(self, end: int, out: list[tuple[str, str]]) -> None:
         """Show the buffer up to `end`, without the white space at the channel's ends."""
         channel, text = self._channel, self._buffer[:end]
-        body = text.rstrip()
+        body, first = text.rstrip(), self._at
         if not self._begun[channel]:
+            first += len(body) - len(body.lstrip())
             body = body.lstrip()
         if body:
             out.append((channel, "".join(self._space[channel]) + body))
+            self._note(first, channel, self._length[channel] + sum(map(len, self._space[channel])))
+            self._length[channel] += len(out[-1][1])
             self._begun[channel], self._space[channel] = True, []
             if channel == REASONING:
                 self.reasoned = self._at + len(text.rstrip())
         if self._begun[channel]:
             self._space[channel].append(text[len(text.rstrip()) :])
         self._drop(end)
+
+    def _note(self, first: int, channel: str, begun: int) -> None:
+        """Keep where a stretch begins, unless it goes on from the last one."""
+        if self._stretches:
+            last, of, there = self._stretches[-1]
+            if of == channel and begun - there == first - last:
+                return
+        self._stretches.append((first, channel, begun))
 
     def _drop(self, end: int) -> None:
         """Forget the first `end` characters of the buffer."""
@@ -93,7 +141,7 @@ class Splitter:
 
 
 class Whole:
-    """In the place of a Splitter: all is the answer, as it comes."""
+    """In the place of a Splitter: all is the answer, as it comes, and nothing is called."""
 
     def feed(self, piece: str, final: bool = False) -> list[tuple[str, str]]:
         """Return the piece."""

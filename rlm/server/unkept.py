@@ -18,7 +18,7 @@ BOOKKEEPING = {
     "keep_alive", "cache_prompt", "parallel_tool_calls", "stream_options", "conversation_id",
     "return_token_ids", "moderation",
 }  # fmt: skip
-NO_TOOLS = "the model was taught no tool calls"
+NO_TOOLS = "the model calls the server's own tools only (serve.py --tools)"
 NO_SCHEMA = "the model writes free text, in no given shape"
 NO_PENALTY = "tokens are drawn without penalties"
 # field -> the values that change nothing, and why the others cannot be kept.

@@ -141,7 +141,9 @@ class Worker(Admission):
         if job.done:  # cancelled before its turn
             return
         try:
-            ids = self.engine.submit(job.prompt, job.sampling, job.seeds, stream=job.live)
+            # Watched, so that a step that only waits for tools is known.
+            options = {"stream": job.live, "watch": _calls(job)}
+            ids = self.engine.submit(job.prompt, job.sampling, job.seeds, **options)
         except InputError as error:
             self._tell(job.fail, ApiError(400, "context_length_exceeded", str(error)))
         except Exception:
@@ -156,7 +158,7 @@ class Worker(Admission):
             _, index = self._rows.pop(id)
             event = self.engine.cancel(id)
             if event:
-                self.tokens += len(event.rollout.ids)
+                self.tokens += event.rollout.length
                 self._tell(job.add, index, event.text)
                 self._tell(job.end, index, event.rollout, cause)
         if failure:
@@ -181,7 +183,8 @@ class Worker(Admission):
             self._flush()
             return told
         self.last_step = time.monotonic()
-        self.measured(self.last_step - begun)
+        if events or not any(_calls(job) for job, _ in self._rows.values()):
+            self.measured(self.last_step - begun)
         for id in (*self.engine.running, *(event.id for event in events)):
             job, _ = self._rows[id]
             if job in self._waiting:
@@ -191,11 +194,13 @@ class Worker(Admission):
         for event in events:
             job, index = self._rows[event.id]
             self._tell(job.add, index, event.text)
+            if event.call:
+                self._tell(job.called, index, event.call)
             if event.choice and event.cause != "stop":  # the end token is no part of the text
                 self._tell(job.chose, index, event.token, event.choice)
             if event.rollout:
                 del self._rows[event.id]
-                self.tokens += len(event.rollout.ids)
+                self.tokens += event.rollout.length
                 self._tell(job.end, index, event.rollout, event.cause)
         self._flush()
         return True
@@ -218,3 +223,8 @@ class Worker(Admission):
             self._loop.call_soon_threadsafe(deliver)
         except RuntimeError:  # the loop is closed: the server has ended, nobody listens
             self._stopping = True
+
+
+def _calls(job: Job) -> bool:
+    """Return whether the samples of a job may call tools."""
+    return bool(job.sampling and job.sampling.tools)

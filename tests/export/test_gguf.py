@@ -10,15 +10,16 @@ import torch
 from rlm.answers.formats import get_format
 from rlm.errors import InputError
 from rlm.export import export, gguf_tokenizer, gguf_writer, llama_cpp, modelfile, proof
-from rlm.models import gguf_file, loading
-from rlm.models.prompts import chat_text, make_prompt
+from rlm.models import gguf_file, gguf_rope, loading
+from rlm.models.prompts import make_prompt
+from rlm.models.templates import chat_text
 from tests.support.bpe_tokenizers import BOS_TEMPLATE, FORGETFUL, bpe_tokenizer
 from tests.support.tiny_gguf import SPECIAL, TEMPLATE
 from tests.support.tiny_models import byte_tokenizer, tiny_lora, tiny_model
 
 pytest.importorskip("gguf", reason="the package gguf is not installed: pip install -e '.[gguf]'")
 
-ROWS = 308  # pieces of the tokenizer, and six rows more of padding
+PIECES, ROWS = 302, 308  # of the tokenizer; six rows more are padding
 ENDS = SimpleNamespace(eos_token_id=2)
 IDS = torch.tensor([[5, 60, 61, 7, 99, 200, 31]])
 FAMILIES = {
@@ -27,16 +28,24 @@ FAMILIES = {
     "qwen2": {},
     "qwen3": {"tie_word_embeddings": True},
 }
+LLAMA3 = {
+    "rope_type": "llama3", "rope_theta": 500000.0, "factor": 32.0, "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0, "original_max_position_embeddings": 8192,
+}  # fmt: skip
 
 
 def model_of(family: str, *, seed: int = 0):
-    """Return a random model of a family, whose norms and biases are no ones and zeros."""
+    """Return a random model of a family, whose norms and biases are no ones and zeros.
+
+    As with trained models, no row beyond the tokenizer's pieces is ever likely.
+    """
     options = dict(vocabulary=ROWS, max_position_embeddings=512, eos_token_id=2, pad_token_id=0)
     model = tiny_model(family, seed=seed, **options | FAMILIES[family])
     generator = torch.Generator().manual_seed(3)
     for weight in model.parameters():
         if weight.dim() == 1:
             weight.data += torch.randn(weight.shape, generator=generator) * 0.1
+    model.get_output_embeddings().weight.data[PIECES:] = 0.0
     return model
 
 
@@ -158,16 +167,30 @@ def test_positions_of_kind_llama3_are_those_of_transformers():
     from transformers import LlamaConfig
     from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-    told = {
-        "rope_type": "llama3", "rope_theta": 500000.0, "factor": 32.0, "low_freq_factor": 1.0,
-        "high_freq_factor": 4.0, "original_max_position_embeddings": 8192,
-    }  # fmt: skip
-    config = LlamaConfig(hidden_size=256, num_attention_heads=4, rope_parameters=told)
+    config = LlamaConfig(hidden_size=256, num_attention_heads=4, rope_parameters=LLAMA3)
     frequencies, _ = ROPE_INIT_FUNCTIONS["llama3"](config, "cpu")
     plain = 500000.0 ** (-torch.arange(0, 64, 2) / 64)
-    factors = gguf_writer.llama3_factors(config)
+    factors = gguf_rope.llama3_factors(LLAMA3, 64)
     assert factors[0] == 1.0 and factors[-1] == 32.0 and len(set(factors)) > 4
     assert torch.allclose(plain / torch.tensor(factors), frequencies, rtol=1e-5)
+    assert gguf_rope.llama3_settings(factors, 500000.0) == LLAMA3
+    assert gguf_rope.llama3_settings([*factors[:-2], 20.0, 32.0], 500000.0) is None
+
+
+def test_a_llama3_reads_back_with_its_positions(tmp_path):
+    model = tiny_model(
+        "llama", vocabulary=ROWS, eos_token_id=2, head_dim=16, rope_parameters=LLAMA3
+    )
+    file = tmp_path / "a.gguf"
+    vocabulary = gguf_tokenizer.read(bpe_tokenizer("llama-bpe"), ENDS, rows=ROWS)
+    gguf_writer.write(model, vocabulary, file, kind="F32", name="a")
+    again, _ = loading.load_base(str(file), device="cpu")
+    places = IDS.repeat(1, 12)  # far enough for the long waves to show
+    assert torch.allclose(again(places).logits, model(places).logits, atol=1e-4)
+    again.config.rope_parameters["rope_type"] = "default"
+    plain = type(again)(again.config).eval()
+    plain.load_state_dict(again.state_dict())
+    assert not torch.allclose(plain(places).logits, model(places).logits, atol=1e-3)
 
 
 def test_each_weight_has_its_kind():

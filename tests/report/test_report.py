@@ -235,6 +235,29 @@ def test_a_graph_of_agents_is_drawn_by_level(tmp_path, opened):
 
 
 @needs_browser
+@pytest.mark.parametrize("by", ["log-probability", "advantage"])
+def test_calls_of_tools_are_marked_and_listed(tmp_path, opened, by):
+    text = "a<c>1/0</c><result>error: <b></result>b"
+    written, end = text.index("<result>"), len(text) - 1
+    call = {"name": "calculator", "arguments": "1/0", "result": "error: <b>", "failure": "error",
+            "first": 2, "tokens": 3, "start": 1, "written": written, "end": end}  # fmt: skip
+    lengths = [1, written - 1, 0, 0, end - written, 1]
+    tokens = {"token_lengths": lengths, "logprobs": [-0.2, -0.2, 0, 0, 0, -0.2]}
+    tab = opened(made(tmp_path, [record(1, "a", 1.0, text, calls=[call], **tokens)]))
+    tab.get_by_label(by).check()
+    shown = tab.locator(".text")
+    assert shown.text_content() == text
+    assert shown.locator(".call").text_content() == "<c>1/0</c>"
+    style = "p1" if by == "log-probability" else "u2"
+    assert style in shown.locator(".call").get_attribute("class")
+    assert shown.locator(".result").text_content() == "<result>error: <b></result>"
+    assert shown.locator(".result").get_attribute("class") == "result"
+    tab.locator(".calls summary").click()
+    expect(tab.locator(".calls summary")).to_have_text("1 call of tools, 1 failed")
+    expect(tab.locator(".calls li")).to_have_text("calculator 1/0 → error: <b> (an error)")
+
+
+@needs_browser
 def test_it_works_by_the_keyboard(tmp_path, opened):
     tab = opened(made(tmp_path, [record(s, i, 1.0) for s in (1, 2) for i in ("a", "b")]))
     tab.locator("#question").focus()

@@ -225,7 +225,7 @@ def wrong(line: str) -> list[str]:
             found += wrong_call(after[0], after[1:], files_of(after[0]))
         elif word in SCRIPTS:
             found += wrong_settings(word, after)
-        elif words[i - 1] == "--reward-file":
+        elif words[i - 1] in ("--reward-file", "--tool-file"):
             continue  # a file of the user's, which is no script
         elif word.endswith(".py") and not word.startswith("tests/"):
             found += wrong_call(word, after, [p for p in (ROOT / word,) if p.is_file()])

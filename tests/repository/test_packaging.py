@@ -69,10 +69,15 @@ def test_pins_are_exact_and_none_stands_twice():
 
 
 def test_what_is_imported_is_pinned():
-    """A package that only comes with another moves, or goes, with that one."""
+    """A package that only comes with another moves, or goes, with that one.
+
+    What runs in the clients' own environment (tests/server/test_real_clients.py) is left out.
+    """
+    clients = ROOT / "tests/support/clients"
+    trees = [tree for path, tree in TREES.items() if not path.is_relative_to(clients)]
     pinned = {plain(pin.partition("==")[0]) for pin in PINS}
     ours = {name for path in FILES for name in (path.stem, *path.relative_to(ROOT).parts)}
-    names = set().union(*map(imported, TREES.values())) - ours - set(sys.stdlib_module_names)
+    names = set().union(*map(imported, trees)) - ours - set(sys.stdlib_module_names)
     installed = packages_distributions()
     # An extra that is not installed here is known by its own name.
     packages = {name: installed.get(name, [name]) for name in names}

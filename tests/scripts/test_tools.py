@@ -2,9 +2,14 @@
 
 import csv
 import json
+from types import SimpleNamespace
 
 import pytest
 
+import inference
+from rlm.answers.formats import get_format
+from rlm.engine.requests import Event
+from rlm.records import Prompt, Rollout, ToolCall
 from tests.support.running import rows, start, succeed
 
 WORDS = ["--task", "word_problems", "--problem-scale", "5-9", "--max-tokens", 64]
@@ -55,3 +60,41 @@ def test_a_calculator_in_both_stages(tmp_path):
 def test_what_does_not_go_with_tools_is_told_at_once(tmp_path, words, told):
     done = start("train_grpo.py", *words, cwd=tmp_path, forked=True)
     assert done.returncode == 2 and told in done.stderr and done.stderr.count("\n") == 1
+
+
+CALL, RESULT = "<calc>8 * 9</calc>", "<result>72</result>"
+BEFORE, AFTER = "<think>\n8 * 9 = ", ", so it is more\n</think>\n8"
+
+
+def reasoner() -> inference.Reasoner:
+    """One whose model calls once, and answers less than the result."""
+    text, start = BEFORE + CALL + RESULT + AFTER, len(BEFORE)
+    written, end = start + len(CALL), start + len(CALL + RESULT)
+    call = ToolCall("calculator", '{"expression": "8 * 9"}', "72", None, 1, 1, start, written, end)
+    rollout = Rollout([1, 2, 3], [0.0] * 3, text, "stop", calls=(call,))
+    events = [
+        Event(1, 1, BEFORE + CALL[:6]),
+        Event(1, 1, CALL[6:-1]),
+        Event(1, None, CALL[-1:] + RESULT, call=call),
+        Event(1, 3, AFTER, rollout, "stop"),
+    ]
+    made = object.__new__(inference.Reasoner)
+    made.task = SimpleNamespace(prompt=lambda question, kind: Prompt([1]))
+    made.engine = SimpleNamespace(events=lambda prompt, sampling, *, seed: iter(events))
+    made.format, made.kind, made.seed, made.sampling = get_format("think"), "number", 0, None
+    return made
+
+
+def test_inference_prints_calls_apart(capsys):
+    told = inference.answer_one(reasoner(), "How much?", False)
+    assert told["answer"] == "8" and told["own_text"] == BEFORE + CALL + AFTER
+    assert capsys.readouterr().out == (
+        "Question: How much?\n\nReasoning\n8 * 9 = <calc>8 * 9</calc>\n  -> calculator: 72\n"
+        ", so it is more\nAnswer\n8\n\n"
+    )
+    inference.answer_one(reasoner(), "How much?", True)
+    found = json.loads(capsys.readouterr().out)
+    assert found == told
+    (call,) = found["tool_calls"]
+    assert (call["name"], call["result"], call["failure"]) == ("calculator", "72", None)
+    assert found["reasoning"][call["start"] : call["end"]] == CALL + RESULT

@@ -40,13 +40,13 @@ def test_a_reply_has_every_part(place):
     reply = response.json()
     assert list(reply) == [
         "id", "object", "created", "model", "seed", "reasoning", "answer", "answer_parsed", "text",
-        "finish_reason", "vote", "samples", "usage", "timing",
+        "tool_calls", "finish_reason", "vote", "samples", "usage", "timing",
     ]  # fmt: skip
     assert (reply["object"], reply["model"], reply["seed"]) == ("phase1.reasoning", "tiny", 5)
     assert (reply["answer"], reply["answer_parsed"], reply["finish_reason"]) == ("46", True, "stop")
     assert "23 + 15 = 38" in reply["reasoning"] and "<think>" not in reply["reasoning"]
     assert reply["text"] == f"<think>\n{reply['reasoning']}\n</think>\n46"
-    assert reply["vote"] is None and reply["samples"] is None
+    assert reply["vote"] is None and reply["samples"] is None and reply["tool_calls"] == []
     usage, timing = reply["usage"], reply["timing"]
     assert usage["total_tokens"] == usage["prompt_tokens"] + usage["completion_tokens"]
     # Behind the reasoning stand: newline, closer, newline, 4, 6, end; some are one token.

@@ -157,6 +157,45 @@ def test_thinking_streams_then_folds_and_the_answer_is_large(page, stub):
 
 
 @needs_browser
+def test_calls_of_tools_are_folded_where_they_stand(page, stub):
+    before, call, after = "\U0001d7ea * 9 = ", "<b>8 * 9</b><result>72</result>", ", then <i>"
+    second = "<b></b><result>error: </result>"
+    places = [len(before), len(before + call), len(before + call + after)]
+    told = {"index": 0, "name": "calculator", "arguments": "{}", "tokens": 3,
+            "channel": "reasoning"}  # fmt: skip
+    first = told | {"result": "72", "failure": None, "start": places[0], "end": places[1]}
+    end = places[2] + len(second)
+    last = told | {"result": "<u>", "failure": "bad_arguments", "start": places[2], "end": end}
+
+    def reply(exchange):
+        exchange.begin()
+        exchange.send(happy_events()[0], event("reasoning", index=0, delta=before + call))
+        exchange.send(event("tool", **first))
+        exchange.wait()
+        exchange.send(event("reasoning", index=0, delta=after + second + " so"))
+        exchange.send(event("tool", **last), *happy_events()[4:])
+        exchange.end()
+
+    stub.reply = reply
+    ask(page)
+    folds = page.locator("#reasoning details")
+    expect(folds.locator("summary")).to_have_text(["calculator: 72"])
+    page.locator("#thought").click()
+    page.locator("#thought").click()  # open, whatever comes
+    folds.locator("summary").click()
+    stub.go()
+    expect(button(page, "Ask")).to_be_visible()
+    expect(folds.locator("summary")).to_have_text(
+        ["calculator: 72", "calculator: <u> (bad arguments)"]
+    )
+    assert folds.evaluate_all("all => all.map(one => one.open)") == [True, False]
+    assert folds.locator("div").all_text_contents() == [call, second]
+    nodes = "e => [...e.childNodes].filter(n => n.nodeType === 3).map(n => n.data)"
+    assert page.locator("#reasoning").evaluate(nodes) == [before, after, " so"]
+    expect(page.locator("#figures")).to_contain_text("Calls of tools2")
+
+
+@needs_browser
 def test_who_opens_the_reasoning_keeps_it_open(page, stub):
     def reply(exchange):
         exchange.begin()

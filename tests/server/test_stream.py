@@ -65,7 +65,7 @@ def test_joined_deltas_are_the_plain_reply(place, fields):
         assert told == [{k: sample[k] for k in ("index", "answer", "finish_reason")}]
     done = events[-1][1]
     assert done["id"] == events[0][1]["id"]
-    for name in ("id", "created", "timing", "reasoning", "text", "samples"):
+    for name in ("id", "created", "timing", "reasoning", "text", "tool_calls", "samples"):
         plain.pop(name)
     assert {k: v for k, v in done.items() if k in plain} == plain
     assert "text" not in json.dumps(done) and "reasoning" not in done

@@ -38,7 +38,7 @@ def policy(page: str) -> str:
     )
 
 
-def event(name: str, **data) -> bytes:
+def event(name: str, /, **data) -> bytes:
     """One event of a stream, as bytes."""
     return f"event: {name}\ndata: {json.dumps(data, ensure_ascii=False)}\n\n".encode()
 
