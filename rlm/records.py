@@ -60,6 +60,17 @@ class Prompt:
 
 
 @dataclass(frozen=True, slots=True)
+class Choice:
+    """What one token was chosen from, in nats by the model itself: at temperature 1, nothing cut.
+
+    likeliest: (id, log-probability) of the likeliest tokens, the first one first.
+    """
+
+    logprob: float
+    likeliest: list[tuple[int, float]]
+
+
+@dataclass(frozen=True, slots=True)
 class ToolCall:
     """A call of a tool in a completion, with its result (rlm/tools).
 
@@ -83,18 +94,6 @@ class ToolCall:
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
-    """What one token was chosen from, in nats by the model itself: at temperature 1, nothing cut.
-
-    likeliest: (id, log-probability) of the likeliest tokens, the first one first; none for a token
-    that a tool wrote.
-    """
-
-    logprob: float
-    likeliest: list[tuple[int, float]]
-
-
-@dataclass(frozen=True, slots=True)
 class Rollout:
     """What the engine sampled for one prompt.
 
@@ -108,8 +107,8 @@ class Rollout:
     finish: "stop" (end token or stop string) or "length" (cut off at the maximum).
     version: of the weights that sampled it, as the engine's last `sync` was told: in a training
         the number of steps that they had taken.
+    choices: one for each sampled token, where the sampling asked for them.
     calls: of tools, in order.
-    choices: one for each token, where the sampling asked for them.
     """
 
     ids: list[int]
@@ -117,8 +116,8 @@ class Rollout:
     text: str
     finish: str
     version: int = 0
-    calls: tuple[ToolCall, ...] = ()
     choices: list[Choice] | None = None
+    calls: tuple[ToolCall, ...] = ()
 
     @property
     def tool_tokens(self) -> int:

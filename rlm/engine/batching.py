@@ -17,18 +17,16 @@ from rlm.engine.requests import Event, Group, Row, uniforms
 from rlm.engine.sampling import Draws, Mix, Sampling
 from rlm.engine.support import open_runner
 from rlm.engine.tool_calls import Calls
+from rlm.engine.tool_rows import WAIT_SECONDS, ToolRows
 from rlm.errors import InputError, RunError
 from rlm.models.adapters import network_of
 from rlm.models.memory import cache_tokens as fitting_tokens
 from rlm.models.memory import most_rows
 from rlm.models.text_stream import TextStream
 from rlm.records import Choice, Prompt
-from rlm.tools.toolbox import Toolbox
-
-WAIT_SECONDS = 0.02  # that a step waits for tools where nothing else is to be done
 
 
-class ContinuousBatch:
+class ContinuousBatch(ToolRows):
     """The engine step by step; see rlm.engine.engine for what the arguments mean.
 
     prefill_tokens: prompt tokens of one step; a longer prompt goes alone, in one piece.
@@ -69,7 +67,6 @@ class ContinuousBatch:
         )
         self._queue: deque[Group] = deque()
         self._rows: list[Row] = []
-        # Rows that wait for a tool, and what the cache had of them.
         self._parked: list[tuple[Row, Prefix | None]] = []
         self._mix: Mix | None = None  # of the rows as they stand
         self._kept: list[Event] = []
@@ -326,62 +323,6 @@ class ContinuousBatch:
         left = self._answer(called, events) if called else []
         if ended or left:
             self._retire(sorted(ended + left))
-        return events
-
-    def _answer(self, called: list[int], events: list[Event]) -> list[int]:
-        """Put in the results of calls that have one; return the rows that leave until later.
-
-        Those wait for a tool, or begin again behind their result where a runner cannot go on.
-        """
-        left = []
-        for index in called:
-            row = self._rows[index]
-            assert row.calls is not None and row.calls.job is not None
-            if row.calls.job.outcome is None:
-                self._parked.append((row, self._runner.save(index, row.cached)))
-                left.append(index)
-                continue
-            self._put(row, events)
-            if not self._runner.goes_on:
-                self._begin_again(row)
-                left.append(index)
-        return left
-
-    def _put(self, row: Row, events: list[Event]) -> None:
-        """Put in the result of a row's call; its event, if it is watched, goes to the others."""
-        event = row.answer(self.stop_ids)
-        if row.watched:
-            events.append(event)
-
-    def _begin_again(self, row: Row) -> None:
-        """Let a row be the next to join, with a prompt that goes on to where it is."""
-        whole = Prompt(row.origin.ids + row.ids, row.origin.prefill)
-        row.group, row.more = Group(whole, deque([row])), 0
-        self._queue.appendleft(row.group)
-
-    def _toolboxes(self) -> list[Toolbox]:
-        """The toolboxes that rows wait for, each once."""
-        found = [row.calls.bound.toolbox for row, _ in self._parked if row.calls]
-        return list(dict.fromkeys(found))
-
-    def _rejoin(self) -> list[Event]:
-        """Let the rows whose tools have answered go on; return the events of watched ones."""
-        events: list[Event] = []
-        for box in self._toolboxes():
-            box.poll()
-        parked, self._parked = self._parked, []
-        for row, kept in parked:
-            assert row.calls is not None and row.calls.job is not None
-            if row.calls.job.outcome is None:
-                self._parked.append((row, kept))
-                continue
-            self._put(row, events)
-            if kept is None:
-                self._begin_again(row)
-                continue
-            self._runner.restore(self._rows, row, kept, self._queued)
-            self._rows.append(row)
-            self._mix = None
         return events
 
     def _choices(self, chosen_from: torch.Tensor) -> list[Choice | None]:

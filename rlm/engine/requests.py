@@ -24,8 +24,8 @@ class Event:
     text: the piece of text that is now certain, for a request submitted with stream=True.
     rollout: the result if the request has ended, else None.
     cause: why it ended: "stop" (end token), "stop_text", "length" or "cancelled"; else None.
-    call: the call of a tool that has its result now; the text is what was shown to the model.
     choice: what the token was chosen from, where the sampling asked for it.
+    call: the call of a tool that has its result now; the text is what was shown to the model.
     """
 
     id: int
@@ -33,8 +33,8 @@ class Event:
     text: str = ""
     rollout: Rollout | None = None
     cause: str | None = None
-    call: ToolCall | None = None
     choice: Choice | None = None
+    call: ToolCall | None = None
 
 
 @dataclass(eq=False, slots=True)
@@ -137,8 +137,6 @@ class Row:
         first = len(self.ids)
         self.ids += ids
         self.logprobs += [0.0] * len(ids)
-        if self.sampling.top_logprobs is not None:
-            self.choices += [Choice(0.0, [])] * len(ids)
         self.more = len(ids)
         piece = self.text.put(shown)
         end = len(self.text.text)
@@ -169,13 +167,13 @@ class Row:
         else:
             text = decode(tokenizer, self.ids[:-1] if cause == "stop" else self.ids)
         finish = "stop" if cause == "stop_text" else cause
-        calls = tuple(self.calls.done) if self.calls else ()
         told = self.sampling.top_logprobs is not None
         choices = self.choices if told else None
+        calls = tuple(self.calls.done) if self.calls else ()
         text = self.group.prompt.prefill + text
-        rollout = Rollout(self.ids, self.logprobs, text, finish, calls=calls, choices=choices)
+        rollout = Rollout(self.ids, self.logprobs, text, finish, choices=choices, calls=calls)
         choice = self.choices[-1] if choices and token is not None else None
-        return Event(self.id, token, piece, rollout, cause, choice=choice)
+        return Event(self.id, token, piece, rollout, cause, choice)
 
 
 def uniforms(seed: int) -> Iterator[float]:

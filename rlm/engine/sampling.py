@@ -48,9 +48,9 @@ class Sampling:
     top_p: only the likeliest tokens that together reach this share, after top_k.
     stop: texts that end the completion and are kept out of it.
     closing: bounds the reasoning inside the completion.
-    tools: what the completion may call; the tokens of results come on top of max_tokens.
     top_logprobs: so many of the likeliest tokens are told beside each sampled one
         (`rlm.records.Choice`); None tells nothing.
+    tools: what the completion may call; the tokens of results come on top of max_tokens.
     """
 
     max_tokens: int
@@ -59,8 +59,8 @@ class Sampling:
     top_p: float = 1.0
     stop: tuple[str, ...] = ()
     closing: Closing | None = None
-    tools: Toolbox | None = None
     top_logprobs: int | None = None
+    tools: Toolbox | None = None
 
     def __post_init__(self):
         if self.max_tokens < 1:

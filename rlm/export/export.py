@@ -17,6 +17,7 @@ byte for byte.
 import argparse
 import shlex
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import yaml
@@ -184,7 +185,7 @@ def arguments() -> argparse.ArgumentParser:
     return parser
 
 
-def check_output(output: Path, sources: list[Path | None], *, overwrite: bool) -> None:
+def check_output(output: Path, sources: Sequence[Path | None], *, overwrite: bool) -> None:
     """InputError if `output` may not be written: what is there is no earlier export, or needed."""
     for source in filter(None, sources):
         if source.resolve().is_relative_to(output):

@@ -79,7 +79,7 @@ def write_gguf(
         raise proof.ProofError(
             f"the GGUF file is not the model {adapter or base}: {error}; nothing was written"
         ) from None
-    export = {"kind": "gguf", "dtype": kind, "file": file.name, "proof": found}
+    export: dict = {"kind": "gguf", "dtype": kind, "file": file.name, "proof": found}
     if odd:
         export["other_dtypes"] = len(odd)
     if source.texts:

@@ -148,12 +148,11 @@ def split_name(parts: dict) -> str:
     if changed:
         raise refused(f"it changes the text before it cuts it up ({changed[0]})")
     steps = tuple(_step(each) for each in _flat(parts["pre_tokenizer"]))
-    names = NAMES.get(steps, {})
-    name = names.get(bool(model.get("ignore_merges")))
-    if name is None:
+    found = NAMES.get(steps, {}).get(bool(model.get("ignore_merges")))
+    if found is None:
         shown = " then ".join(f"{kind} {value}" for kind, value in steps) or "not at all"
         raise refused(f"it cuts up a text in a way ({shown}) that is none of {', '.join(KNOWN)}")
-    return name
+    return found
 
 
 def begins_with_bos(tokenizer) -> bool:

@@ -10,6 +10,7 @@ block of the kind divides is written in F16. The tokenizer is the matter of gguf
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from rlm.errors import InputError
 from rlm.models import gguf_rope
@@ -93,7 +94,7 @@ def write(model, vocabulary, path: Path, *, kind: str, name: str) -> list[str]:
     return odd
 
 
-def tensors(model) -> Iterator[tuple[str, object]]:
+def tensors(model) -> Iterator[tuple[str, Any]]:
     """Yield (name in the file, values [rows, columns] or [rows]) of each weight, in its order."""
     import gguf
     import torch
@@ -168,12 +169,12 @@ def rounded(values, kind: str, name: str):
     return torch.from_numpy(gguf.quants.dequantize(data, raw).astype("float32"))
 
 
-def architecture(config) -> int:
+def architecture(config) -> Any:
     """Return llama.cpp's architecture of a model, as the gguf library numbers it."""
     import gguf
 
     wanted = FAMILIES[config.model_type]
-    return next(number for number, name in gguf.MODEL_ARCH_NAMES.items() if name == wanted)
+    return next(kind for kind, name in gguf.MODEL_ARCH_NAMES.items() if name == wanted)
 
 
 def _file_type(kind: str) -> int:

@@ -34,6 +34,7 @@ def write_lora_gguf(
     """
     from rlm.export import gguf_proof, proof
     from rlm.export.gguf import MODELFILE, context_tokens, opened
+    from rlm.models.loading import load_base
 
     check_lora(adapter)
     source = opened(adapter, base, device=device, token_ids=token_ids, merge=False)
@@ -47,9 +48,9 @@ def write_lora_gguf(
         rested = new / "base.gguf"  # of a base that is no GGUF file, for the proof alone
         try:
             if base_file is None:
-                with source.network.disable_adapter():
-                    network = source.network.get_base_model()
-                    gguf_writer.write(network, source.vocabulary, rested, kind="F32", name=name)
+                plain, _ = load_base(base, device="cpu", dtype="float32")
+                gguf_writer.write(plain, source.vocabulary, rested, kind="F32", name=name)
+                del plain
             exact = base_file is None
             found["llama_cpp"] = gguf_proof.prove(
                 base_file or rested, source.live, source, exact=exact, lora=file

@@ -38,7 +38,7 @@ class Frames:
 
     def in_go(self, behind: str) -> str:
         """Return the template in Go's language. behind: what is put behind each user's text."""
-        cases = []
+        cases: list[str] = []
         for role, (before, after) in self.turns.items():
             after = f"\n\n{behind}{after}" if role == "user" and behind else after
             word = "if" if not cases else "else if"

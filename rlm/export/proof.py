@@ -58,7 +58,7 @@ class Watched(Engine):
             self.seen.append(found[len(old) :].float().cpu())
             return found
 
-        runner.logits = kept  # type: ignore[method-assign]
+        runner.logits = kept
 
 
 def prompts(tokenizer, format_name: str) -> list[Prompt]:

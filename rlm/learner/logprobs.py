@@ -3,7 +3,6 @@
 Groups are packed: each prompt stands once in a flat row, its completions after it, no padding
 (`rlm.learner.packed_groups`). Logits exist at completion positions only, a chunk at a time
 (`rlm.learner.lm_head`), so memory does not grow with tokens * vocabulary.
-
 It does not know about rewards or losses. Any transformers causal LM, with or without PEFT.
 """
 
@@ -25,6 +24,7 @@ from rlm.models.adapters import network_of
 from rlm.models.lora_linear import fused
 
 Group = tuple[list[int], list[list[int]]]  # a prompt's ids, its completions' ids
+Flags = Sequence[Sequence[bool]]  # of each completion which of its tokens are targets
 
 
 @dataclass(frozen=True)
@@ -38,8 +38,7 @@ class Packed:
         predicts the first token of all its completions.
     by_row: [N] the targets in the order of the rows that predict them; row_of: [N], beside it,
         indices into `rows`, ascending, kept on the CPU.
-    groups: what was packed, for a model whose completions are padded (rlm.learner.padded).
-    learned: of each completion which of its tokens are targets; None: all.
+    groups, learned: what was packed, for a model that is padded (rlm.learner.padded).
     """
 
     ids: torch.Tensor
@@ -52,21 +51,18 @@ class Packed:
     row_of: torch.Tensor
     layout: PackedGroups
     groups: list[Group]
-    learned: Sequence[Sequence[bool]] | None = None
+    learned: Flags | None = None
 
     def per_token(self, values: torch.Tensor) -> torch.Tensor:
         """Return [N] from one value per completion, e.g. its advantage."""
         return values.to(self.targets.device)[self.sequence]
 
 
-def pack(
-    groups: list[Group], *, learned: Sequence[Sequence[bool]] | None = None, device="cpu"
-) -> Packed:
+def pack(groups: list[Group], *, learned: Flags | None = None, device="cpu") -> Packed:
     """Return the groups as one flat row. ValueError for an empty prompt or completion.
 
     A completion's last token is a target but no input: nothing follows from it.
-    learned: of each completion which of its tokens are targets, one at least; others are seen and
-    not predicted, as what a tool wrote. None: all.
+    learned: the targets, one at least of each; the others are seen alone, as what a tool wrote.
     """
     for index, (prompt, completions) in enumerate(groups):
         if not prompt or not completions or not all(completions):
@@ -93,8 +89,7 @@ def pack(
         positions += range(length, length + more)
         inputs += [(owner, more)] if more else []
     if learned is not None:
-        kept = [flag for flags in learned for flag in flags]
-        assert [len(flags) for flags in learned] == lengths, "a flag for each token"
+        kept = [flag for flags, _ in zip(learned, lengths, strict=True) for flag in flags]
         sources, targets = list(compress(sources, kept)), list(compress(targets, kept))
         lengths = [sum(flags) for flags in learned]
     rows, row_of = torch.tensor(sources).unique(return_inverse=True)

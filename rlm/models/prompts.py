@@ -64,17 +64,16 @@ def chat_prompt(
     instruction, role = fmt.instruction_for(kind), role or fmt.instruction_role
     if own and not beside:
         instruction, own, role = own, "", "system"
-    if tools and (told := tools.instruction()):
-        instruction = f"{instruction}\n\n{told}"
-    if tools and (schemas := tools.schemas()):
-        options = {**(options or {}), "tools": schemas}
+    more = tools.instruction() if tools else ""
+    instruction = f"{instruction}\n\n{more}" if more else instruction
     worked = worked_turns(shots, format_name)
     turns = [*worked, *(turn for turn in messages if turn["role"] != "system")]
     if not tokenizer.chat_template:
         told = "\n\n".join(filter(None, (instruction, own)))
         text = FALLBACK.format(instruction=told, turns="".join(map(_plain, turns)))
         return Prompt(_with_beginning(tokenizer, text))
-    text = thinking(tokenizer, instruction, turns, role, own=own, options=options)
+    shown = {"tools": tools.schemas()} if tools and tools.schemas() else {}
+    text = thinking(tokenizer, instruction, turns, role, own=own, options=(options or {}) | shown)
     if not all(turn["content"] in text for turn in worked):
         raise InputError(
             f"the tokenizer's chat template does not show earlier turns as they were written (some "

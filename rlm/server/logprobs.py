@@ -63,6 +63,6 @@ def _entry(text: str, logprob: float) -> dict:
 
 def chosen_of(rollout: Rollout, finish: str) -> list[tuple[int, Choice]]:
     """Return what each sampled token of a rollout was chosen from, without the end token."""
-    told = zip(rollout.ids, rollout.choices or (), rollout.sampled, strict=False)
-    chosen = [(id, choice) for id, choice, own in told if own]
+    own = [id for id, sampled in zip(rollout.ids, rollout.sampled, strict=True) if sampled]
+    chosen = list(zip(own, rollout.choices or (), strict=False))
     return chosen[:-1] if finish == "stop" else chosen

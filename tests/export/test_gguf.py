@@ -19,7 +19,7 @@ from tests.support.tiny_models import byte_tokenizer, tiny_lora, tiny_model
 
 pytest.importorskip("gguf", reason="the package gguf is not installed: pip install -e '.[gguf]'")
 
-ROWS = 308  # pieces of the tokenizer, and six rows more of padding
+PIECES, ROWS = 302, 308  # of the tokenizer; six rows more are padding
 ENDS = SimpleNamespace(eos_token_id=2)
 IDS = torch.tensor([[5, 60, 61, 7, 99, 200, 31]])
 FAMILIES = {
@@ -35,13 +35,17 @@ LLAMA3 = {
 
 
 def model_of(family: str, *, seed: int = 0):
-    """Return a random model of a family, whose norms and biases are no ones and zeros."""
+    """Return a random model of a family, whose norms and biases are no ones and zeros.
+
+    As with trained models, no row beyond the tokenizer's pieces is ever likely.
+    """
     options = dict(vocabulary=ROWS, max_position_embeddings=512, eos_token_id=2, pad_token_id=0)
     model = tiny_model(family, seed=seed, **options | FAMILIES[family])
     generator = torch.Generator().manual_seed(3)
     for weight in model.parameters():
         if weight.dim() == 1:
             weight.data += torch.randn(weight.shape, generator=generator) * 0.1
+    model.get_output_embeddings().weight.data[PIECES:] = 0.0
     return model
 
 

@@ -22,7 +22,7 @@ import pytest
 
 from tests.server.test_page import CHROMIUM, listen, needs_browser, playwright
 from tests.support.running import ROOT
-from tests.support.serving import SUM, ask, served
+from tests.support.serving import SUM, ask, policy, served
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -63,17 +63,23 @@ def run(place, *words) -> str:
     return done.stdout
 
 
-def test_langchains_standard_tests_pass(place):
+def test_langchains_standard_tests_pass():
     needs("langchain_openai", "langchain_tests", "pytest_asyncio")
+    # They say hello and want words: the adapter answers with a lone closing tag, the base does not.
+    with policy().model.disable_adapter(), served(is_key=lambda given: given == KEY) as place:
+        said = _standard_tests(place)
+    passed = re.search(r"(\d+) passed", said)
+    assert passed and int(passed[1]) >= 17 and "failed" not in said, said[-3000:]
+
+
+def _standard_tests(place) -> str:
     # Its client keeps connections from test to test, and so its event loop.
     scopes = [f"asyncio_default_{of}_loop_scope=session" for of in ("test", "fixture")]
-    said = run(
+    return run(
         place, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--noconftest",
         "--asyncio-mode=auto", "-o", scopes[0], "-o", scopes[1], "-c", os.devnull,
         CASES / "langchain_standard.py",
     )  # fmt: skip
-    passed = re.search(r"(\d+) passed", said)
-    assert passed and int(passed[1]) >= 17 and "failed" not in said, said[-3000:]
 
 
 def test_litellm(place):

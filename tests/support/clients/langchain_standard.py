@@ -22,6 +22,7 @@ class TestStandard(ChatModelIntegrationTests):
             "base_url": f"{os.environ['URL']}/v1",
             "api_key": os.environ["KEY"],
             "max_tokens": 100,
+            "temperature": 0,
             "max_retries": 0,
             "stream_usage": True,  # with a base_url of one's own it has to be asked for
         }
