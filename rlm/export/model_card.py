@@ -94,7 +94,11 @@ def summary(manifest: dict) -> str:
     from rlm.export.proof import told
 
     export = manifest["export"]
-    return f" ({export['dtype']}), {told(export['proof'])}" if "proof" in export else ""
+    proof = export.get("proof", {})
+    parts = [f"({export['dtype']})"] if "dtype" in export else []
+    parts += [told(proof)] if "logit_difference" in proof else []
+    parts += [in_llama_cpp(proof["llama_cpp"])] if "llama_cpp" in proof else []
+    return " " + ", ".join(parts) if parts else ""
 
 
 def _what(export: dict, base: str, merged: bool) -> str:
@@ -121,7 +125,7 @@ def _what(export: dict, base: str, merged: bool) -> str:
         return (
             f"A LoRA of `{base}` as the GGUF file `{export['file']}`, to be put on the base in a "
             f"GGUF file. It writes its reasoning before its answer."
-            + (f" With both, {in_llama_cpp(asked)}" if asked else "")
+            + (f" With both, {in_llama_cpp(asked)}." if asked else "")
         )
     kind = {"bfloat16": "rounded to bfloat16", "float32": "in float32"}[export["dtype"]]
     return (
@@ -142,7 +146,7 @@ def _what_gguf(export: dict, base: str) -> str:
         "Read back by transformers the file is that rounded model."
     )
     if found := proof.get("llama_cpp"):
-        text += f" {in_llama_cpp(found)}"
+        text += f" {in_llama_cpp(found)}."
     return text
 
 
@@ -159,7 +163,7 @@ def in_llama_cpp(found: dict) -> str:
     return (
         f"llama.cpp ({found['runtime']}) {texts}stops at each end token; {equal}, and "
         f"log-probabilities behind the prompts differ by {found['logprob_difference']:.2g} nats at "
-        "most."
+        "most"
     )
 
 

@@ -196,6 +196,7 @@ def test_there_has_to_be_room_for_the_results(place):
     error = reply.json()["error"]
     assert (reply.status_code, error["code"]) == (400, "context_length_exceeded")
     assert f"with {room} for the results of tools" in error["message"]
+    assert error["param"] == "max_tokens", "known before it came to the engine"
 
 
 FAULTY = '''
