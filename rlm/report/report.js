@@ -81,13 +81,13 @@ function parted(record, text, from) {
 function written(record, by) {
   const box = make("pre", "", "text");
   let place = 0;
-  const add = (text, style = "", title = "") => {
+  const add = (text, style = null, title = "") => { // no style: plain text, but for calls
     for (const part of parted(record, text, place)) {
       const result = part.kind === "result"; // nobody sampled it
       if (!part.text) continue;
-      const span = make("span", part.text, `${result ? "" : style} ${part.kind}`.trim());
+      const span = make("span", part.text, `${result ? "" : style ?? ""} ${part.kind}`.trim());
       span.title = result ? "a tool wrote this" : title;
-      box.append(style || title || part.kind ? span : part.text);
+      box.append(style !== null || part.kind ? span : part.text);
     }
     place += Array.from(text).length;
   };
