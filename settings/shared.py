@@ -215,6 +215,8 @@ class Shared(Settings):
         if isinstance(value, dict):
             value = [f"{name}={json.dumps(given)}" for name, given in value.items()]
         words = value.split() if isinstance(value, str) else value
+        if words is not None and not isinstance(words, list | tuple):
+            return value  # pydantic says what it should be
         read_options([str(word) for word in words or []])
         return words or []
 

@@ -99,10 +99,13 @@ def test_the_script_of_both_stages_does_not_take_it(tmp_path):
     assert done.stderr.count("\n") == 1 and "c.yaml" in done.stderr
 
 
+NO_TOOLS = SimpleNamespace(toolbox=None)  # a task of which nothing else is asked
+
+
 def stage(*words) -> Stage:
     settings = config.load(config.GRPOSettings, ["--adapter", "none", "--group-size", "2", *words])
     policy = Policy(tiny_lora(tiny_model()), byte_tokenizer(), "", {})
-    return Stage(settings, policy, SimpleNamespace(context_tokens=100), None, None)
+    return Stage(settings, policy, SimpleNamespace(context_tokens=100), None, NO_TOOLS)
 
 
 def sampler(*rewards: tuple[float, float], seen: list):
@@ -153,7 +156,7 @@ def test_what_the_trial_found_to_fit_is_what_the_run_uses(monkeypatch, room, fou
     # Large enough for 4,000 tokens of completions of 40.
     begun = stage("--probe", "1", "--max-tokens", "40", "--questions-per-step", "100")
     engine = SimpleNamespace(context_tokens=100, generate=lambda *words, **more: None)
-    task = SimpleNamespace(prompt=lambda question, **asks: question)
+    task = SimpleNamespace(prompt=lambda question, **asks: question, toolbox=None)
     said = []
     run = SimpleNamespace(info=said.append)
     begun = replace(begun, engine=engine, task=task, run=run)
@@ -180,7 +183,7 @@ def test_a_busy_machine_is_told(monkeypatch):
 def test_a_warm_up_is_two_tokens_of_one_question():
     asked = []
     engine = SimpleNamespace(generate=lambda *words, **more: asked.append((words, more)))
-    task = SimpleNamespace(prompt=lambda question: question)
+    task = SimpleNamespace(prompt=lambda question: question, toolbox=None)
     settings = config.load(config.GRPOSettings, ["--adapter", "none", "--temperature", "0.5"])
     tryout.warm_up(Stage(settings, None, engine, None, task), EXAMPLES[0])
     ((prompts, samples, sampling), more) = asked[0]

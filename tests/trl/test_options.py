@@ -155,7 +155,9 @@ GIVEN = {
     "probe": ["--probe", "4"], "check_only": ["--check"], "quantize": ["--quantize", "4bit"],
     "engine": ["--engine", "vllm", "--vllm-url", "http://a:1"],
     "vllm_url": ["--vllm-url", "http://a:1"], "importance_cap": ["--importance-cap", "3"],
-    "canary_tolerance": ["--canary-tolerance", "1"],
+    "canary_tolerance": ["--canary-tolerance", "1"], "curriculum": ["--curriculum"],
+    "reference_every": ["--reference-every", "2", "--kl-weight", "0.1"],
+    "entropy_share": ["--entropy-share", "0.2"],
 }  # fmt: skip
 
 

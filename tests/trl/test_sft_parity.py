@@ -89,7 +89,7 @@ def test_the_gradient_of_a_batch_is_trls(start, theirs):
     settings, policy, records = start
     model = copy.deepcopy(policy.model)
     chosen = batch(1, [sft.split(r) for r in records], settings.batch_size, settings.seed)
-    tokens = sum(len(completion) for _, completion in chosen)
+    tokens = sum(len(completion) for _, completion, *_ in chosen)
     optimizer = Optimizer(model, max_grad_norm=1.0)
     backward(model, optimizer, chosen, tokens=tokens, token_budget=200)
     found = {n: p.grad for n, p in trained(model).items()}
