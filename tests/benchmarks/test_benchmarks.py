@@ -237,7 +237,6 @@ def test_the_comparison_of_sft_takes_the_same_steps(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.ci
 def test_the_comparison_runs_and_writes_what_it_found(tmp_path):
     place = tmp_path / "found.json"
     few = ("--repeats", 1, "--prompts", 2, "--group", 4, "--max-tokens", 12)

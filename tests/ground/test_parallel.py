@@ -197,7 +197,6 @@ def test_two_processes_learn_the_adapter_of_one(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.ci
 def test_shares_may_be_uneven_and_empty(tmp_path):
     # One question for two processes: one of them has nothing to sample nor to learn.
     few = ("--questions-per-step", 1, "--eval-samples", 1, "--probe", 1, "--updates-per-batch", 2)
@@ -230,7 +229,6 @@ def test_two_processes_of_sft_by_our_own_learner_may_share_unevenly(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.ci
 def test_a_stop_is_agreed_and_gone_on_from(tmp_path):
     few = ("--eval-every", 0, "--probe", 0)
     process = in_processes(2, tmp_path / "a", *GRPO, *few, "--max-steps", 40)

@@ -115,8 +115,9 @@ def unbroken(tmp_path_factory):
 
 
 @pytest.mark.slow
-@pytest.mark.ci
-@pytest.mark.parametrize("what", [GRPO, SFT], ids=["grpo", "sft"])
+@pytest.mark.parametrize(
+    "what", [pytest.param(GRPO, marks=pytest.mark.ci), SFT], ids=["grpo", "sft"]
+)
 def test_stopped_killed_and_gone_on_with_it_ends_the_same(tmp_path, unbroken, what):
     stopped_killed_and_gone_on_with(tmp_path / "work", unbroken, what)
 
@@ -191,7 +192,7 @@ def test_twenty_kills_at_random_moments_change_nothing(tmp_path, unbroken, what)
     [
         pytest.param(GRPO, 2, marks=pytest.mark.ci),
         (GRPO, 17),
-        pytest.param(SFT, 50, marks=pytest.mark.ci),
+        pytest.param(SFT, 50),
     ],
 )
 def test_a_kill_inside_a_write_changes_nothing(tmp_path, unbroken, what, moment):

@@ -172,7 +172,6 @@ class Proxy(threading.Thread):
 
 
 @pytest.mark.slow
-@pytest.mark.ci
 def test_the_stages_of_a_run_are_tracked_as_in_log_csv_and_nothing_leaves_the_machine(tmp_path):
     for name in log_module.TRACKERS:
         pytest.importorskip(name)

@@ -7,7 +7,7 @@ import pytest
 from tests.support import tiny_gguf
 from tests.support.running import ROOT, start, succeed
 
-pytestmark = [pytest.mark.slow, pytest.mark.ci]
+pytestmark = pytest.mark.slow
 pytest.importorskip("gguf", reason="the package gguf is not installed: pip install -e '.[gguf]'")
 
 SMALL = ["--num-samples", 16, "--eval-samples", 2, "--max-tokens", 16]
@@ -29,6 +29,7 @@ def folder(tmp_path_factory):
     return path
 
 
+@pytest.mark.ci
 def test_an_adapter_is_found_with_its_file_again(folder):
     manifest = json.loads((folder / "weights/final_rlm_lora/manifest.json").read_text())
     assert manifest["base"] == "base" and manifest["base_file"]["name"] == "tiny.gguf"

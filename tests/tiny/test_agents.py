@@ -83,7 +83,6 @@ def test_the_shipped_workers_compose_and_do_not_solve():
 
 
 @pytest.mark.slow
-@pytest.mark.ci
 def test_the_recipe_runs(tmp_path):
     words = ["--steps", 3, "--lora-r", 4, "--output", tmp_path / "out"]
     succeed("-m", "rlm.tiny.agents", *words, "--base", ROOT / "weights/tiny_base")

@@ -132,7 +132,6 @@ def test_the_shipped_base_notes_what_its_manifest_says():
 
 
 @pytest.mark.slow
-@pytest.mark.ci
 def test_the_recipe_makes_the_same_base_twice(tmp_path):
     made = []
     for name in ("one", "two"):

@@ -251,7 +251,6 @@ STEPS = ["--max-steps", 2, "--questions-per-step", 4, "--group-size", 4]
 
 
 @pytest.mark.slow
-@pytest.mark.ci
 def test_the_script_leaves_what_our_own_loop_leaves(tmp_path):
     succeed("train_sft.py", *SMALL, "--max-steps", 30, cwd=tmp_path)
     shaped = ["--rewards", "correctness=1,tag_count=0.5", "--kl-weight", 0.01]
