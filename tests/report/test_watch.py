@@ -14,6 +14,7 @@ import threading
 import time
 import urllib.request
 from contextlib import contextmanager
+from functools import partial
 
 import pytest
 
@@ -242,7 +243,9 @@ def test_it_serves_a_run_of_another_process_until_ctrl_c(tmp_path):
 
     step()
     words = [sys.executable, "-m", "rlm.report", "watch", "runs/x", "--port", "0", "--every", "1"]
-    server = subprocess.Popen(words, stdout=subprocess.PIPE, text=True, **common)
+    # A shell's job in the background ignores the signal, and so would what it starts.
+    heard = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    server = subprocess.Popen(words, stdout=subprocess.PIPE, text=True, preexec_fn=heard, **common)
     try:
         url = server.stdout.readline().split()[-1]
         assert " ssh -L " in server.stdout.readline()
