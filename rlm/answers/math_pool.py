@@ -13,17 +13,16 @@ import atexit
 import json
 import os
 import selectors
-import subprocess
 import sys
 import threading
 import time
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
 from rlm.errors import InputError, RunError
+from rlm.line_process import LineProcess
 
 WORKER = Path(__file__).with_name("math_worker.py")
 SECONDS = 2.0  # deadline of a verdict, in processor time: a busy machine changes no verdict
@@ -55,43 +54,26 @@ def available() -> None:
             )
 
 
-class Worker:
+class Worker(LineProcess):
     """A process of rlm/answers/math_worker.py."""
 
     def __init__(self, seconds: float, most_bytes: int):
         self.seconds, self.ready, self.job = seconds, False, -1
         self.deadline = time.monotonic() + START_SECONDS
-        self.process = subprocess.Popen(
-            [sys.executable, "-P", str(WORKER), str(seconds), str(most_bytes)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            # sympy needs no threads of numerical libraries, and they would count as its memory.
-            env=os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
-        )
+        # sympy needs no threads of numerical libraries, and they would count as its memory.
+        env = os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+        super().__init__(WORKER, str(seconds), str(most_bytes), env=env)
 
     def give(self, number: int, pair: Pair) -> None:
-        """Hand it a pair; one that has died by now is seen when its answer is read."""
-        assert self.process.stdin
+        """Hand it a pair."""
         self.job, self.deadline = number, time.monotonic() + SLACK * self.seconds
-        line = json.dumps({"gold": pair[0], "answer": pair[1]}) + "\n"
-        with suppress(OSError):
-            self.process.stdin.write(line.encode("ascii"))
-            self.process.stdin.flush()
+        self.send({"gold": pair[0], "answer": pair[1]})
 
     def line(self) -> dict | None:
         """Return the line that has arrived, None if the process has ended."""
         assert self.process.stdout
         text = self.process.stdout.readline()
         return json.loads(text) if text.endswith(b"\n") else None
-
-    def end(self) -> None:
-        self.process.kill()
-        self.process.wait()
-        for pipe in (self.process.stdin, self.process.stdout):
-            with suppress(OSError):  # what could not be written any more
-                if pipe:
-                    pipe.close()
 
 
 class MathPool:

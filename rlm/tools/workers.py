@@ -13,8 +13,6 @@ import atexit
 import json
 import os
 import selectors
-import subprocess
-import sys
 import time
 from collections import deque
 from contextlib import suppress
@@ -22,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rlm.errors import RunError
+from rlm.line_process import LineProcess
 
 WORKER = Path(__file__).with_name("worker.py")
 MOST_WORKERS = 8  # tools mostly wait for something
@@ -50,7 +49,7 @@ class Job:
         self.dropped = True
 
 
-class Worker:
+class Worker(LineProcess):
     """A process of rlm/tools/worker.py. deadline: of its start, or of the call that it has."""
 
     def __init__(self, file: str):
@@ -58,23 +57,14 @@ class Worker:
         self.job: Job | None = None
         self.deadline = time.monotonic() + START_SECONDS
         self._heard = b""
-        self.process = subprocess.Popen(
-            [sys.executable, "-P", str(WORKER), file, str(CHARACTERS)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-        )
+        super().__init__(WORKER, file, str(CHARACTERS))
         assert self.process.stdout
         os.set_blocking(self.process.stdout.fileno(), False)
 
     def give(self, job: Job, seconds: float) -> None:
-        """Hand it a call; a process that has died by now is seen when its answer is read."""
-        assert self.process.stdin
+        """Hand it a call."""
         self.job, self.deadline = job, time.monotonic() + seconds
-        line = json.dumps({"name": job.name, "arguments": job.arguments}) + "\n"
-        with suppress(OSError):
-            self.process.stdin.write(line.encode("ascii"))
-            self.process.stdin.flush()
+        self.send({"name": job.name, "arguments": job.arguments})
 
     def line(self) -> dict | None:
         """Return the line that has arrived, {} for none yet, None if the process has ended."""
@@ -88,14 +78,6 @@ class Worker:
                 return None
         whole, mark, self._heard = self._heard.rpartition(b"\n")
         return json.loads(whole) if mark else {}
-
-    def end(self) -> None:
-        self.process.kill()
-        self.process.wait()
-        for pipe in (self.process.stdin, self.process.stdout):
-            with suppress(OSError):  # what could not be written any more
-                if pipe:
-                    pipe.close()
 
 
 class ToolWorkers:

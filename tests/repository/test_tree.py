@@ -27,7 +27,7 @@ ROOT_MODULES = {path.stem for path in FILES if path.parent == ROOT} | {"settings
 
 
 # The ground, then the rooms from the lowest floor up: each may use the ground and those before it.
-GROUND = ("records", "errors", "files", "seeds", "parallel", "addresses")
+GROUND = ("records", "errors", "files", "seeds", "parallel", "addresses", "line_process")
 ROOMS = (
     "cli", "answers", "data", "preflight", "models", "tools", "engine", "learner", "evaluation",
     "agents", "rollouts", "report", "run", "export", "trl", "tunnel", "server", "tiny",
