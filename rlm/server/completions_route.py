@@ -5,7 +5,6 @@ tool is called: such a program can stop at a call, and go on behind a result of 
 """
 
 import logging
-from collections.abc import AsyncGenerator
 from functools import partial
 from typing import Annotated
 
@@ -13,10 +12,10 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from starlette.responses import Response
 
 from rlm.server.chat_requests import AnySeed, StreamOptions
-from rlm.server.errors import ApiError, encode, failed
+from rlm.server.errors import encode
 from rlm.server.job import Job
 from rlm.server.logprobs import Teller, chosen_of
-from rlm.server.openai_route import DONE, ChatUsage, finish, finish_reason, head
+from rlm.server.openai_route import ChatUsage, chunks, finish, finish_reason, head
 from rlm.server.requests import (
     MAX_PROMPT,
     MAX_TOKENS,
@@ -29,11 +28,12 @@ from rlm.server.requests import (
     TopP,
 )
 from rlm.server.service import Service
-from rlm.server.stream import KEEP_ALIVE, EventStream, data, finished
+from rlm.server.stream import EventStream, finished
 from rlm.server.unkept import OpenRequest
 
 logger = logging.getLogger("rlm.server")
 
+KIND = "text_completion"
 DEFAULT_TOKENS = 16  # as the API has it
 Text = Annotated[str, Field(min_length=1, max_length=MAX_PROMPT)]
 Ids = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1, max_length=MAX_TOKENS)]
@@ -114,10 +114,13 @@ async def complete(
 ) -> Response:
     """Return the response to a checked request; ApiError if there is none."""
     job, _ = await service.start(asked.ask(), "cmpl")
+    said = str(asked.prompt)
     if asked.stream:
-        return EventStream(_chunks(service, asked, job, request_id), partial(service.abandon, job))
+        told = _Choices(service, asked, job)
+        events = chunks(service, asked, job, request_id, kind=KIND, said=said, choices=told)
+        return EventStream(events, partial(service.abandon, job))
     await finished(service, job, receive)
-    _, used = finish(service, str(asked.prompt), job, request_id)
+    _, used = finish(service, said, job, request_id)
     choices = []
     for index, sample in enumerate(job.samples):
         assert sample.rollout and sample.finish
@@ -126,7 +129,7 @@ async def complete(
             chosen = chosen_of(sample.rollout, sample.finish)
             logprobs = Teller(service.tokenizer).plain(chosen)
         choices.append(_choice(index, sample.rollout.text, logprobs, sample.finish))
-    reply = head(service, job, "text_completion") | {"choices": choices, "usage": used}
+    reply = head(service, job, KIND) | {"choices": choices, "usage": used}
     return Response(encode(reply), media_type="application/json")
 
 
@@ -135,45 +138,28 @@ def _choice(index: int, text: str, logprobs: dict | None, finish: str | None) ->
     return {"index": index, "text": text, "logprobs": logprobs, "finish_reason": reason}
 
 
-async def _chunks(
-    service: Service, asked: CompletionRequest, job: Job, request_id: str
-) -> AsyncGenerator[bytes]:
-    """Yield the chunks of a stream, [DONE] as the last one, or an error instead of it."""
-    begin = head(service, job, "text_completion")
-    with_usage = bool(asked.stream_options and asked.stream_options.include_usage)
-    tellers = [Teller(service.tokenizer) for _ in job.samples]
-    offsets = [0] * len(job.samples)
+class _Choices:
+    """The choices of a stream's chunks."""
 
-    def chunk(index: int, text: str, finish: str | None = None) -> bytes:
-        logprobs, sample = None, job.samples[index]
-        if asked.logprobs is not None and sample.chosen:
-            chosen, sample.chosen = sample.chosen, []
-            logprobs = tellers[index].plain(chosen, offsets[index])
-            offsets[index] += sum(map(len, logprobs["tokens"]))
-        choices = [_choice(index, text, logprobs, finish)]
-        return data(begin | {"choices": choices} | ({"usage": None} if with_usage else {}))
+    whole = True
 
-    try:
-        told: set[int] = set()
-        async for news in service.follow(job, whole=True):
-            if news is None:
-                yield KEEP_ALIVE
-                continue
-            out = [chunk(index, delta) for index, _, delta in news]
-            if job.done and not job.succeeded and not job.cut:
-                raise job.failure or failed()
-            for index, sample in enumerate(job.samples):
-                if sample.finish and index not in told:
-                    told.add(index)
-                    out.append(chunk(index, "", sample.finish))
-            if out:
-                yield b"".join(out)
-        _, used = finish(service, str(asked.prompt), job, request_id)
-        if with_usage:
-            yield data(begin | {"choices": [], "usage": used})
-        yield DONE
-    except ApiError as error:
-        yield data(error.body(request_id))
-    except Exception:
-        logger.exception("request %s: the stream has failed", request_id)
-        yield data(failed().body(request_id))
+    def __init__(self, service: Service, asked: CompletionRequest, job: Job):
+        self._asked, self._job = asked, job
+        self._tellers = [Teller(service.tokenizer) for _ in job.samples]
+        self._offsets = [0] * len(job.samples)
+
+    def begin(self) -> list[dict]:
+        return []
+
+    def piece(self, index: int, channel: str, text: str) -> dict:
+        return _choice(index, text, self._logprobs(index), None)
+
+    def end(self, index: int, finish: str) -> dict:
+        return _choice(index, "", self._logprobs(index), finish)
+
+    def _logprobs(self, index: int) -> dict | None:
+        if self._asked.logprobs is None or not (chosen := self._job.unread(index)):
+            return None
+        logprobs = self._tellers[index].plain(chosen, self._offsets[index])
+        self._offsets[index] += sum(map(len, logprobs["tokens"]))
+        return logprobs

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from rlm.engine.sampling import Sampling
 from rlm.records import Choice, Prompt, Rollout, ToolCall
-from rlm.server.errors import ApiError
+from rlm.server.errors import ApiError, failed
 
 # Why a sample ended, and what a client is told. The other causes are the server's words already.
 FINISHES = {"stop_text": "stop_sequence"}
@@ -71,6 +71,11 @@ class Job:
         """Whether its deadline fell while tokens came: they are the reply."""
         return bool(self.failure and self.failure.status == 504 and self.started is not None)
 
+    def check(self) -> None:
+        """ApiError if there is nothing to reply: no sample came to its own end, nor was it cut."""
+        if not self.succeeded and not self.cut:
+            raise self.failure or failed()
+
     def begin(self, started: float) -> None:
         """Note when its first sample got a row, and so its first token."""
         if self.started is None:
@@ -81,6 +86,12 @@ class Job:
         if piece and self.live:
             self.samples[index].pieces.append(piece)
             self.news.set()
+
+    def unread(self, index: int) -> list[tuple[int, Choice]]:
+        """Take out what a sample's tokens were chosen from that nobody has read yet."""
+        sample = self.samples[index]
+        chosen, sample.chosen = sample.chosen, []
+        return chosen
 
     def called(self, index: int, call: ToolCall) -> None:
         """Take in a call of a tool that has its result, which is the end of the last piece."""

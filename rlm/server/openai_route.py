@@ -9,6 +9,7 @@ import logging
 import time
 from collections.abc import AsyncGenerator
 from functools import partial
+from typing import Any, Protocol
 
 from pydantic import BaseModel
 from starlette.responses import Response
@@ -74,7 +75,11 @@ async def chat(service: Service, asked: ChatRequest, request_id: str, receive) -
     """Return the response to a checked request; ApiError if there is none."""
     job, _ = await service.start(asked.ask(), "chatcmpl")
     if asked.stream:
-        return EventStream(_chunks(service, asked, job, request_id), partial(service.abandon, job))
+        events = chunks(
+            service, asked, job, request_id, kind="chat.completion.chunk", said=_said(asked),
+            choices=_Choices(service, asked, job),
+        )  # fmt: skip
+        return EventStream(events, partial(service.abandon, job))
     await finished(service, job, receive)
     samples, used = finish(service, _said(asked), job, request_id)
     reply = head(service, job, "chat.completion") | {
@@ -144,41 +149,59 @@ def _choice(service: Service, asked: ChatRequest, job: Job, sample: Read) -> dic
     }
 
 
-async def _chunks(
-    service: Service, asked: ChatRequest, job: Job, request_id: str
-) -> AsyncGenerator[bytes]:
-    """Yield the chunks of a stream, [DONE] as the last one, or an error instead of it."""
-    begin = head(service, job, "chat.completion.chunk")
-    with_usage = bool(asked.stream_options and asked.stream_options.include_usage)
-    tellers = [Teller(service.tokenizer) for _ in job.samples]
+class Choices(Protocol):
+    """What a route's chunks say of a sample: at the start, of a piece of it, of its end."""
 
-    def chunk(index: int, delta: dict, finish: str | None = None) -> bytes:
-        choice = {"index": index, "delta": delta, "finish_reason": finish}
-        if asked.logprobs:
-            chosen, job.samples[index].chosen = job.samples[index].chosen, []
-            content = [tellers[index].chat(*each) for each in chosen]
-            choice["logprobs"] = {"content": content, "refusal": None} if content else None
-        # As the API has it: with include_usage every chunk has the field, null but in the last.
-        return data(begin | {"choices": [choice]} | ({"usage": None} if with_usage else {}))
+    whole: bool  # nothing is taken apart, all is the answer
+
+    def begin(self) -> list[dict]: ...
+
+    def piece(self, index: int, channel: str, text: str) -> dict: ...
+
+    def end(self, index: int, finish: str) -> dict: ...
+
+
+async def chunks(
+    service: Service,
+    asked: Any,
+    job: Job,
+    request_id: str,
+    *,
+    kind: str,
+    said: str,
+    choices: Choices,
+) -> AsyncGenerator[bytes]:
+    """Yield the chunks of a stream, [DONE] as the last one, or an error instead of it.
+
+    asked: a request with `stream_options`. kind: the name of a chunk's object. said: what was
+    asked, for the log.
+    """
+    begin = head(service, job, kind)
+    with_usage = bool(asked.stream_options and asked.stream_options.include_usage)
+    # As the API has it: with include_usage every chunk has the field, null but in the last.
+    rest = {"usage": None} if with_usage else {}
+
+    def chunk(choice: dict) -> bytes:
+        return data(begin | {"choices": [choice]} | rest)
 
     try:
-        first = {"role": "assistant", "content": ""}
-        yield b"".join(chunk(index, first) for index in range(len(job.samples)))
+        if first := choices.begin():
+            yield b"".join(map(chunk, first))
         told: set[int] = set()
-        async for news in service.follow(job):
+        async for news in service.follow(job, whole=choices.whole):
             if news is None:
                 yield KEEP_ALIVE
                 continue
-            out = [chunk(i, _delta(service, channel, delta)) for i, channel, delta in news]
-            if job.done and not job.succeeded and not job.cut:
-                raise job.failure or failed()
+            out = [chunk(choices.piece(*each)) for each in news]
+            if job.done:
+                job.check()
             for index, sample in enumerate(job.samples):
                 if sample.finish and index not in told:
                     told.add(index)
-                    out.append(chunk(index, {}, finish_reason(sample.finish)))
+                    out.append(chunk(choices.end(index, sample.finish)))
             if out:
                 yield b"".join(out)
-        _, used = finish(service, _said(asked), job, request_id)
+        _, used = finish(service, said, job, request_id)
         if with_usage:
             yield data(begin | {"choices": [], "usage": used})
         yield DONE
@@ -187,6 +210,33 @@ async def _chunks(
     except Exception:
         logger.exception("request %s: the stream has failed", request_id)
         yield data(failed().body(request_id))
+
+
+class _Choices:
+    """The choices of the chat API's chunks."""
+
+    whole = False
+
+    def __init__(self, service: Service, asked: ChatRequest, job: Job):
+        self._service, self._asked, self._job = service, asked, job
+        self._tellers = [Teller(service.tokenizer) for _ in job.samples]
+
+    def begin(self) -> list[dict]:
+        first = {"role": "assistant", "content": ""}
+        return [self._choice(index, first) for index in range(len(self._job.samples))]
+
+    def piece(self, index: int, channel: str, text: str) -> dict:
+        return self._choice(index, _delta(self._service, channel, text))
+
+    def end(self, index: int, finish: str) -> dict:
+        return self._choice(index, {}, finish_reason(finish))
+
+    def _choice(self, index: int, delta: dict, finish: str | None = None) -> dict:
+        choice = {"index": index, "delta": delta, "finish_reason": finish}
+        if self._asked.logprobs:
+            content = [self._tellers[index].chat(*each) for each in self._job.unread(index)]
+            choice["logprobs"] = {"content": content, "refusal": None} if content else None
+        return choice
 
 
 def _delta(service: Service, channel: str, delta: str) -> dict:

@@ -117,8 +117,7 @@ async def _events(
             out += [_sample_event(service, job, index) for index in ended]
             if out:
                 yield b"".join(out)
-        if not job.succeeded and not job.cut:
-            raise job.failure or failed()
+        job.check()
         reply = make_reply(service, asked, job, seed, request_id)
         for name in ("reasoning", "text", "tool_calls"):  # the events had them
             del reply[name]

@@ -192,8 +192,7 @@ async def _events(
             told = [told for _, channel, delta in news for told in items.take(channel, delta)]
             if told:
                 yield b"".join(map(tell, told))
-        if not job.succeeded and not job.cut:
-            raise job.failure or failed()
+        job.check()
         yield b"".join(map(tell, items.end()))
         _, used = finish(service, _said(asked), job, request_id)
         reply = _reply(service, asked, job, items.done, used)

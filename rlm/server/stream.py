@@ -10,7 +10,7 @@ from functools import partial
 
 from starlette.responses import Response
 
-from rlm.server.errors import encode, failed
+from rlm.server.errors import encode
 
 SEND_SECONDS = 60.0  # a client that takes nothing for so long is given up
 HEADERS = {
@@ -65,8 +65,7 @@ async def finished(service, job, receive) -> None:
     finally:
         watcher.cancel()
         gone()
-    if not job.succeeded and not job.cut:
-        raise job.failure or failed()
+    job.check()
 
 
 def event(name: str, data: dict) -> bytes:
