@@ -355,6 +355,7 @@ def test_keyboard_alone_is_enough(page, stub):
     button(page, "Ask").focus()
     page.keyboard.press("Enter")
     expect(button(page, "Stop")).to_be_focused()
+    expect(page.locator("#reasoning")).to_have_text("23 + ")  # or nothing has been asked yet
     page.keyboard.press("Escape")
     expect(button(page, "Ask")).to_be_focused()
     assert stub.gone.wait(15)
