@@ -9,7 +9,7 @@ from rlm.addresses import UPSTREAM_KEY, server_url
 from rlm.cli.layers import flag_of, option
 from rlm.cli.parsing import words_of
 from rlm.errors import InputError
-from rlm.models.lookup import check_model
+from rlm.models.lookup import adapter_kind, check_model
 from settings.shared import Shared
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -90,6 +90,10 @@ class ServeSettings(Shared):
     def _adapter_is_upstream(cls, given: dict) -> dict:
         auto = given.get("adapter") in (None, "auto")
         return given | {"adapter": "none"} if given.get("upstream") and auto else given
+
+    @classmethod
+    def of_adapter(cls, place: str) -> dict:
+        return super().of_adapter(place) | {"answers": adapter_kind(place)}
 
     @field_validator("cors_origin", "upstream", mode="before")
     @classmethod

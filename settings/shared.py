@@ -13,7 +13,6 @@ from rlm.errors import InputError
 from rlm.models.lookup import (
     adapter_base,
     adapter_format,
-    adapter_kind,
     adapter_role,
     adapter_settings,
     adapter_shots,
@@ -191,13 +190,16 @@ class Shared(Settings):
         trained: dict = {"format": known[0]} if known else {}
         first = next(filter(is_trained, adapters), None)
         if first:
-            trained |= {"shots": len(adapter_shots(first)), "instruction_role": adapter_role(first)}
-            kept = adapter_settings(first)
-            trained |= {name: kept[name] for name in TEMPLATE if kept.get(name)}
-            trained |= tool_settings.trained(kept)
-            if cls.script == "serve":
-                trained["answers"] = adapter_kind(first)
+            trained |= cls.of_adapter(first)
         return trained | found
+
+    @classmethod
+    def of_adapter(cls, place: str) -> dict:
+        """What an adapter was trained with, beside its format: the defaults of these settings."""
+        kept = adapter_settings(place)
+        found = {"shots": len(adapter_shots(place)), "instruction_role": adapter_role(place)}
+        found |= {name: kept[name] for name in TEMPLATE if kept.get(name)}
+        return found | tool_settings.trained(kept)
 
     @field_validator("tools", mode="before")
     @classmethod

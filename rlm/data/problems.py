@@ -169,11 +169,8 @@ class Sum:
         ('31 + 15 = 46', '31 + 15 = <<31 + 15=46>>46')
         """
         text = f"{self.left} {self.sign} {self.right}"
-        return (
-            f"{text} = <<{text}={self.result}>>{self.result}"
-            if notes
-            else (f"{text} = {self.result}")
-        )
+        note = f"<<{text}={self.result}>>" if notes else ""
+        return f"{text} = {note}{self.result}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from rlm.answers.reading import read_gold
 from rlm.data.choices import choice_gold, choice_texts, with_choices
 from rlm.data.layouts import CONVERSATIONS, OWN, Layout, value_at
 from rlm.data.readers import Number
-from rlm.data.solutions import NOTE, Worked, take_apart
+from rlm.data.solutions import NOTE, Worked, bare, take_apart
 from rlm.errors import InputError
 from rlm.records import Example
 
@@ -74,7 +74,7 @@ def gsm8k_example(row: dict, where: str, id: str, *, notes: bool = False) -> Exa
     reasoning, mark, _ = answer.rpartition("####")
     if not mark:
         raise InputError(f"{where}: 'answer' has no '#### NUMBER' at its end, as gsm8k has it")
-    plain = (reasoning if notes else NOTE.sub("", reasoning)).strip()
+    plain = (reasoning if notes else bare(reasoning)).strip()
     return Example(id, question, checked_gold(answer, where), plain, steps=step_count(reasoning))
 
 

@@ -154,7 +154,7 @@ def plain(reasoning: str, *, notes: bool = False) -> str:
         parts += [text[at:begin], text[start:end]]
         at = end + 1
     text = "".join(parts) + text[at:]
-    return (text if notes else NOTE.sub("", text)).strip()
+    return (text if notes else bare(text)).strip()
 
 
 def bare(solution: str) -> str:

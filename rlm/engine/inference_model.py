@@ -21,7 +21,7 @@ from torch import nn
 
 from rlm.models import attention, rms_norm, rotary, states
 from rlm.models.adapters import network_of
-from rlm.models.lora_linear import LoraLinear, SharedDown, plain_lora, whole_lora
+from rlm.models.lora_linear import LoraLinear, SharedDown, add_loras, plain_lora, whole_lora
 from rlm.models.matmul import DenseLinear, PackedLinear, lacking, packable
 from rlm.models.memory import free_bytes
 from rlm.models.states import Holder
@@ -129,9 +129,7 @@ class InferenceModel:
             return self._plain(base, name)
         packs = packable(base.weight)  # then what is merged is needed for a moment only
         weight = base.weight.clone() if packs else self._copy(name, base.weight, base.weight)
-        for key in adapters:
-            up, down = layer.lora_B[key].weight, layer.lora_A[key].weight
-            weight.addmm_(up, down, alpha=layer.scaling[key])
+        add_loras(weight, layer, adapters)
         return (PackedLinear if packs else DenseLinear)(weight, base.bias)
 
     def _has_room(self, layer, name: str) -> bool:

@@ -13,7 +13,7 @@ from dataclasses import replace
 import torch
 
 from rlm.export import proof
-from rlm.models.lora_linear import plain_lora
+from rlm.models.lora_linear import add_loras, plain_lora
 from rlm.models.policy import Policy
 
 logger = logging.getLogger("rlm")
@@ -86,9 +86,7 @@ def merge(model):
         if plain_lora(module):
             weight = module.base_layer.weight
             exact = weight.float()
-            for key in module.active_adapters:
-                up, down = module.lora_B[key].weight.float(), module.lora_A[key].weight.float()
-                exact.addmm_(up, down, alpha=module.scaling[key])
+            add_loras(exact, module, module.active_adapters)
             weight.copy_(exact)
     return model.unload()
 

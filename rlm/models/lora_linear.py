@@ -65,6 +65,13 @@ class LoraLinear(nn.Module):
         return self.base(flat).addmm_(inner, self.up.t()).view(*x.shape[:-1], -1)
 
 
+def add_loras(weight: torch.Tensor, layer, names) -> None:
+    """Add scaling * B A of a layer's LoRAs of these names to a weight [out, in], in its format."""
+    for name in names:
+        up, down = (part[name].weight.to(weight.dtype) for part in (layer.lora_B, layer.lora_A))
+        weight.addmm_(up, down, alpha=layer.scaling[name])
+
+
 class SharedDown:
     """One product x A^T for layers that are given the same x one after the other, as q, k and v.
 

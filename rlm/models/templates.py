@@ -139,17 +139,9 @@ def as_parts(messages: list[dict]) -> list[dict]:
     return [m | {"content": [{"type": "text", "text": m["content"]}]} for m in messages]
 
 
-def chat_text(
-    tokenizer,
-    instruction: str,
-    turns: list[dict],
-    role: str = "system",
-    *,
-    own: str = "",
-    options: dict | None = None,
-) -> str:
+def chat_text(tokenizer, instruction: str, turns: list[dict], role: str = "system", **more) -> str:
     """Return the text of the prompt, up to where the assistant's turn begins: see `chat_turns`."""
-    return chat_turns(tokenizer, instruction, turns, role, own=own, options=options)[1]
+    return chat_turns(tokenizer, instruction, turns, role, **more)[1]
 
 
 def chat_turns(

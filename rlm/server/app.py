@@ -27,6 +27,10 @@ from rlm.server.service import Service
 logger = logging.getLogger("rlm.server")
 
 
+# What every route that asks the model may answer beside a reply.
+REFUSALS = errors(400, 401, 408, 413, 422, 429, 500, 503, 504)
+
+
 def make_app(
     service: Service,
     *,
@@ -66,7 +70,7 @@ def _add_endpoints(app: FastAPI, service: Service) -> None:
     @app.post(
         "/phase1/reasoning",
         response_model=ReasoningReply,
-        responses=errors(400, 401, 408, 413, 422, 429, 500, 503, 504) | {200: EVENTS_AND_TEXT},
+        responses=REFUSALS | {200: EVENTS_AND_TEXT},
         openapi_extra=json_body(ReasoningRequest),
     )
     async def phase1_reasoning(request: Request) -> Response:
@@ -77,7 +81,7 @@ def _add_endpoints(app: FastAPI, service: Service) -> None:
     @app.post(
         "/v1/chat/completions",
         response_model=openai_route.ChatReply,
-        responses=errors(400, 401, 408, 413, 422, 429, 500, 503, 504) | {200: EVENTS},
+        responses=REFUSALS | {200: EVENTS},
         openapi_extra=json_body(ChatRequest),
     )
     async def chat_completions(request: Request) -> Response:
@@ -88,7 +92,7 @@ def _add_endpoints(app: FastAPI, service: Service) -> None:
     @app.post(
         "/v1/completions",
         response_model=completions_route.CompletionReply,
-        responses=errors(400, 401, 408, 413, 422, 429, 500, 503, 504) | {200: EVENTS},
+        responses=REFUSALS | {200: EVENTS},
         openapi_extra=json_body(CompletionRequest),
     )
     async def completions(request: Request) -> Response:
@@ -100,7 +104,7 @@ def _add_endpoints(app: FastAPI, service: Service) -> None:
     @app.post(
         "/v1/responses",
         response_model=responses_route.ResponsesReply,
-        responses=errors(400, 401, 408, 413, 422, 429, 500, 503, 504) | {200: EVENTS},
+        responses=REFUSALS | {200: EVENTS},
         openapi_extra=json_body(ResponsesRequest),
     )
     async def responses(request: Request) -> Response:

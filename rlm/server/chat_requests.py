@@ -16,6 +16,7 @@ from rlm.server.requests import (
     Tokens,
     TopK,
     TopP,
+    drawn,
 )
 from rlm.server.unkept import OpenRequest
 
@@ -79,13 +80,10 @@ class ChatRequest(OpenRequest):
             max_tokens=self.max_completion_tokens or self.max_tokens,
             max_reasoning_tokens=self.max_reasoning_tokens,
             effort=self.reasoning_effort,
-            temperature=0.7 if self.temperature is None else self.temperature,
-            top_p=self.top_p or 1.0,
-            top_k=self.top_k or 0,
+            **drawn(self),
             seed=self.seed,
             n=self.n or 1,
             stop=tuple(self.stop or ()),
-            stream=bool(self.stream),
             logprobs=(self.top_logprobs or 0) if self.logprobs else None,
             template=own_options(self.chat_template_kwargs),
         )

@@ -26,6 +26,7 @@ from rlm.server.requests import (
     Temperature,
     TopK,
     TopP,
+    drawn,
 )
 from rlm.server.service import Service
 from rlm.server.stream import EventStream, finished
@@ -82,13 +83,10 @@ class CompletionRequest(OpenRequest):
         return Ask(
             prompt=self.prompt if isinstance(self.prompt, str) else tuple(map(int, self.prompt)),
             max_tokens=self.max_tokens,
-            temperature=0.7 if self.temperature is None else self.temperature,
-            top_p=self.top_p or 1.0,
-            top_k=self.top_k or 0,
+            **drawn(self),
             seed=self.seed,
             n=self.n or 1,
             stop=tuple(self.stop or ()),
-            stream=bool(self.stream),
             logprobs=self.logprobs,
         )
 

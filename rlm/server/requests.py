@@ -6,7 +6,7 @@ The body is parsed here, whatever type its header names: `curl -d` sends a form'
 import json
 import re
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
@@ -56,6 +56,16 @@ class Ask:
     stop: tuple[str, ...] = ()
     stream: bool = False
     timeout_seconds: float | None = None
+
+
+def drawn(asked: Any) -> dict[str, Any]:
+    """Return how an open API's request wants its samples, as fields of an `Ask`."""
+    return {
+        "temperature": 0.7 if asked.temperature is None else asked.temperature,
+        "top_p": asked.top_p or 1.0,
+        "top_k": asked.top_k or 0,
+        "stream": bool(asked.stream),
+    }
 
 
 # The share of a completion's tokens that its reasoning may take.

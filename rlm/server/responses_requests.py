@@ -5,7 +5,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from rlm.server.messages import Message, check_turns, plain_turns
-from rlm.server.requests import MAX_PROMPT, Ask, Effort, MaxTokens, Temperature, TopK, TopP
+from rlm.server.requests import MAX_PROMPT, Ask, Effort, MaxTokens, Temperature, TopK, TopP, drawn
 from rlm.server.unkept import OpenRequest
 
 Text = Annotated[str, Field(min_length=1, max_length=MAX_PROMPT)]
@@ -63,10 +63,7 @@ class ResponsesRequest(OpenRequest):
             messages=tuple(plain_turns(self.messages())),
             max_tokens=self.max_output_tokens,
             effort=self.reasoning.effort if self.reasoning else None,
-            temperature=0.7 if self.temperature is None else self.temperature,
-            top_p=self.top_p or 1.0,
-            top_k=self.top_k or 0,
-            stream=bool(self.stream),
+            **drawn(self),
         )
 
 
