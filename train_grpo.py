@@ -33,8 +33,10 @@ from training import trl, tryout
 from training.micro_batches import (
     checked,
     due,
+    entropy_options,
     first_kl,
     keep_best,
+    learns_dead_groups,
     logits_options,
     micro_batches,
 )
@@ -181,13 +183,15 @@ def sample_live(engine, task, questions, settings, step: int):
 def update(policy, optimizer, batch, advantage, settings, reference, budget) -> dict:
     """Take the optimiser steps on one batch; return their mean metrics.
 
-    advantage [B, G]. Dead groups stay out of forward and backward when there is no KL term:
-    their share of the gradient is exactly 0. They still count in the loss's denominator.
+    advantage [B, G]. Dead groups stay out of forward and backward when there is neither a KL term
+    nor an entropy bonus: their share of the gradient is exactly 0. They still count in the loss's
+    denominator.
     The others are shared out among the processes; before a step their gradients are added up.
     """
     from rlm.learner.metrics import Metrics
 
-    kept = [b for b in range(len(batch.groups)) if settings.kl_weight or advantage[b].any()]
+    every = learns_dead_groups(settings)
+    kept = [b for b in range(len(batch.groups)) if every or advantage[b].any()]
     mine = parallel.balanced_share(kept, [batch.cost(b) for b in kept])
     make = cache(partial(micro_batches, policy, batch, advantage, settings, reference, mine))
     metrics = Metrics()
@@ -215,22 +219,22 @@ def backward(policy, optimizer, batch, settings, make, *, token_budget):
     policy.model.train()
     metrics = Metrics()
     loss_tokens = batch.loss_tokens(settings.truncated == "keep")
+    asked = logits_options(policy, settings) | entropy_options(settings)
     parts = make(token_budget)
     missing = sharding.missing_turns(policy.model, len(parts))
     with use(policy.model):  # the backward may run layers again
         for part in parts:
             pieces = part.pack()
-            logprobs, entropy = token_logprobs(
-                policy.model, pieces, statistics=True, **logits_options(policy, settings)
-            )
+            logprobs, entropy = token_logprobs(policy.model, pieces, **asked)
             now, mask = logprobs.detach(), pieces.per_token(part.counts)
-            token_advantages = weighed(part, pieces, now, entropy, mask, settings, metrics)
+            token_advantages = weighed(part, pieces, now, entropy.detach(), mask, settings, metrics)
             loss, loss_metrics = policy_loss(
                 logprobs, part.old_logprobs, token_advantages, pieces.sequence,
                 loss_type=settings.loss,
                 tokens=loss_tokens, sequences=batch.sequences(), max_tokens=settings.max_tokens,
                 clip_low=settings.clip_low, clip_high=settings.clip_high,
-                ref_logprobs=part.ref_logprobs, kl_weight=settings.kl_weight, mask=mask,
+                ref_logprobs=part.ref_logprobs, kl_weight=settings.kl_weight,
+                entropy=entropy, entropy_bonus=settings.entropy_bonus, mask=mask,
             )  # fmt: skip
             optimizer.backward(loss)
             metrics.add(loss=loss.detach(), **loss_metrics)

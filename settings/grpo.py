@@ -31,6 +31,7 @@ TRL_CANNOT: dict[str, tuple[tuple, str]] = {
     "curriculum": ((False,), "it draws its questions itself"),
     "reference_every": ((0,), "it has sync_ref_model for that"),
     "entropy_share": ((1.0,), "give top_entropy_quantile by --trl-options"),
+    "entropy_bonus": ((0.0,), "give entropy_coef by --trl-options, of each micro-batch's mean"),
     "canary_tolerance": ((0.0,), "it samples by transformers"),
 }
 
@@ -131,6 +132,9 @@ class GRPOSettings(Training):
         "share of a micro-batch's tokens, those of highest entropy, that are learned from",
         gt=0,
         le=1,
+    )
+    entropy_bonus: float = option(
+        0.0, "weight of the tokens' mean entropy, by which the loss is less; 0: none", ge=0
     )
     advantage_scale: Literal["group", "batch", "none"] = option(
         "group", "advantages are divided by this standard deviation"

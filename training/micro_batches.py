@@ -112,6 +112,16 @@ def logits_options(policy, settings) -> dict:
     return {"temperature": settings.temperature, "vocab_size": len(policy.tokenizer)}
 
 
+def entropy_options(settings) -> dict:
+    """Return which entropies `rlm.learner.logprobs.token_logprobs` makes: learned from, or not."""
+    return {"statistics": True, "entropy_gradient": settings.entropy_bonus > 0}
+
+
+def learns_dead_groups(settings) -> bool:
+    """Return whether a group without advantages has a share in the gradient."""
+    return bool(settings.kl_weight or settings.entropy_bonus)
+
+
 def due(step: int, every: int) -> bool:
     """Return whether something that is done every so many steps (0: never) is done now."""
     return every > 0 and step % every == 0

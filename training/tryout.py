@@ -103,6 +103,7 @@ def measure(stage, examples, budget: int, sample, *, rounds: int, pending=None) 
         pending=pending,
         temperature=settings.temperature,
         vocab_size=len(policy.tokenizer),
+        entropy_gradient=settings.entropy_bonus > 0,
     )
     return probe, learning
 
@@ -180,6 +181,7 @@ def plan(settings, validation_questions: int, model):
         updates_per_batch=settings.updates_per_batch,
         replace_dead_groups=settings.replace_dead_groups,
         with_kl=bool(settings.kl_weight),
+        with_entropy=settings.entropy_bonus > 0,
         can_quantize=model.device.type == "cuda"
         and settings.quantize == "none"
         and settings.train == "lora",

@@ -3,6 +3,7 @@
 The gradient needs no second look at the logits: that of log p(y) with respect to the hidden
 state is W_y - sum_v p_v W_v, whatever the loss. So the sum is made in the forward, while the
 chunk's logits are there, and the backward is cheap: two matrix products in place of three.
+That of the entropy H is -sum_v p_v (log p_v + H) W_v: one product more, where it is asked for.
 """
 
 import torch
@@ -16,6 +17,8 @@ from rlm.models.matmul import linear, matmul
 LOGITS = {"cpu": 2**23, "cuda": 2**27, "mps": 2**25}
 CAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")  # by family
 SHARE = 1 / 128  # no more logits than this times a GPU's bytes
+# Which statistics come beside the log-probabilities, and whether entropies are learned from.
+NOTHING, VALUES, GRADIENT = "nothing", "values", "gradient"
 
 
 def logits_at_once(device: torch.device) -> int:
@@ -53,17 +56,18 @@ class LMHead:
         most = 512 if device.type == "cpu" else 4096
         return max(16, min(most, logits_at_once(device) // self.size))
 
-    def logprobs(self, hidden, targets, rows, statistics: list | None):
-        """Return [n] log-probabilities of targets [n], each predicted by hidden[rows] [n].
+    def logprobs(self, hidden, targets, rows, wanted: str):
+        """Return (log-probabilities [n], statistics [2, n] or None) of targets [n].
 
-        statistics: gets [2, n], detached: the entropies where they stand, and 1 where the target
-        is the likeliest token, else 0.
+        hidden[rows] [n] predicts them. Statistics: the entropies where they stand, and 1 where the
+        target is the likeliest token, else 0. wanted: one of NOTHING, VALUES (detached), and
+        GRADIENT, with which the entropies are learned from, too.
         """
         if self.frozen:
             weight, bias = self.layer.weight, self.layer.bias
-            return FrozenHead.apply(hidden, weight, bias, targets, rows, self, statistics)
+            return FrozenHead.apply(hidden, weight, bias, targets, rows, self, wanted)
         again = {"use_reentrant": False, "preserve_rng_state": False}
-        return checkpoint(self._from_logits, hidden, targets, rows, statistics, **again)
+        return checkpoint(self._from_logits, hidden, targets, rows, wanted, **again)
 
     def scaled(self, logits):
         """Return (logits [chunk, size] in float32 as they are sampled from, d capped / d raw)."""
@@ -74,16 +78,17 @@ class LMHead:
             slope = 1 - (logits / self.cap) ** 2
         return logits if self.temperature == 1 else logits / self.temperature, slope
 
-    def _from_logits(self, hidden, targets, rows, statistics: list | None):
+    def _from_logits(self, hidden, targets, rows, wanted: str):
         """The same for a head that learns; runs again in the backward."""
         every = self.scaled(self.layer(hidden))[0].log_softmax(-1)
         chosen = pick(every, rows, targets)
-        if statistics is not None and not statistics:  # the second time it is not empty any more
-            with torch.no_grad():
-                entropy = -(every.exp() * every).sum(-1).index_select(0, rows)
-                likeliest = chosen == every.amax(-1).index_select(0, rows)
-                statistics.append(torch.stack([entropy, likeliest.to(entropy.dtype)]))
-        return chosen
+        if wanted == NOTHING:
+            return chosen, None
+        # Without gradient the second run ends before this: nothing below is kept for the backward.
+        with torch.set_grad_enabled(torch.is_grad_enabled() and wanted == GRADIENT):
+            entropy = -(every.exp() * every).sum(-1).index_select(0, rows)
+            likeliest = chosen == every.amax(-1).index_select(0, rows)
+            return chosen, torch.stack([entropy, likeliest.to(entropy.dtype)])
 
 
 class OwnLogits(LMHead):
@@ -112,35 +117,50 @@ def pick(table, rows, columns):
 
 
 class FrozenHead(torch.autograd.Function):
-    """Log-probabilities with the gradient of the hidden states only."""
+    """Log-probabilities and statistics with the gradient of the hidden states only."""
 
     @staticmethod
-    def forward(ctx, hidden, weight, bias, targets, rows, head: LMHead, statistics: list | None):
+    def forward(ctx, hidden, weight, bias, targets, rows, head: LMHead, wanted: str):
         logits, slope = head.scaled(linear(hidden, weight, bias))  # [chunk, size]
         highest = logits.amax(-1, keepdim=True)
         logits.sub_(highest)  # in place, as all below: fresh memory costs more than the sums
         chosen = logits[rows, targets]
-        shares = logits.exp() if statistics is not None else logits.exp_()  # times `total`
+        shares = logits.exp() if wanted != NOTHING else logits.exp_()  # times `total`
         total = shares.sum(-1)  # [chunk]
-        log_total = total.log()
-        if statistics is not None:
-            entropy = (log_total - logits.mul_(shares).sum(-1) / total).index_select(0, rows)
+        log_total, found, leaning = total.log(), None, None
+
+        def product(each):
+            """Return the mean of W with the weights `each` / total, [chunk, H]."""
+            each = each if slope is None else each.mul_(slope)
+            return (matmul(each.to(weight.dtype), weight[: head.size]) / total[:, None]).to(
+                weight.dtype
+            )
+
+        if wanted != NOTHING:
+            mean = logits.mul_(shares).sum(-1) / total
+            entropy = (log_total - mean).index_select(0, rows)
             # The highest is 0 by now.
-            statistics.append(torch.stack([entropy, (chosen == 0).to(entropy.dtype)]))
+            found = torch.stack([entropy, (chosen == 0).to(entropy.dtype)])
         if ctx.needs_input_grad[0]:
+            if wanted == GRADIENT:  # p (log p + H) = p (logit - mean)
+                leaning = product(logits.addcmul_(shares, mean[:, None], value=-1))
             factor = None if slope is None else slope[rows, targets]
-            shares = shares if slope is None else shares.mul_(slope)
-            expected = matmul(shares.to(weight.dtype), weight[: head.size]) / total[:, None]
-            ctx.save_for_backward(expected.to(weight.dtype), weight, targets, rows, factor)
+            ctx.save_for_backward(product(shares), leaning, weight, targets, rows, factor)
             ctx.temperature = head.temperature / head.scale
-        return chosen - log_total.index_select(0, rows)
+        if found is not None and leaning is None:
+            ctx.mark_non_differentiable(found)
+        return chosen - log_total.index_select(0, rows), found
 
     @staticmethod
-    def backward(ctx, grad):
-        expected, weight, targets, rows, factor = ctx.saved_tensors
+    def backward(ctx, grad, grad_statistics):
+        expected, leaning, weight, targets, rows, factor = ctx.saved_tensors
         grad = grad / ctx.temperature  # [n]
         own = weight.index_select(0, targets).float()  # [n, H]
         own *= (grad if factor is None else grad * factor)[:, None]
         by_row = grad.new_zeros(len(expected)).index_add_(0, rows, grad)
         result = (-by_row[:, None] * expected.float()).index_add_(0, rows, own)
+        if leaning is not None:
+            grad = grad_statistics[0] / ctx.temperature
+            by_row = grad.new_zeros(len(expected)).index_add_(0, rows, grad)
+            result -= by_row[:, None] * leaning.float()
         return result.to(expected.dtype), None, None, None, None, None, None

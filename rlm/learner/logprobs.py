@@ -17,7 +17,7 @@ import torch
 from rlm.engine import support
 from rlm.engine.inference_model import obstacle
 from rlm.learner import padded
-from rlm.learner.lm_head import LMHead, OwnLogits
+from rlm.learner.lm_head import GRADIENT, NOTHING, VALUES, LMHead, OwnLogits
 from rlm.learner.packed_groups import PackedGroups
 from rlm.models import attention, rms_norm, states
 from rlm.models.adapters import network_of
@@ -197,47 +197,44 @@ def token_logprobs(
     temperature: float = 1.0,
     chunk: int | None = None,
     statistics: bool = False,
+    entropy_gradient: bool = False,
     vocab_size: int | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Return (log-probabilities [N] of `packed.targets`, entropies [N] detached or None), nats.
+    """Return (log-probabilities [N] of `packed.targets`, entropies [N] or None), nats.
 
     In float32, of softmax(logits / temperature) before any top-k or top-p; with gradient unless
-    under torch.no_grad(). Entropies only with `statistics`.
+    under torch.no_grad(). Entropies only with `statistics`, detached, or with `entropy_gradient`.
     chunk: rows of logits held at once, None for as many as are good here
     (`rlm.learner.lm_head`). vocab_size: tokens the tokenizer knows; rows of the head from there on
     count as impossible, as in the engine, or ratios would not be 1.
     With gradient checkpointing in the model, forward and backward must both run inside
     `rlm.learner.logprobs.use(model)`: the backward runs the attention again. ValueError otherwise.
     """
-    logprobs, found = _logprobs(model, packed, temperature, chunk, statistics, vocab_size)
+    wanted = GRADIENT if entropy_gradient else VALUES if statistics else NOTHING
+    more: dict = {"temperature": temperature, "chunk": chunk, "vocab_size": vocab_size}
+    logprobs, found = _logprobs(model, packed, wanted=wanted, **more)
     return logprobs, None if found is None else found[0]
 
 
 def token_statistics(
-    model,
-    packed: Packed,
-    *,
-    temperature: float = 1.0,
-    chunk: int | None = None,
-    vocab_size: int | None = None,
+    model, packed: Packed, **options
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Return (log-probabilities, entropies, likeliest), each [N], the last two detached.
 
-    As `token_logprobs`; likeliest is 1 where the target is the likeliest token, else 0.
+    options: of `token_logprobs`. likeliest is 1 where the target is the likeliest token, else 0.
     """
-    logprobs, found = _logprobs(model, packed, temperature, chunk, True, vocab_size)
+    logprobs, found = _logprobs(model, packed, wanted=VALUES, **options)
     assert found is not None
     return logprobs, found[0], found[1]
 
 
 def _logprobs(
-    model, packed: Packed, temperature: float, chunk: int | None, statistics: bool, vocab_size
+    model, packed: Packed, *, temperature: float = 1.0, **options
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Return (log-probabilities [N], statistics [2, N] as `LMHead.logprobs` makes them or None)."""
     if temperature <= 0:
         raise ValueError(f"temperature {temperature}: must be above 0 (greedy has no gradient)")
     base = network_of(model)
-    options = {"chunk": chunk, "statistics": statistics, "vocab_size": vocab_size}
     return _by_way(way_of(base), base, packed, temperature=temperature, **options)
 
 
@@ -248,7 +245,7 @@ def packs(model) -> bool:
 
 
 def _by_way(
-    way: str, base, packed, *, temperature=1.0, chunk=None, statistics=False, vocab_size=None
+    way: str, base, packed, *, temperature=1.0, chunk=None, wanted=NOTHING, vocab_size=None
 ):
     """The same as `_logprobs`, in one of the ways of `way_of`."""
     _check(base)
@@ -278,17 +275,16 @@ def _by_way(
     places = row_of.tolist()
     cuts = [bisect_left(places, start) for start in (*starts, len(hidden))]
     row_of, targets = row_of.to(hidden.device), packed.targets[by_row]
-    logprobs, found = [], []
+    made = []
     # A slice's backward would make zeros of the whole for each chunk: split has one for all.
     pieces = hidden.split(chunk)
     for own, start, (first, last) in zip(pieces, starts, pairwise(cuts), strict=True):
         part = own, targets[first:last], row_of[first:last] - start
-        keep: list[torch.Tensor] | None = [] if statistics else None
-        logprobs.append(head.logprobs(*part, keep))
-        found += keep or []
+        made.append(head.logprobs(*part, wanted))
     order = by_row.argsort()
+    logprobs, found = zip(*made, strict=True)
     logprobs = torch.cat(logprobs).index_select(0, order)
-    return logprobs, torch.cat(found, dim=1).index_select(1, order) if statistics else None
+    return logprobs, None if wanted == NOTHING else torch.cat(found, 1).index_select(1, order)
 
 
 # --- how a model is learned

@@ -11,6 +11,8 @@ Where this differs from TRL 1.16's GRPOTrainer, on purpose:
 - Denominators are the step's true counts. TRL's per-sequence losses average micro-batches of
   equal size, which is the same, and also averages a last, smaller one with them, which is not.
 - Clip shares weigh tokens in every loss; TRL counts sequences in GSPO.
+- An entropy bonus is averaged as the loss averages its tokens; TRL's is the mean over each
+  micro-batch's tokens, whatever the loss.
 - Weights for another engine's samples multiply the token losses of vespo as of all others; TRL
   puts them inside its weight of the whole completion.
 """
@@ -182,6 +184,24 @@ def uncertain(entropy: torch.Tensor, share: float, mask: torch.Tensor) -> torch.
     return ((entropy >= threshold) & counted).to(entropy.dtype)
 
 
+def with_entropy_bonus(
+    terms: torch.Tensor, entropy: torch.Tensor | None, weight: float
+) -> torch.Tensor:
+    """Return each token's loss less weight times its entropy [N], both with gradient.
+
+    A policy that is sure too early stops exploring: Williams and Peng 1991, "Function Optimization
+    Using Connectionist Reinforcement Learning Algorithms"; Mnih et al. 2016, arXiv:1602.01783
+    section 4. ValueError without entropies.
+
+    >>> p = torch.tensor([[0.5, 0.5], [0.75, 0.25]])  # H = ln 2 and 2 ln 2 - 3/4 ln 3
+    >>> with_entropy_bonus(torch.zeros(2), -(p * p.log()).sum(1), 0.1)
+    tensor([-0.0693, -0.0562])
+    """
+    if entropy is None:
+        raise ValueError(f"entropy bonus {weight} needs entropies; pass them, or use weight 0")
+    return terms - weight * entropy
+
+
 def token_terms(
     logprobs: torch.Tensor,
     old_logprobs: torch.Tensor,
@@ -309,17 +329,20 @@ def policy_loss(
     ref_logprobs: torch.Tensor | None = None,
     kl_weight: float = 0.0,
     kl_unbiased: bool = True,
+    entropy: torch.Tensor | None = None,
+    entropy_bonus: float = 0.0,
     mask: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """Return (loss, metrics): the share of some whole completions in the step's loss.
 
-    aggregate(token_terms + kl_weight * kl), see there; arXiv:2402.03300 eq. 3. kl is
+    aggregate(token_terms + kl_weight * kl - entropy_bonus * entropy), see there and in
+    `with_entropy_bonus`; arXiv:2402.03300 eq. 3. kl is
     kl_estimate, times the ratio with `kl_unbiased` (arXiv:2512.02556, TRL's default): only then
     is its gradient that of KL(policy || reference), even where the ratio is 1.
     N tokens, all of a completion's in one call. logprobs [N], with gradient. old_logprobs [N],
     or None: the policy itself sampled, every ratio is 1. advantages [N], the completion's at
     each token (times a weight >= 0 if wanted). sequence [N] long: each token's completion,
-    counted from 0 in this call. ref_logprobs [N].
+    counted from 0 in this call. ref_logprobs [N]. entropy [N], with gradient.
     mask [N]: 1 for tokens that count, 0 for those that do not (a truncated completion's).
     tokens, sequences: of the whole optimiser step and all processes; tokens without the masked
     ones, sequences with them. max_tokens: the sampling limit.
@@ -350,6 +373,8 @@ def policy_loss(
         ref = torch.where(mask > 0, ref_logprobs, logprobs.detach())
         token_metrics["kl"] = kl_estimate(logprobs, ref) * (ratio if kl_unbiased else 1)
         terms = terms + kl_weight * token_metrics["kl"] if kl_weight else terms
+    if entropy_bonus:
+        terms = with_entropy_bonus(terms, entropy, entropy_bonus)
     step: dict = {"tokens": tokens, "sequences": sequences, "max_tokens": max_tokens}
     loss = aggregate(terms, sequence, loss_type=loss_type, mask=mask, **step)
     counts = max(tokens, 1)

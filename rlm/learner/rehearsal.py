@@ -102,7 +102,7 @@ def rehearse(
 
     groups: what was sampled. budget: tokens of a micro-batch. max_tokens, most_groups: for
     `fullest`. pending: bytes that the gradients and the optimiser will take, None for those of
-    AdamW on float32 weights. options: temperature and vocab_size, for
+    AdamW on float32 weights. options: temperature, vocab_size and entropy_gradient, for
     `rlm.learner.logprobs.token_logprobs`.
     On a CPU nothing is tried that cannot fit. Nothing that does not fit raises: then fits is
     False, and the numbers are those of the smallest that was thought of.
@@ -174,10 +174,11 @@ def learn(groups: list[Group], model, **options) -> torch.Tensor:
     better[1::2] = -1.0
     model.train()
     with use(model):
-        logprobs, _ = token_logprobs(model, packed, statistics=True, **options)
+        logprobs, entropy = token_logprobs(model, packed, statistics=True, **options)
         loss, _ = policy_loss(
             logprobs, None, packed.per_token(better), packed.sequence,
             tokens=len(logprobs), sequences=len(packed.lengths), max_tokens=max(packed.lengths),
+            entropy=entropy, entropy_bonus=float(bool(options.get("entropy_gradient"))),
         )  # fmt: skip
         loss.backward()
     return logprobs.detach()

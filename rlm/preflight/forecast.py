@@ -77,7 +77,8 @@ class Plan:
 
     steps: at most. budget_seconds: what all of it may take, None for any time. eval_every: steps
     between validations, 0 for only those of the start and of the last step. with_kl: the loss has
-    a KL term. can_quantize: --quantize 4bit is still to be had.
+    a KL term. can_quantize: --quantize 4bit is still to be had. with_entropy: the loss has an
+    entropy bonus.
     """
 
     questions_per_step: int
@@ -89,6 +90,7 @@ class Plan:
     replace_dead_groups: int
     with_kl: bool
     can_quantize: bool
+    with_entropy: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,11 +144,12 @@ def forecast(probe: Probe, learning: Learning, plan: Plan) -> Forecast:
     """Return the seconds that the run will take, as far as it goes on as the probe began.
 
     Sampling is scaled by the number of questions: a GPU that a probe does not fill is faster than
-    that. Groups without a lesson are not learned from unless there is a KL term; the reference
-    takes a third of a forward and backward. A validation is counted by its tokens.
+    that. Groups without a lesson are not learned from unless there is a KL term or an entropy
+    bonus; the reference takes a third of a forward and backward. A validation is counted by its
+    tokens.
     """
     rounds = 1 + _replacements(probe.live, plan.replace_dead_groups)
-    learned = 1.0 if plan.with_kl else min(1.0, probe.live * rounds)
+    learned = 1.0 if plan.with_kl or plan.with_entropy else min(1.0, probe.live * rounds)
     group = (probe.prompt_tokens + probe.completion_tokens) / probe.questions
     groups = plan.questions_per_step * learned
     referenced = groups if plan.with_kl else min(1.0, groups)  # one to know the KL by

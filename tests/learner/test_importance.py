@@ -94,10 +94,10 @@ class Steps:
         return 1.0
 
 
-def take(shift: float, **given):
+def take(shift: float, advantage=(1.0, -1.0), **given):
     """Return (losses, figures) of `update` where the engine's log-probabilities are off by shift.
 
-    Two completions, advantages 1 and -1 of which the second has twice the tokens.
+    Two completions of which the second has twice the tokens.
     """
     model, tokenizer = tiny_lora(tiny_model()), byte_tokenizer()
     prompt, ids = Prompt([65, 66, 67]), [[70, 71], [80, 81, 82, 83]]
@@ -109,7 +109,7 @@ def take(shift: float, **given):
     settings = GRPOSettings(adapter="none", clip_low=0.1, clip_high=0.1, **given)
     steps = Steps(model)
     metrics = train_grpo.update(
-        Policy(model, tokenizer, "", {}), steps, batch, torch.tensor([[1.0, -1.0]]), settings,
+        Policy(model, tokenizer, "", {}), steps, batch, torch.tensor([advantage]), settings,
         ReferencePolicy(model), TokenBudget(model, SIZE, 1024),
     )  # fmt: skip
     return steps.losses, metrics

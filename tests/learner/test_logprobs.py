@@ -276,7 +276,7 @@ def test_a_fused_lora_layer_is_pefts_own_value_and_gradient():
         torch.testing.assert_close(off, model(ids).logits, atol=1e-5, rtol=1e-5)
 
 
-def saved_tensors(model, packed, chunk):
+def saved_tensors(model, packed, chunk, **options):
     """Return the sizes of all tensors that the forward keeps for the backward."""
     sizes = []
 
@@ -285,7 +285,7 @@ def saved_tensors(model, packed, chunk):
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        token_logprobs(model, packed, chunk=chunk, statistics=True)
+        token_logprobs(model, packed, chunk=chunk, statistics=True, **options)
     return sizes
 
 

@@ -56,7 +56,7 @@ def plainly(model, prompt, rollout, size=SIZE):
     own = [i for i in range(len(rollout.ids))
            if not any(c.first <= i < c.first + c.tokens for c in rollout.calls)]  # fmt: skip
     logprobs = every[own, [rollout.ids[i] for i in own]]
-    return logprobs, -(every.exp() * every).sum(-1)[own].detach()
+    return logprobs, -(every.exp() * every).sum(-1)[own]
 
 
 def naive(model, before, batch, advantage, settings):
@@ -88,6 +88,8 @@ def naive(model, before, batch, advantage, settings):
         clip_high=settings.clip_high,
         ref_logprobs=ref,
         kl_weight=settings.kl_weight,
+        entropy=torch.cat(entropies),
+        entropy_bonus=settings.entropy_bonus,
         mask=torch.tensor(mask),
     )
     now = logprobs.detach()
@@ -99,17 +101,18 @@ def naive(model, before, batch, advantage, settings):
 
 
 @pytest.mark.parametrize(
-    "loss, truncated, budget, way",
+    "loss, truncated, budget, way, bonus",
     [
-        ("dapo", "keep", 1000, "packed"),
-        ("dapo", "mask", 20, "padded"),
-        ("grpo", "keep", 24, "packed"),
-        ("dr_grpo", "mask", 1000, "packed"),
-        ("gspo", "keep", 1000, "padded"),
+        ("dapo", "keep", 1000, "packed", 0.0),
+        ("dapo", "mask", 20, "padded", 0.2),
+        ("grpo", "keep", 24, "packed", 0.2),
+        ("dr_grpo", "mask", 1000, "packed", 0.2),
+        ("gspo", "keep", 1000, "padded", 0.2),
     ],
 )
-def test_a_step_is_that_of_the_sampled_tokens_alone(loss, truncated, budget, way):
-    settings = config.GRPOSettings(loss=loss, truncated=truncated, kl_weight=0.3, max_tokens=20)
+def test_a_step_is_that_of_the_sampled_tokens_alone(loss, truncated, budget, way, bonus):
+    given = {"loss": loss, "truncated": truncated, "entropy_bonus": bonus}
+    settings = config.GRPOSettings(**given, kl_weight=0.3, max_tokens=20)
     # A context of another length for each way, which is remembered by the configuration.
     model = tiny_lora(tiny_model(max_position_embeddings=128 if way == "packed" else 129))
     before = tiny_lora(tiny_model())

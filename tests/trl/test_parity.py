@@ -113,8 +113,9 @@ def theirs(model, folder, rollouts, *, with_old, kl_weight, masked, options):
 
 
 def ours(
-    model, rollouts, *, with_old, kl_weight, masked, loss_type, kl_unbiased=True, entropy_share=1.0
-):
+    model, rollouts, *, with_old, kl_weight, masked, loss_type, kl_unbiased=True,
+    entropy_share=1.0, entropy_bonus=0.0,
+):  # fmt: skip
     groups, advantage, old, ref = rollouts
     tokens = sum(n for i, n in enumerate(n for ns in LENGTHS for n in ns) if i not in masked)
     model.zero_grad()
@@ -124,8 +125,9 @@ def ours(
         part = slice(start, start + sum(LENGTHS[g]))
         start = part.stop
         logprobs, entropy = token_logprobs(
-            model, packed, temperature=TEMPERATURE, chunk=10, statistics=True
-        )
+            model, packed, temperature=TEMPERATURE, chunk=10, statistics=True,
+            entropy_gradient=entropy_bonus > 0,
+        )  # fmt: skip
         counts = torch.tensor([float(G * g + i not in masked) for i in range(G)])
         mask, learned = packed.per_token(counts), packed.per_token(advantage[g])
         if entropy_share < 1:
@@ -144,6 +146,8 @@ def ours(
             ref_logprobs=ref[part] if kl_weight else None,
             kl_weight=kl_weight,
             kl_unbiased=kl_unbiased,
+            entropy=entropy,
+            entropy_bonus=entropy_bonus,
             mask=mask,
         )
         loss.backward()
@@ -193,6 +197,17 @@ def test_learning_from_the_most_uncertain_tokens_equals_trl(model, rollouts, tmp
     assert found[0] == pytest.approx(loss, abs=1e-5)
     assert all((found[1][name] - x).abs().max() < 1e-5 for name, x in gradients.items())
     assert found[0] != pytest.approx(ours(model, rollouts, loss_type="dapo", **case)[0], abs=1e-3)
+
+
+def test_an_entropy_bonus_equals_trl(model, rollouts, tmp_path):
+    # TRL's is a mean over each micro-batch's tokens: without the first completion both have 22.
+    case = dict(with_old=True, kl_weight=0.0, masked=(0,))
+    options = dict(loss_type="dapo", entropy_coef=0.2)
+    loss, gradients, _ = theirs(model, tmp_path, rollouts, options=options, **case)
+    found = ours(model, rollouts, loss_type="dapo", entropy_bonus=0.2, **case)
+    assert found[0] == pytest.approx(loss, abs=1e-5)
+    assert all((found[1][name] - x).abs().max() < 1e-5 for name, x in gradients.items())
+    assert found[0] < ours(model, rollouts, loss_type="dapo", **case)[0] - 0.1
 
 
 @pytest.mark.parametrize("kl_unbiased", [True, False])
