@@ -280,6 +280,13 @@ class Batches:
             self.drawn += len(part)
         return batch
 
+    def peek(self) -> list[Example]:
+        """Return the next batch without giving it out: it comes again."""
+        drawn = self.drawn
+        batch = next(self)
+        self.drawn = drawn
+        return batch
+
     def observe(self, batch) -> None:
         """Take note of what a batch of rollouts earned; here it changes nothing."""
 

@@ -83,6 +83,7 @@ def train(settings) -> dict:
     # 2. From the start, or from where a stopped run ended. Can these settings teach anything?
     parts = {"optimizer": optimizer, "questions": questions}
     parts |= {"reference": reference} if reference else {}
+    parts |= {"ahead": stage.engine} if settings.ahead else {}
     steps = stage.steps(best, **parts, budget=budget, guard=guard, watch=watch)
     if steps.fresh:
         tryout.brief(stage, examples, validation, budget, sample, pending)
@@ -94,7 +95,7 @@ def train(settings) -> dict:
     take = partial(take_step, stage, questions, optimizer, reference=reference, budget=budget)
     for step in steps:
         optimizer.learning_rate = learning_rate(step, steps.last, stage.peak_rate, settings)
-        batch, advantage, row = take(step)
+        batch, advantage, row = take(step, last=step == steps.last)
         record = partial(records, step, batch, advantage, policy.tokenizer)
         finite = guard.passed(step, checked(row, optimizer), record)
         row["skipped_steps"] = guard.skipped
@@ -113,8 +114,11 @@ def train(settings) -> dict:
     return keep_best(stage, best, guard, examples)
 
 
-def take_step(stage, questions, optimizer, step: int, *, reference, budget):
-    """Take one step of GRPO; return its batch, the advantages [B, G] and its metrics."""
+def take_step(stage, questions, optimizer, step: int, *, reference, budget, last):
+    """Take one step of GRPO; return its batch, the advantages [B, G] and its metrics.
+
+    With --ahead the answers of the next one, unless this is the last, are sampled beside it.
+    """
     from rlm.learner.losses import advantages
     from rlm.rollouts.batch import describe
     from rlm.rollouts.router_gap import router_gap
@@ -127,14 +131,23 @@ def take_step(stage, questions, optimizer, step: int, *, reference, budget):
     advantage = advantages(batch.rewards(), settings.advantage_scale, batch.judged())
     sampled = time.perf_counter()
     gap = router_gap(engine, policy.model, batch.prompts, batch.groups)
-    learned = update(policy, optimizer, batch, advantage, settings, reference, budget)
+    sampler = engine.sampler if settings.ahead else None
+    if settings.ahead and not last:
+        engine.generate_ahead(**asked(stage.task, questions.peek(), settings, (step + 1, 0)))
+    learned = update(policy, optimizer, batch, advantage, settings, reference, budget, sampler)
+    updated = time.perf_counter()
+    if settings.ahead:
+        engine.wait()
+    waited = time.perf_counter() - updated
     engine.sync(step)
     ended = time.perf_counter()
     tools = stage.task.toolbox is not None
     row = {"step": step} | describe(batch, settings.format, tools=tools) | learned
     row |= {} if gap is None else {"router_gap": gap}
+    row |= {"staleness": batch.staleness(step - 1)} if settings.ahead else {}
     row |= {"learning_rate": optimizer.learning_rate}
-    row |= {"generate_seconds": sampled - started, "learn_seconds": ended - sampled}
+    row["generate_seconds"] = sampled - started + waited
+    row["learn_seconds"] = ended - sampled - waited
     row["tokens_per_second"] = batch.tokens() / (ended - started)
     return batch, advantage, row
 
@@ -144,24 +157,31 @@ def sample(engine, task, examples, settings, seed):
 
     Each process samples and scores its share of the questions, and gets the others' from them.
     """
-    from rlm.engine.engine import Sampling
     from rlm.rollouts.batch import Batch
 
     world = parallel.world()
-    numbers = world.shard(range(len(examples)))
-    mine = [examples[b] for b in numbers]
-    prompts = [task.prompt(e.question, **e.asks) for e in mine]
-    groups = engine.generate(
-        prompts,
-        settings.group_size,
-        Sampling(settings.max_tokens, temperature=settings.temperature, tools=task.toolbox),
-        seed=derive("rollouts", settings.seed, seed),
-        numbers=numbers,
-    )
+    mine, request = world.shard(examples), asked(task, examples, settings, seed)
+    groups = engine.generate(**request)
     scores = task.score(mine, groups, seed=derive("scores", settings.seed, seed))
-    whole = world.unshard(zip(prompts, groups, scores, strict=True), "sampling")
+    whole = world.unshard(zip(request["prompts"], groups, scores, strict=True), "sampling")
     prompts, groups, scores = (list(part) for part in zip(*whole, strict=True))
     return Batch(examples, prompts, groups, scores)
+
+
+def asked(task, examples, settings, seed) -> dict:
+    """Return what `engine.generate` is asked for: G answers to this process's share of them."""
+    from rlm.engine.engine import Sampling
+
+    numbers = parallel.world().shard(range(len(examples)))
+    return {
+        "prompts": [task.prompt(examples[b].question, **examples[b].asks) for b in numbers],
+        "samples": settings.group_size,
+        "sampling": Sampling(
+            settings.max_tokens, temperature=settings.temperature, tools=task.toolbox
+        ),
+        "seed": derive("rollouts", settings.seed, seed),
+        "numbers": numbers,
+    }
 
 
 def sample_live(engine, task, questions, settings, step: int):
@@ -180,9 +200,10 @@ def sample_live(engine, task, questions, settings, step: int):
     return batch
 
 
-def update(policy, optimizer, batch, advantage, settings, reference, budget) -> dict:
+def update(policy, optimizer, batch, advantage, settings, reference, budget, sampler=None) -> dict:
     """Take the optimiser steps on one batch; return their mean metrics.
 
+    sampler: the weights that sampled it, None for the policy's own as they are now.
     advantage [B, G]. Dead groups stay out of forward and backward when there is neither a KL term
     nor an entropy bonus: their share of the gradient is exactly 0. They still count in the loss's
     denominator.
@@ -193,7 +214,8 @@ def update(policy, optimizer, batch, advantage, settings, reference, budget) -> 
     every = learns_dead_groups(settings)
     kept = [b for b in range(len(batch.groups)) if every or advantage[b].any()]
     mine = parallel.balanced_share(kept, [batch.cost(b) for b in kept])
-    make = cache(partial(micro_batches, policy, batch, advantage, settings, reference, mine))
+    make = cache(partial(micro_batches, policy, batch, advantage, settings, reference, mine,
+                         sampler=sampler))  # fmt: skip
     metrics = Metrics()
     if kept and reference and not settings.kl_weight:
         measured = first_kl(policy, batch, kept[0], settings, reference)  # the same in each process

@@ -33,6 +33,7 @@ TRL_CANNOT: dict[str, tuple[tuple, str]] = {
     "entropy_share": ((1.0,), "give top_entropy_quantile by --trl-options"),
     "entropy_bonus": ((0.0,), "give entropy_coef by --trl-options, of each micro-batch's mean"),
     "canary_tolerance": ((0.0,), "it samples by transformers"),
+    "ahead": ((0,), "it samples and learns in turn"),
 }
 
 
@@ -93,6 +94,13 @@ class GRPOSettings(Training):
         "auto",
         "whether each of vllm's samples has a seed, so that the same run again is the same but for "
         "rounding; auto: on a CPU, since a GPU then draws row by row",
+    )
+    ahead: int = option(
+        0,
+        "with --vllm-url 1: the next step's answers are sampled while a step is learned, by the "
+        "adapter from before it",
+        ge=0,
+        le=1,
     )
     importance_cap: float = option(
         lambda v: 2.0 if v.get("engine") == "vllm" else 0.0,
@@ -209,7 +217,8 @@ class GRPOSettings(Training):
         return functions(self.rewards, self.reward_file)
 
     def may_be_longer(self) -> bool:
-        return super().may_be_longer() or self.lr_schedule == "constant"
+        # After a last step nothing was sampled ahead: one more would begin otherwise.
+        return super().may_be_longer() or (self.lr_schedule == "constant" and not self.ahead)
 
     def check_values(self) -> None:
         super().check_values()
@@ -228,6 +237,7 @@ class GRPOSettings(Training):
                              "compared with the reference; give one, or leave it out")  # fmt: skip
         self.reward_functions()
         self._check_backend()
+        self._check_ahead()
         self._check_engine()
 
     def _check_train(self) -> None:
@@ -267,6 +277,16 @@ class GRPOSettings(Training):
         if self.loss == "gspo" and "importance_sampling_level" in self.trl_options:
             raise InputError(f"{self.given('loss')}: has its importance_sampling_level; leave it "
                              "out of --trl-options")  # fmt: skip
+
+    def _check_ahead(self) -> None:
+        """InputError where nothing could be sampled while a step is learned."""
+        if self.ahead and not self.vllm_url:
+            raise InputError(f"{self.given('ahead')}: only a vLLM server samples while a step is "
+                             "learned; give one by --vllm-url, or leave it out")  # fmt: skip
+        if self.ahead and self.replace_dead_groups:
+            raise InputError(f"{self.given('ahead')}: not with --dynamic-sampling, whose new "
+                             "questions would be sampled while nothing is learned; leave one of "
+                             "them out")  # fmt: skip
 
     def _check_engine(self) -> None:
         """InputError for settings that vLLM cannot do, or if it is not there."""

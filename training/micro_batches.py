@@ -31,9 +31,12 @@ class MicroBatch:
 
 
 def micro_batches(
-    policy, batch, advantage, settings, reference, mine, token_budget
+    policy, batch, advantage, settings, reference, mine, token_budget, sampler=None
 ) -> list[MicroBatch]:
-    """Return the groups `mine` in parts of at most token_budget tokens. advantage [B, G]."""
+    """Return the groups `mine` in parts of at most token_budget tokens. advantage [B, G].
+
+    sampler: the `rlm.learner.logprobs.ReferencePolicy` that sampled, None for the policy itself.
+    """
     import torch
 
     from rlm.learner import logprobs, sharding
@@ -42,7 +45,7 @@ def micro_batches(
     made: list[MicroBatch] = []
     shared = logprobs.packs(policy.model)
     parts = logprobs.micro_batches([batch.ids(b) for b in mine], token_budget, shared=shared)
-    passes = bool(settings.kl_weight) + asks_learner(settings)
+    passes = bool(settings.kl_weight) + (sampler is not None or asks_learner(settings))
     missing = sharding.missing_turns(policy.model, passes * len(parts))
     for part in parts:
         chosen = [(mine[i], rows) for i, rows in part]
@@ -54,21 +57,22 @@ def micro_batches(
             counts=batch.loss_mask(chosen, settings.truncated == "keep"),
             sampler_logprobs=batch.logprobs(chosen).to(device),
         )
-        made.append(with_other_policies(one, policy, settings, reference))
+        made.append(with_other_policies(one, policy, settings, reference, sampler))
     sharding.run_along(policy.model, missing)
     return made
 
 
-def with_other_policies(part: MicroBatch, policy, settings, reference) -> MicroBatch:
+def with_other_policies(part: MicroBatch, policy, settings, reference, sampler) -> MicroBatch:
     """Return the part with the log-probabilities of the reference and of the old policy."""
-    if not (settings.kl_weight or settings.updates_per_batch > 1):
+    if not (settings.kl_weight or settings.updates_per_batch > 1 or sampler):
         return part
     pieces, options = part.pack(), logits_options(policy, settings)
-    return replace(
-        part,
-        ref_logprobs=reference.logprobs(pieces, **options) if settings.kl_weight else None,
-        old_logprobs=old_logprobs(policy, pieces, part.sampler_logprobs, settings),
-    )
+    if sampler:  # by the learner's kernels: the engine's rounding is what --importance-cap is for
+        old = sampler.logprobs(pieces, **options)
+    else:
+        old = old_logprobs(policy, pieces, part.sampler_logprobs, settings)
+    ref = reference.logprobs(pieces, **options) if settings.kl_weight else None
+    return replace(part, ref_logprobs=ref, old_logprobs=old)
 
 
 def asks_learner(settings) -> bool:

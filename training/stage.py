@@ -272,6 +272,7 @@ def _vllm(settings, task, questions, run, found):
         folder=run.path if run and parallel.world().first else None,
         seeds=settings.vllm_seeds,
         seed=derive("vllm", settings.seed, found.step if found else 0),
+        ahead=settings.ahead > 0,
     )
 
 

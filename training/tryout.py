@@ -182,6 +182,7 @@ def plan(settings, validation_questions: int, model):
         replace_dead_groups=settings.replace_dead_groups,
         with_kl=bool(settings.kl_weight),
         with_entropy=settings.entropy_bonus > 0,
+        ahead=settings.ahead > 0,
         can_quantize=model.device.type == "cuda"
         and settings.quantize == "none"
         and settings.train == "lora",

@@ -78,7 +78,7 @@ class Plan:
     steps: at most. budget_seconds: what all of it may take, None for any time. eval_every: steps
     between validations, 0 for only those of the start and of the last step. with_kl: the loss has
     a KL term. can_quantize: --quantize 4bit is still to be had. with_entropy: the loss has an
-    entropy bonus.
+    entropy bonus. ahead: the next step's answers are sampled while a step is learned.
     """
 
     questions_per_step: int
@@ -91,6 +91,7 @@ class Plan:
     with_kl: bool
     can_quantize: bool
     with_entropy: bool = False
+    ahead: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,7 +157,8 @@ def forecast(probe: Probe, learning: Learning, plan: Plan) -> Forecast:
     learned_tokens = (groups * plan.updates_per_batch + referenced / 3) * group
     rate = learning.tokens / learning.seconds if learning.seconds else float("inf")
     per_question = probe.sample_seconds / probe.questions
-    step = plan.questions_per_step * rounds * per_question + learned_tokens / rate
+    turns = plan.questions_per_step * rounds * per_question, learned_tokens / rate
+    step = max(turns) if plan.ahead else sum(turns)
     answer = (probe.prompt_tokens + probe.completion_tokens / probe.group_size) / probe.questions
     validation = plan.validation_questions * per_question * answer / group
 

@@ -82,6 +82,11 @@ class Batch:
         """Return all sampled completion tokens of the groups that are learned from."""
         return self.loss_tokens(True)
 
+    def staleness(self, version: int) -> float:
+        """Return how many steps older than `version` the weights that sampled were, on average."""
+        versions = [rollout.version for group in self.groups for rollout in group]
+        return version - sum(versions) / len(versions)
+
     def sequences(self) -> int:
         """Return the number of completions."""
         return sum(map(len, self.groups))

@@ -27,7 +27,8 @@ class VllmPlan:
     format_name: of the answers. tolerance: of the canary, 0 by the number format. folder: of the
     run, inside which adapters are handed over; None for the system's temporary files. seeds: "on"
     for one of each completion, "off", or "auto": where the learner is on a CPU. seed: of vLLM here,
-    for completions without one.
+    for completions without one. ahead: whether the next step's answers are sampled while a step
+    is learned, for a server.
     """
 
     prompts: list[Prompt]
@@ -42,6 +43,7 @@ class VllmPlan:
     checkpointing: str = "auto"
     seeds: str = "auto"
     seed: int = 0
+    ahead: bool = False
 
 
 def open_engine(policy, name: str, *, own: dict, url: str | None = None, vllm=None):
@@ -59,6 +61,7 @@ def open_engine(policy, name: str, *, own: dict, url: str | None = None, vllm=No
 def open_vllm(policy, plan: VllmPlan, url: str | None):
     """Return the `VllmEngine` of a plan. InputError where vLLM cannot be used with the policy."""
     from rlm.engine.inference_model import context_tokens
+    from rlm.rollouts.ahead import AheadEngine
     from rlm.rollouts.canary import SAMPLED, canary_text
     from rlm.rollouts.vllm_engine import VllmEngine
     from rlm.rollouts.vllm_sizes import context, lora_rank
@@ -86,7 +89,7 @@ def open_vllm(policy, plan: VllmPlan, url: str | None):
     else:
         backend, tokens = _local(policy, plan, sizes)
     try:
-        engine = VllmEngine(
+        engine = (AheadEngine if plan.ahead else VllmEngine)(
             policy.model,
             policy.tokenizer,
             backend,

@@ -64,13 +64,13 @@ class Copy:
         return found
 
 
-def opened(folder, *, vocabulary=SIZE, other=None, **options):
+def opened(folder, *, vocabulary=SIZE, other=None, kind=VllmEngine, **options):
     """Return (model, backend, engine)."""
     settings = {"vocabulary": vocabulary, "max_position_embeddings": 512}
     model = tiny_lora(tiny_model(**settings))
     backend = Copy(tiny_model(**settings) if other is None else other)
     told = {"format_name": "think", "temperature": 1.0, "folder": folder} | options
-    return model, backend, VllmEngine(model, byte_tokenizer(), backend, **told)
+    return model, backend, kind(model, byte_tokenizer(), backend, **told)
 
 
 def learn(model, size=0.05):

@@ -156,6 +156,7 @@ GIVEN = {
     "engine": ["--engine", "vllm", "--vllm-url", "http://a:1"],
     "vllm_url": ["--vllm-url", "http://a:1"], "importance_cap": ["--importance-cap", "3"],
     "canary_tolerance": ["--canary-tolerance", "1"], "curriculum": ["--curriculum"],
+    "ahead": ["--ahead", "1", "--vllm-url", "http://a:1"],
     "reference_every": ["--reference-every", "2", "--kl-weight", "0.1"],
     "entropy_share": ["--entropy-share", "0.2"], "entropy_bonus": ["--entropy-bonus", "0.01"],
 }  # fmt: skip
