@@ -248,6 +248,7 @@ def backward(policy, optimizer, batch, settings, make, *, token_budget):
         for part in parts:
             pieces = part.pack()
             logprobs, entropy = token_logprobs(policy.model, pieces, **asked)
+            assert entropy is not None
             now, mask = logprobs.detach(), pieces.per_token(part.counts)
             token_advantages = weighed(part, pieces, now, entropy.detach(), mask, settings, metrics)
             loss, loss_metrics = policy_loss(

@@ -59,7 +59,7 @@ class AheadEngine(VllmEngine):
         """Have `generate` with the same arguments find its answers there, from these weights."""
         assert self._ahead is None, "one request ahead at a time"
         self._ahead = Ahead(seed, ReferencePolicy(self._model))
-        options = {"seed": seed, "numbers": numbers}
+        options: dict = {"seed": seed, "numbers": numbers}
         self._ahead.answers = in_thread(
             lambda: super(AheadEngine, self).generate(prompts, samples, sampling, **options)
         )

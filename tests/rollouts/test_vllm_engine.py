@@ -30,8 +30,9 @@ class Copy:
 
     name, context_tokens = "copy", None
 
-    def __init__(self, base):
+    def __init__(self, base, tokenizer=None):
         self.base, self.adapters, self.closed, self.seen = copy.deepcopy(base), {}, False, []
+        self.tokenizer = tokenizer or byte_tokenizer()
 
     def load(self, version, folder):
         self.adapters[version] = load_adapter(copy.deepcopy(self.base), folder, trainable=False)
@@ -46,7 +47,7 @@ class Copy:
     @torch.no_grad()
     def complete(self, requests, version):
         model = self.base if version is None else self.adapters[version]
-        engine = Engine(model, byte_tokenizer())
+        engine = Engine(model, self.tokenizer)
         for request in requests:
             sampling = Sampling(request.max_tokens, temperature=request.temperature)
             engine.submit(Prompt(request.ids), sampling, [request.seed])
