@@ -335,10 +335,9 @@ def policy_loss(
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """Return (loss, metrics): the share of some whole completions in the step's loss.
 
-    aggregate(token_terms + kl_weight * kl - entropy_bonus * entropy), see there and in
-    `with_entropy_bonus`; arXiv:2402.03300 eq. 3. kl is
-    kl_estimate, times the ratio with `kl_unbiased` (arXiv:2512.02556, TRL's default): only then
-    is its gradient that of KL(policy || reference), even where the ratio is 1.
+    aggregate(token_terms + kl_weight * kl - entropy_bonus * entropy), see there; arXiv:2402.03300
+    eq. 3. kl is kl_estimate, times the ratio with `kl_unbiased` (arXiv:2512.02556, TRL's default):
+    only then is its gradient that of KL(policy || reference), even where the ratio is 1.
     N tokens, all of a completion's in one call. logprobs [N], with gradient. old_logprobs [N],
     or None: the policy itself sampled, every ratio is 1. advantages [N], the completion's at
     each token (times a weight >= 0 if wanted). sequence [N] long: each token's completion,
@@ -349,7 +348,7 @@ def policy_loss(
     metrics, detached, each a sum over this call's counted tokens / `tokens`, so they add up to
     the step's token means: clip_low_fraction and clip_high_fraction (tokens whose gradient the
     clip took away; in cispo, cut), ratio_shift (ratio - 1) and, with ref_logprobs, kl.
-    ValueError for an unknown loss, or a KL weight without ref_logprobs.
+    ValueError for an unknown loss, or a weight without its ref_logprobs or entropy.
 
     >>> loss, metrics = policy_loss(
     ...     torch.tensor([0.6, 0.3]).log(), torch.tensor([0.5, 0.5]).log(),
@@ -360,10 +359,7 @@ def policy_loss(
     >>> metrics["clip_low_fraction"], metrics["clip_high_fraction"]
     (tensor(0.5000), tensor(0.5000))
     """
-    if loss_type not in LOSSES:
-        raise ValueError(f"loss {loss_type!r}: unknown; use one of {', '.join(LOSSES)}")
-    if kl_weight and ref_logprobs is None:
-        raise ValueError(f"KL weight {kl_weight} needs ref_logprobs; pass them, or use weight 0")
+    _check(loss_type, kl_weight, ref_logprobs)
     mask = torch.ones_like(logprobs) if mask is None else mask.to(logprobs.dtype)
     old = logprobs.detach() if old_logprobs is None else old_logprobs
     clip = {"loss_type": loss_type, "clip_low": clip_low, "clip_high": clip_high, "mask": mask}
@@ -373,12 +369,18 @@ def policy_loss(
         ref = torch.where(mask > 0, ref_logprobs, logprobs.detach())
         token_metrics["kl"] = kl_estimate(logprobs, ref) * (ratio if kl_unbiased else 1)
         terms = terms + kl_weight * token_metrics["kl"] if kl_weight else terms
-    if entropy_bonus:
-        terms = with_entropy_bonus(terms, entropy, entropy_bonus)
+    terms = with_entropy_bonus(terms, entropy, entropy_bonus) if entropy_bonus else terms
     step: dict = {"tokens": tokens, "sequences": sequences, "max_tokens": max_tokens}
     loss = aggregate(terms, sequence, loss_type=loss_type, mask=mask, **step)
     counts = max(tokens, 1)
     return loss, {name: (x.detach() * mask).sum() / counts for name, x in token_metrics.items()}
+
+
+def _check(loss_type: str, kl_weight: float, ref_logprobs: torch.Tensor | None) -> None:
+    if loss_type not in LOSSES:
+        raise ValueError(f"loss {loss_type!r}: unknown; use one of {', '.join(LOSSES)}")
+    if kl_weight and ref_logprobs is None:
+        raise ValueError(f"KL weight {kl_weight} needs ref_logprobs; pass them, or use weight 0")
 
 
 def _completions(sequence: torch.Tensor) -> int:

@@ -189,7 +189,7 @@ def trained(folder: Path, monkeypatch, *, stop_at=0) -> dict[str, bytes]:
     monkeypatch.setattr(Served, "stop_at", stop_at)
     train_grpo.main([*map(str, TRAINING)])
     place = folder / "runs/r"
-    files = [place / name for name in ("log.csv", "rollouts.jsonl", "validation.csv")]
+    files = [place / name for name in ("log.csv", "rollouts.jsonl")]
     files += sorted(file for file in (place / "checkpoints/step-000003").iterdir())
     return {file.name: file.read_bytes() for file in files}
 
