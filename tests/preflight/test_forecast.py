@@ -26,7 +26,11 @@ from tests.preflight.test_verdict import LEARNING, PLAN, PROBE
         # A quarter live: three more rounds, of which two are allowed.
         ({"live": 0.25}, {"replace_dead_groups": 2}, 12.0, 12 * 690 + 230),
         ({"live": 0.25}, {"with_kl": True}, 4.0, 16 * 690 + 16 * 230),
+        ({"live": 0.25}, {"with_entropy": True}, 4.0, 16 * 690 + 230),
         ({"live": 1.0}, {"updates_per_batch": 3}, 4.0, 48 * 690 + 230),
+        # What takes less time runs beside the other.
+        ({"live": 1.0}, {"ahead": True}, 0.0, 16 * 690 + 230),
+        ({"live": 0.0}, {"ahead": True}, 4.0, 0),
     ],
 )
 def test_a_step_by_hand(change, plan, sampling, tokens):

@@ -57,11 +57,11 @@ class Copy:
         rollouts = [done[id] for id in sorted(done)]
         found = []
         for request, rollout in zip(requests, rollouts, strict=True):
-            logits = model(input_ids=torch.tensor([request.ids])).logits[0].log_softmax(1)
-            prompt = [float(logits[i, id]) for i, id in enumerate(request.ids[1:])]
-            found.append(
-                Completion(rollout.ids, rollout.logprobs, prompt if request.scored else [])
-            )
+            prompt = []
+            if request.scored:
+                logits = model(input_ids=torch.tensor([request.ids])).logits[0].log_softmax(1)
+                prompt = [float(logits[i, id]) for i, id in enumerate(request.ids[1:])]
+            found.append(Completion(rollout.ids, rollout.logprobs, prompt))
         return found
 
 
