@@ -25,6 +25,7 @@ TRL_CANNOT: dict[str, tuple[tuple, str]] = {
     "probe": ((0,), "what is tried are our own sampling and learning"),
     "check_only": ((False,), "what is tried are our own sampling and learning"),
     "quantize": (("none",), "it would turn the LoRA to bfloat16"),
+    "ahead": ((0,), "it samples and learns in turn"),
     "engine": (("own",), "it samples by transformers"),
     "vllm_url": ((None,), "it samples by transformers"),
     "importance_cap": ((0.0,), "it samples by transformers"),
@@ -33,7 +34,6 @@ TRL_CANNOT: dict[str, tuple[tuple, str]] = {
     "entropy_share": ((1.0,), "give top_entropy_quantile by --trl-options"),
     "entropy_bonus": ((0.0,), "give entropy_coef by --trl-options, of each micro-batch's mean"),
     "canary_tolerance": ((0.0,), "it samples by transformers"),
-    "ahead": ((0,), "it samples and learns in turn"),
 }
 
 
