@@ -21,6 +21,7 @@ sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]
 import gpu_tables  # noqa: E402
 import model_tables  # noqa: E402
 import real_tables  # noqa: E402
+import sharpening  # noqa: E402
 import tool_tables  # noqa: E402
 from learning_curve import draw, keep_curves  # noqa: E402
 
@@ -276,6 +277,7 @@ PLACES: dict[str, dict[str, Callable[[], str]]] = {
     "docs/training.md": {
         "word_problems": partial(learning_table, "word_problems"),
         "samples": samples_table,
+        "sharpening": sharpening.table,
     },
     "docs/models.md": {
         "families": model_tables.families,
