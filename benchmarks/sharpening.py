@@ -18,6 +18,7 @@ import platform
 import shlex
 import subprocess
 import sys
+from importlib.metadata import version
 from itertools import product
 from pathlib import Path
 
@@ -82,8 +83,6 @@ def once(command: str) -> float:
 
 def machine() -> dict:
     """Return what it was measured on."""
-    import torch
-
     info = Path("/proc/cpuinfo")
     names = [line.partition(":")[2].strip() for line in info.read_text().splitlines()
              if line.startswith("model name")] if info.exists() else []  # fmt: skip
@@ -91,7 +90,7 @@ def machine() -> dict:
         "processor": names[0] if names else platform.processor(),
         "threads": 1,
         "python": platform.python_version(),
-        "torch": torch.__version__,
+        "torch": version("torch"),
     }
 
 

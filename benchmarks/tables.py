@@ -276,8 +276,8 @@ PLACES: dict[str, dict[str, Callable[[], str]]] = {
     "README.md": {"addition": partial(learning_table, "addition")},
     "docs/training.md": {
         "word_problems": partial(learning_table, "word_problems"),
-        "samples": samples_table,
         "sharpening": sharpening.table,
+        "samples": samples_table,
     },
     "docs/models.md": {
         "families": model_tables.families,

@@ -134,8 +134,9 @@ def _pass_at_k(folder: Path) -> list[dict]:
     for place in (folder.parent, folder):
         for path in sorted(place.glob("*.json")):
             made = files.read_object(path).get("pass_at_k")
-            whole = isinstance(made, dict) and {"models", "differences"} <= made.keys()
-            if whole and made not in found:
+            if not isinstance(made, dict) or made in found:
+                continue
+            if {"models", "differences"} <= made.keys():
                 found.append(made)
     return found
 

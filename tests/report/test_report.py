@@ -77,12 +77,12 @@ def test_the_page_loads_nothing_and_allows_only_its_own_script(tmp_path):
 
 def test_what_became_of_pass_at_k_is_in_it(tmp_path):
     run = made(tmp_path)
-    assert "only sharpened" not in report.write(run).read_text(encoding="utf-8")
+    assert "only sharpened" not in report.render(run)
     # 2 of 8 are right in 10 of 20 questions; then all 8 are.
     models = [Sampled("<b>", [2] * 10 + [0] * 10, 8), Sampled("end", [8] * 10 + [0] * 10, 8)]
     found = json.dumps({"pass_at_k": pass_at_k_metrics(models)})
     (run / "pass_at_k.json").write_text(found)
-    page = report.write(run).read_text(encoding="utf-8")
+    page = report.render(run)
     assert "<h2>Learned, or only sharpened</h2>" in page and "<b>" not in page
     cells = re.findall(r"<td>(pass@\d+)</td><td class=\"n\">(.*?)</td>", page)
     # Wilson's intervals of 2.5 of 20 and of 10 of 20.
