@@ -292,6 +292,7 @@ PLACES: dict[str, dict[str, Callable[[], str]]] = {
     "docs/tools.md": {"tools": tool_tables.learning},
     "docs/results.md": {
         "prompts_gsm8k": partial(real_tables.prompts, "gsm8k"),
+        "prompts_addition": partial(real_tables.prompts, "addition"),
         "qwen": partial(real_tables.results, "qwen"),
         "qwen_changes": partial(real_tables.changes, "qwen"),
         "smollm2": partial(real_tables.results, "smollm2"),
