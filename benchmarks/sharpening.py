@@ -40,8 +40,8 @@ def commands(task: str, seed: int, questions: int, samples: int) -> dict[str, st
     return {
         START: f"python train_sft.py {common} --backend own --run {name}/sft --output {start}",
         END: f"python train_grpo.py {common} --adapter {start} --run {name}/grpo --output {end}",
-        "compared": f"python evaluate.py {common} --compare {start} {end} --samples {samples} "
-        f"--temperature 1 --eval-samples {questions} --run {name}/compared",
+        "compared": f"python evaluate.py {common} --weights weights/{name} --compare {START} {END} "
+        f"--samples {samples} --temperature 1 --eval-samples {questions} --run {name}/compared",
     }
 
 

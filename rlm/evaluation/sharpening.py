@@ -140,7 +140,7 @@ def finding(first: dict, last: dict, left: float, questions: int) -> str:
     ways = direction(first), direction(last)
     told = f"pass@{first['k']} {ways[0]}, pass@{last['k']} {ways[1]}: {FINDINGS[ways]}."
     if ways[1] == SAME and left < FEWEST:
-        told += (f" Only {left:.0f} of {questions} questions were left to gain, too few for "
+        told += (f" Questions left to gain: {left:.0f} of {questions}, too few for "
                  f"pass@{last['k']} to be seen to rise.")  # fmt: skip
     return told
 

@@ -77,8 +77,8 @@ def test_a_row_a_part_and_its_sentence(tmp_path, ran):
         "| 100.0 → 100.0: +0.0 [+0.0, +0.0] |"
     )
     assert lines[4].startswith("- word problems, seed 2: pass@1 rose, pass@8 stayed within noise")
-    assert lines[4].endswith("Only 0 of 20 questions were left to gain, too few for pass@8 to be "
-                             "seen to rise.")  # fmt: skip
+    assert lines[4].endswith("Questions left to gain: 0 of 20, too few for pass@8 to be seen "
+                             "to rise.")  # fmt: skip
     assert lines[-1].startswith("Measured on ") and ", 1 thread, torch " in lines[-1]
 
 

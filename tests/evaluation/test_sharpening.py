@@ -96,8 +96,8 @@ def test_every_way_has_its_sentence(ways):
 def test_no_room_to_rise_is_told():
     surer, same = change(1, 0.5, 0.7), change(64, 0.0, 0.02)
     told = finding(surer, same, 2.0, 200)
-    assert told.endswith("Only 2 of 200 questions were left to gain, too few for pass@64 to be "
-                         "seen to rise.")  # fmt: skip
+    assert told.endswith("Questions left to gain: 2 of 200, too few for pass@64 to be seen "
+                             "to rise.")  # fmt: skip
     assert "left to gain" not in finding(surer, same, 6.0, 200)
     assert "left to gain" not in finding(surer, change(64, -0.3, -0.1), 0.0, 200)
 
