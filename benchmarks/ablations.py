@@ -237,8 +237,9 @@ def main() -> int:
         return 2
     os.chdir(ROOT)
     os.environ["HF_HUB_OFFLINE"] = "1"
-    import evaluate  # noqa: F401 - once, so that the processes have them
     import torch  # noqa: F401
+
+    import evaluate  # noqa: F401 - once, so that the processes have them
     import train_grpo  # noqa: F401
     import train_sft  # noqa: F401
 
