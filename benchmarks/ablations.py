@@ -110,6 +110,7 @@ CHANGES = {
     "twice-cispo": Change("two updates", "cispo", f"{TWICE} --loss cispo", against="twice"),
     "twice-gspo": Change("two updates", "gspo", f"{TWICE} --loss gspo", against="twice"),
     "twice-sapo": Change("two updates", "sapo", f"{TWICE} --loss sapo", against="twice"),
+    "trl": Change("backend", "TRL's GRPOTrainer", "--backend trl"),
     "rank-1": Change("LoRA", "rank 1", sft="--lora-r 1 --lora-alpha 2"),
     "rank-4": Change("LoRA", "rank 4", sft="--lora-r 4 --lora-alpha 8"),
     "rank-64": Change("LoRA", "rank 64", sft="--lora-r 64 --lora-alpha 128"),
