@@ -18,6 +18,7 @@ ROOT = Path(__file__).resolve().parent.parent
 RESULTS = Path(__file__).parent / "results"
 sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]
 
+import ablation_tables  # noqa: E402
 import gpu_tables  # noqa: E402
 import model_tables  # noqa: E402
 import real_tables  # noqa: E402
@@ -286,6 +287,10 @@ PLACES: dict[str, dict[str, Callable[[], str]]] = {
         "model_sizes": model_tables.sizes,
         "model_size_sources": model_tables.size_sources,
     },
+    "docs/what_helps.md": {
+        f"ablations_{task}": partial(ablation_tables.table, task)
+        for task in ("addition", "word_problems")
+    },
     "docs/evaluation.md": {"robustness": robustness_table},
     "docs/serving.md": {"serve": serve_table},
     "docs/agents.md": {"orchestrator": orchestrator_table},
@@ -348,6 +353,7 @@ def main(argv: list[str] | None = None) -> int:
     for path, text in filled(ROOT).items():
         files.write_text(path, text)
     draw(ROOT / "docs" / "learning_curve.png")
+    ablation_tables.draw(ROOT / "docs" / "what_helps.png")
     return 0
 
 
