@@ -4,7 +4,8 @@
     python train.py --mode sft --num-samples 500 --sft-epochs 3
     python train.py --mode grpo --sft-checkpoint weights/sft_lora --grpo-samples 50
 
-It only calls train_sft.py, train_grpo.py and evaluate.py in order, in one process.
+It only calls train_sft.py, train_grpo.py and evaluate.py in order, in one process. With `samples`
+above 1 in the file's `evaluate:` section it also tells what became of pass@k.
 """
 
 import logging
@@ -37,6 +38,7 @@ def train(settings) -> list[dict]:
     Stopped and started again, it goes on where it was.
     """
     from rlm import files, parallel
+    from rlm.evaluation import sharpening
     from rlm.models.loading import pick_device
     from rlm.report import report
     from rlm.run.done import Done
@@ -65,9 +67,12 @@ def train(settings) -> list[dict]:
         done.once(f"train {name}", partial(run_stage, script, stage))
         rows.append(done.once(name, partial(work, name, stage.output)))
     files.write_json(settings.run_dir / "summary.json", rows)
+    found = pass_at_k(settings.run_dir, ["base", *names], measured)
     done.clear()
     report.write(settings.run_dir)
     show_one(settings.run_dir / f"test-{names[-1]}.csv")
+    if found:
+        print(f"\n{sharpening.brief(found)}")
     return rows
 
 
@@ -97,12 +102,39 @@ def measure(settings, examples, shots, folder: Path, name: str, adapter: str | N
     return evaluate.evaluate_one(settings, examples, name, settings.model, adapter, path, shots)
 
 
-def show_one(path: Path) -> None:
-    """Print the first question of an evaluation with the reasoning of the trained model."""
+def pass_at_k(folder: Path, names: list[str], settings) -> dict | None:
+    """Return pass@k of the measured models and its changes, which go to pass_at_k.json, too.
+
+    None where the evaluations had one sample of each question.
+    """
+    from rlm import files
+    from rlm.evaluation.sharpening import Sampled, pass_at_k_metrics
+
+    path = folder / "pass_at_k.json"
+    if settings.samples < 2:
+        path.unlink(missing_ok=True)  # of an earlier run in this folder
+        return None
+    models = [
+        Sampled(name, [int(row["right_samples"]) for row in rows_of(folder / f"test-{name}.csv")],
+                settings.samples)
+        for name in names
+    ]  # fmt: skip
+    found = pass_at_k_metrics(models, seed=settings.seed)
+    files.write_json(path, {"pass_at_k": found})
+    return found
+
+
+def rows_of(path: Path) -> list[dict]:
+    """Return the rows of an evaluation."""
     import csv
 
     with open(path, encoding="utf-8", newline="") as file:
-        row = next(csv.DictReader(file))
+        return list(csv.DictReader(file))
+
+
+def show_one(path: Path) -> None:
+    """Print the first question of an evaluation with the reasoning of the trained model."""
+    row = rows_of(path)[0]
     print(f"\nQuestion: {row['prompt']}\n\nReasoning\n{row['reasoning']}\n")
     print(f"Answer: {row['answer']} ({row['verdict']}; known answer {row['gold']})")
 

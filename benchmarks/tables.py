@@ -18,9 +18,11 @@ ROOT = Path(__file__).resolve().parent.parent
 RESULTS = Path(__file__).parent / "results"
 sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]
 
+import ablation_tables  # noqa: E402
 import gpu_tables  # noqa: E402
 import model_tables  # noqa: E402
 import real_tables  # noqa: E402
+import sharpening  # noqa: E402
 import tool_tables  # noqa: E402
 from learning_curve import draw, keep_curves  # noqa: E402
 
@@ -275,6 +277,7 @@ PLACES: dict[str, dict[str, Callable[[], str]]] = {
     "README.md": {"addition": partial(learning_table, "addition")},
     "docs/training.md": {
         "word_problems": partial(learning_table, "word_problems"),
+        "sharpening": sharpening.table,
         "samples": samples_table,
     },
     "docs/models.md": {
@@ -283,6 +286,10 @@ PLACES: dict[str, dict[str, Callable[[], str]]] = {
         "families_trl": model_tables.beside_trl,
         "model_sizes": model_tables.sizes,
         "model_size_sources": model_tables.size_sources,
+    },
+    "docs/what_helps.md": {
+        f"ablations_{task}": partial(ablation_tables.table, task)
+        for task in ("addition", "word_problems")
     },
     "docs/evaluation.md": {"robustness": robustness_table},
     "docs/serving.md": {"serve": serve_table},
@@ -346,6 +353,7 @@ def main(argv: list[str] | None = None) -> int:
     for path, text in filled(ROOT).items():
         files.write_text(path, text)
     draw(ROOT / "docs" / "learning_curve.png")
+    ablation_tables.draw(ROOT / "docs" / "what_helps.png")
     return 0
 
 

@@ -15,18 +15,17 @@ they mean beside them.
 
 import re
 from collections import Counter
-from itertools import pairwise
 
 from rlm.answers.kinds import UNJUDGED
 from rlm.answers.reading import REASONS
 from rlm.data.splits import question_key
+from rlm.evaluation import sharpening
 from rlm.evaluation.markdown import WIDTH, p_value, percent, points, table
 from rlm.evaluation.measure import Evaluation
+from rlm.evaluation.sharpening import RESAMPLES, Sampled, pairs_of
 from rlm.evaluation.statistics import bootstrap, mcnemar, wilson
 from rlm.records import Example
 from rlm.seeds import derive
-
-RESAMPLES = 10_000
 
 
 def compare(
@@ -40,26 +39,34 @@ def compare(
 
     models: each model's own metrics. differences: of each to the first and to the one before.
     by_steps, by_digits: right answers by the known solution's steps (0: not known) and by the
-    digits of the largest number in question or answer. ValueError unless every evaluation has a
-    row of every example, in order, and there are two or more.
+    digits of the largest number in question or answer. pass_at_k: with several samples of each
+    question, `rlm.evaluation.sharpening.pass_at_k_metrics`; else None. ValueError unless every
+    evaluation has a row of every example, in order, and there are two or more.
     """
     ids = [example.id for example in examples]
     if len(evaluations) < 2 or any([row["id"] for row in e.rows] != ids for e in evaluations):
         raise ValueError("a comparison needs two or more evaluations of the same examples")
-    first, *others = evaluations
-    pairs = [(first, other) for other in others]
-    pairs += list(pairwise(others))
     digits = [largest_number(example) for example in examples]
     return {
         "questions": len(examples),
         "resamples": resamples,
         "models": [one_model(evaluation) for evaluation in evaluations],
         "differences": [
-            difference(before, after, seed=seed, resamples=resamples) for before, after in pairs
+            difference(before, after, seed=seed, resamples=resamples)
+            for before, after in pairs_of(evaluations)
         ],
+        "pass_at_k": sharpening.pass_at_k_metrics(
+            [sampled(evaluation) for evaluation in evaluations], seed=seed, resamples=resamples
+        ),
         "by_steps": strata(evaluations, [example.steps for example in examples]),
         "by_digits": strata(evaluations, digits),
     }
+
+
+def sampled(evaluation: Evaluation) -> Sampled:
+    """Return the right samples of each question."""
+    right = [row["right_samples"] for row in evaluation.rows]
+    return Sampled(evaluation.name, right, evaluation.summary["samples"])
 
 
 def proportion(count: int, total: int) -> dict:
@@ -188,6 +195,8 @@ def items(evaluations: list[Evaluation], examples: list[Example]) -> list[dict]:
             for name in ("answer", "verdict", "reason", "finish"):
                 row[f"{e.name}: {name}"] = e.rows[i][name]
             row[f"{e.name}: last number right"] = int(lenient(e.rows[i]))
+            if e.summary["samples"] > 1:
+                row[f"{e.name}: right samples"] = e.rows[i]["right_samples"]
         rows.append(row)
     return rows
 
@@ -207,6 +216,7 @@ def card(metrics: dict, facts: dict[str, object]) -> str:
         _accuracy(metrics),
         _differences(metrics),
         _parts(metrics),
+        sharpening.card(metrics["pass_at_k"]) if metrics["pass_at_k"] else "",
         _reasons(metrics),
         _strata(metrics, "by_steps", "steps", "the known solution's steps"),
         _strata(metrics, "by_digits", "digits", "the digits of the largest number"),
@@ -228,6 +238,8 @@ def brief(metrics: dict) -> str:
                ("format", "reasoning")}  # fmt: skip
         lines.append(f"  of {each['strict']['gained'] - each['strict']['lost']:+d} questions: "
                      f"format {net['format']:+d}, reasoning {net['reasoning']:+d}")  # fmt: skip
+    if metrics["pass_at_k"]:
+        lines += ["", sharpening.brief(metrics["pass_at_k"])]
     return "\n".join(lines)
 
 

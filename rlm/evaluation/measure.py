@@ -156,9 +156,9 @@ def summarise(name: str, rows: list[dict], judged: list[list[dict]], samples: in
     answer_proportion: completions whose answer can be read.
     step_by_step: completions with at least two numbered steps.
     last_number: completions whose last number is the gold one, whatever their format.
-    pass@k, with several samples: the chance that one of k is right, with a 95 % Wilson interval
-    over the questions. For k below the samples it is too wide rather than too narrow: a question's
-    chance varies less than right or wrong does.
+    pass@k, with several samples, for the k of `statistics.pass_sizes`: the chance that one of k is
+    right, with a 95 % Wilson interval over the questions. For k below the samples it is too wide
+    rather than too narrow: a question's chance varies less than right or wrong does.
     unjudged: completions whose answer could not be judged (kind math only); they count as not
     right, so where there are many, accuracy is a lower bound.
     """
@@ -191,7 +191,7 @@ def summarise(name: str, rows: list[dict], judged: list[list[dict]], samples: in
     }
     if samples > 1:
         per_question = [sum(s["right"] for s in group) for group in judged]
-        for k in (1, samples):
+        for k in statistics.pass_sizes(samples):
             passed = [statistics.pass_at_k(samples, r, k) for r in per_question]
             metrics[f"pass@{k}"] = sum(passed) / len(passed)
             bounds = statistics.wilson(min(sum(passed), len(passed)), len(passed))

@@ -54,6 +54,16 @@ def pass_at_k(samples: int, right: int, k: int) -> float:
     return 1.0 - comb(samples - right, k) / comb(samples, k)
 
 
+def pass_sizes(samples: int) -> list[int]:
+    """Return the k that pass@k is told of: 1, each power of 8 below the samples, the samples.
+
+    >>> pass_sizes(64), pass_sizes(100), pass_sizes(3)
+    ([1, 8, 64], [1, 8, 64, 100], [1, 3])
+    """
+    powers = [8**n for n in range(samples.bit_length())]
+    return [*(k for k in powers if k < samples), samples]
+
+
 def majority(votes: Sequence[Hashable | None]) -> int | None:
     """Return the index of the first vote for the most frequent value; None abstains.
 

@@ -28,6 +28,8 @@ from pathlib import Path
 
 from rlm import files
 from rlm.errors import InputError
+from rlm.evaluation import sharpening
+from rlm.evaluation.markdown import percent, points
 from rlm.report import charts, plots
 from rlm.report.curves import curves
 from rlm.report.rollout_sample import BUDGET_BYTES, sample
@@ -143,6 +145,8 @@ def _body(whole: RunData, shown: list[RunData], running: bool) -> str:
         )
     if whole.evaluations:
         parts += ["<h2>Evaluations</h2>", _evaluations(whole.evaluations)]
+    if whole.pass_at_k:
+        parts += ["<h2>Learned, or only sharpened</h2>", *map(_pass_at_k, whole.pass_at_k)]
     for data in shown:
         parts.append(f"<h2>Training{escape(': ' + data.path.name) if several else ''}</h2>")
         parts.append(_training(data))
@@ -182,6 +186,31 @@ def _evaluations(found: list[tuple[str, dict]]) -> str:
         + head.replace("</th>", '</th><th class="n" scope="col">95 % interval</th>', 1)
         + '<th class="n" scope="col">tokens</th><th class="n" scope="col">questions</th></tr>'
         + f"</thead><tbody>{''.join(rows)}</tbody></table></div>"
+    )
+
+
+def _pass_at_k(found: dict) -> str:
+    """Return pass@k of a comparison, a line a pair and a k, with what each pair's changes say."""
+    rows, told = [], []
+    for each in found["differences"]:
+        pair = escape(f"{each['before']} → {each['after']}")
+        for before, after, change in sharpening.changes_of(found, each):
+            cells = (percent(before), percent(after), points(change))
+            rows.append(
+                f'<tr><th scope="row">{pair}</th><td>pass@{int(change["k"])}</td>'
+                + "".join(f'<td class="n">{cell}</td>' for cell in cells)
+                + "</tr>"
+            )
+        told.append(f"<li>{pair}: {escape(each['finding'])}</li>")
+    head = "".join(f'<th class="n" scope="col">{name}</th>' for name in ("before", "after"))
+    return (
+        '<div class="scroll"><table><thead><tr><th scope="col">from → to</th><th></th>'
+        f'{head}<th class="n" scope="col">points</th></tr></thead><tbody>{"".join(rows)}</tbody>'
+        f"</table></div><ul>{''.join(told)}</ul>"
+        '<p class="small">Per cent of '
+        f"{int(found['questions'])} questions, by the unbiased estimator of arXiv:2107.03374, with "
+        "95 % intervals: Wilson's before and after, of the points a bootstrap over the same "
+        "questions.</p>"
     )
 
 

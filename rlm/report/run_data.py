@@ -7,7 +7,7 @@ a last line of a table without its end is left out, since its last number may be
 import csv
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from rlm import files
@@ -22,6 +22,8 @@ class RunData:
 
     rows: the metrics of each step, in order; only what is a number. evaluations: (name, summary)
     of each measured model, those of the run's parent (a train.py run) first. warnings: lines.
+    pass_at_k: what `rlm.evaluation.sharpening.pass_at_k_metrics` found, of comparisons with several
+    samples in the folder and in its parent.
     """
 
     path: Path
@@ -29,6 +31,7 @@ class RunData:
     rows: list[dict]
     evaluations: list[tuple[str, dict]]
     warnings: list[str]
+    pass_at_k: list[dict] = field(default_factory=list)
 
     @property
     def name(self) -> str:
@@ -57,7 +60,7 @@ def read(folder: str | Path, *, running: bool = False) -> RunData:
     if not running:
         messages += _how_it_ended(rows, settings)
     messages += _from_metrics(rows, settings)
-    return RunData(path, settings, rows, _evaluations(path), messages)
+    return RunData(path, settings, rows, _evaluations(path), messages, _pass_at_k(path))
 
 
 def stages(folder: str | Path) -> list[Path]:
@@ -123,6 +126,19 @@ def _summaries(folder: Path) -> list[dict]:
 def _is_summary(value) -> bool:
     names = ("accuracy", "accuracy_low", "accuracy_high", "questions")
     return isinstance(value, dict) and all(isinstance(value.get(n), int | float) for n in names)
+
+
+def _pass_at_k(folder: Path) -> list[dict]:
+    """Return pass@k of the folder's comparisons and of its parent's, each once."""
+    found: list[dict] = []
+    for place in (folder.parent, folder):
+        for path in sorted(place.glob("*.json")):
+            made = files.read_object(path).get("pass_at_k")
+            if not isinstance(made, dict) or made in found:
+                continue
+            if {"models", "differences"} <= made.keys():
+                found.append(made)
+    return found
 
 
 def _from_console(path: Path) -> list[str]:

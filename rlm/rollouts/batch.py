@@ -129,8 +129,9 @@ def describe(batch: Batch, format_name: str, *, tools: bool = False) -> dict[str
 
     reward_mean, reward_spread: of all completions that were judged; the spread is their standard
     deviation (divided by n). all_right, all_wrong, mixed: shares of the groups, by correctness
-    where it is rewarded. live_fraction: groups whose rewards differ. unjudged_completions: how many
-    could not be judged; they are in no reward. The other shares are of all completions:
+    where it is rewarded. live_fraction: groups whose rewards differ. sampled_completions: how many
+    there are; unjudged_completions: how many of them could not be judged and are in no reward. The
+    other shares are of all completions:
     truncated (cut off at the maximum), unreadable (no answer could be read) and by its reason,
     step_by_step (at least two numbered steps), and those of `rlm.answers.reward_hacking.SIGNS`.
     completion_tokens: mean length, without what tools wrote. With `tools` the metrics of
@@ -150,6 +151,7 @@ def describe(batch: Batch, format_name: str, *, tools: bool = False) -> dict[str
         "reward_spread": totals.std(correction=0).item(),
         "live_fraction": live(judged_values(scores)).float().mean().item(),
         **live_groups(judged_values(scores, "correctness")),
+        "sampled_completions": count,
         "unjudged_completions": count - len(judged),
         "truncated_fraction": sum(r.finish == "length" for r in rollouts) / count,
         "unreadable_fraction": sum(s.reason is not None for s in flat) / count,

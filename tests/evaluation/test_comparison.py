@@ -23,11 +23,13 @@ def row(verdict: str, last_number: bool = False, reason="", finish="stop", id=""
     reason = reason or ("no_close" if verdict == "unreadable" else "")
     made = {"id": id, "verdict": verdict, "reason": reason, "finish": finish}
     made["answer"] = "" if verdict == "unreadable" else "7"
+    made["right_samples"] = int(verdict == "right")
     return made | {"last_number": last_number or verdict == "right"}
 
 
 def evaluation(name: str, *rows: dict) -> Evaluation:
-    return Evaluation(name, [each | {"id": str(i)} for i, each in enumerate(rows)], {})
+    return Evaluation(name, [each | {"id": str(i)} for i, each in enumerate(rows)],
+                      {"samples": 1})  # fmt: skip
 
 
 def examples(n: int) -> list[Example]:
@@ -128,8 +130,12 @@ def test_an_independent_computation_agrees(outcomes, seed):
 
 
 def test_only_the_same_questions_are_compared():
-    shuffled = Evaluation("b", BASE.rows[::-1], {})
-    for evaluations in ([BASE], [BASE, shuffled], [BASE, Evaluation("c", BASE.rows[:5], {})]):
+    shuffled = Evaluation("b", BASE.rows[::-1], BASE.summary)
+    for evaluations in (
+        [BASE],
+        [BASE, shuffled],
+        [BASE, Evaluation("c", BASE.rows[:5], BASE.summary)],
+    ):
         with pytest.raises(ValueError, match="same examples"):
             compare(evaluations, examples(6))
 
@@ -167,6 +173,25 @@ def test_the_card_has_every_part_and_lines_up():
         assert line in text, line
     told = brief(metrics)
     assert "of +1 questions: format +1, reasoning +0" in told and "3 gained, 2 lost" in told
+
+
+def test_several_samples_add_pass_at_k_and_the_counts_it_is_made_of():
+    questions = examples(6)
+    assert compare([BASE, TUNED], questions, resamples=9)["pass_at_k"] is None
+    assert "base: right samples" not in items([BASE, TUNED], questions)[0]
+    several = [
+        Evaluation(e.name, [r | {"right_samples": 4 * r["right_samples"]} for r in e.rows],
+                   {"samples": 8})
+        for e in (BASE, TUNED)
+    ]  # fmt: skip
+    metrics = compare(several, questions, resamples=9)
+    base, tuned = metrics["pass_at_k"]["models"]
+    # Of 6 questions 2 and 3 have 4 of 8 samples right, the others none.
+    assert [each["share"] for each in base["pass_at_k"]] == pytest.approx([1 / 6, 1 / 3])
+    assert [each["share"] for each in tuned["pass_at_k"]] == pytest.approx([1 / 4, 1 / 2])
+    assert [r["base: right samples"] for r in items(several, questions)] == [0, 0, 0, 4, 4, 0]
+    assert "| base → tuned | pass@8 | 33.3 [" in card(metrics, {})
+    assert "pass@1 stayed within noise" in brief(metrics)
 
 
 def test_steps_that_are_not_known_have_no_table():

@@ -1,5 +1,6 @@
 """The figures of an evaluation, worked out by hand on a sampler that says what it is told."""
 
+import re
 import time
 
 import pytest
@@ -83,6 +84,15 @@ def test_several_samples(measured):
     shown = table([summary])
     assert "| pass@1 [95 %] " in shown and "| pass@3 [95 %] " in shown
     assert "33.3 % [4.5, 84.1]" in shown and "100.0 % [34.2, 100.0]" in shown
+
+
+def test_pass_at_k_has_the_powers_of_8_below_the_samples(measured):
+    summary = measured([RIGHT, RIGHT, *[WRONG] * 8]).summary
+    assert [name for name in summary if re.fullmatch(r"pass@\d+", name)] == [
+        "pass@1", "pass@8", "pass@10",
+    ]  # fmt: skip
+    # 2 of 10 are right: one of 8 draws is, unless both are the 2 left over, 1 of 45 pairs.
+    assert summary["pass@8"] == pytest.approx(44 / 45) and summary["pass@10"] == 1.0
 
 
 def test_steps_are_counted_without_a_gap():

@@ -20,6 +20,7 @@ from rlm.evaluation.statistics import (
     mcnemar,
     mean_and_spread,
     pass_at_k,
+    pass_sizes,
     wilson,
 )
 
@@ -58,6 +59,11 @@ def test_pass_at_k_by_hand():
     assert pass_at_k(8, 3, 1) == pytest.approx(3 / 8)
     with pytest.raises(ValueError, match="k"):
         pass_at_k(4, 1, 5)
+
+
+def test_the_sizes_are_powers_of_8_and_the_number_of_samples():
+    assert pass_sizes(1) == [1] and pass_sizes(7) == [1, 7] and pass_sizes(8) == [1, 8]
+    assert pass_sizes(9) == [1, 8, 9] and pass_sizes(512) == [1, 8, 64, 512]
 
 
 def test_majority_counts_exact_values_and_lets_the_unread_abstain():

@@ -12,6 +12,7 @@ import sys
 import pytest
 
 from rlm.errors import InputError
+from rlm.evaluation.sharpening import Sampled, pass_at_k_metrics
 from rlm.report import report
 from tests.server.test_page import CHROMIUM, expect, listen, needs_browser, playwright
 from tests.support.running import ROOT, start
@@ -72,6 +73,22 @@ def test_the_page_loads_nothing_and_allows_only_its_own_script(tmp_path):
     assert set(re.findall(r"https?://[^\"' )]+", page)) == {"http://www.w3.org/2000/svg"}
     assert "default-src 'none'" in page and "unsafe-inline" not in page and " style=" not in page
     assert not re.search(r"innerHTML|outerHTML|insertAdjacent|document\.write|eval\(", page)
+
+
+def test_what_became_of_pass_at_k_is_in_it(tmp_path):
+    run = made(tmp_path)
+    assert "only sharpened" not in report.render(run)
+    # 2 of 8 are right in 10 of 20 questions; then all 8 are.
+    models = [Sampled("<b>", [2] * 10 + [0] * 10, 8), Sampled("end", [8] * 10 + [0] * 10, 8)]
+    found = json.dumps({"pass_at_k": pass_at_k_metrics(models)})
+    (run / "pass_at_k.json").write_text(found)
+    page = report.render(run)
+    assert "<h2>Learned, or only sharpened</h2>" in page and "<b>" not in page
+    cells = re.findall(r"<td>(pass@\d+)</td><td class=\"n\">(.*?)</td>", page)
+    # Wilson's intervals of 2.5 of 20 and of 10 of 20.
+    assert cells == [("pass@1", "12.5 [4.0, 33.1]"), ("pass@8", "50.0 [29.9, 70.1]")]
+    assert "&lt;b&gt; → end: pass@1 rose, pass@8 stayed within noise: sharpening" in page
+    assert "Per cent of 20 questions" in page
 
 
 def test_all_that_was_measured_is_in_it(tmp_path):

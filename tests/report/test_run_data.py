@@ -92,3 +92,16 @@ def test_nothing_that_is_not_finite_is_counted_as_time(tmp_path):
     run = folder(tmp_path, "step,learn_seconds\n1,nan\n2,3\n")
     assert read(run).seconds() == {"learn": 3.0}
     assert math.isnan(read(run).rows[0]["learn_seconds"])
+
+
+def test_comparisons_with_samples_are_those_of_the_folder_and_of_its_parent(tmp_path):
+    run = folder(tmp_path / "demo" / "grpo")
+    first, own = ({"models": [name], "differences": []} for name in ("a", "b"))
+    (tmp_path / "demo" / "pass_at_k.json").write_text(json.dumps({"pass_at_k": first}))
+    (run / "comparison.json").write_text(json.dumps({"questions": 2, "pass_at_k": own}))
+    # The same once more, one without samples, and what is no comparison.
+    (run / "again.json").write_text(json.dumps({"pass_at_k": first}))
+    (run / "greedy.json").write_text(json.dumps({"pass_at_k": None}))
+    (run / "odd.json").write_text(json.dumps({"pass_at_k": {"models": 1}}))
+    assert read(run).pass_at_k == [first, own]
+    assert read(tmp_path / "demo").pass_at_k == [first]

@@ -74,6 +74,7 @@ def test_evaluate_compares_and_writes_a_row_per_question(folder):
 
 def test_evaluate_compares_with_a_card_the_figures_and_the_answers(folder):
     words = ["--compare", "base", "sft_lora", "final_rlm_lora", "--output-file", "out/c.csv"]
+    words += ["--samples", 2]
     done = succeed("evaluate.py", *words, *SMALL[2:], cwd=folder)
     metrics = json.loads((folder / "out/c.json").read_text())
     assert [model["model"] for model in metrics["models"]] == ["base", "sft_lora", "final_rlm_lora"]
@@ -88,6 +89,14 @@ def test_evaluate_compares_with_a_card_the_figures_and_the_answers(folder):
         assert model["strict"]["count"] == sum(r["verdict"] == "right" for r in own), i
     card = (folder / "out/c.md").read_text()
     assert "# base, sft_lora, final_rlm_lora on the same 4 questions" in card
+    sampled = metrics["pass_at_k"]
+    for model in sampled["models"]:
+        right = [int(r[f"{model['model']}: right samples"]) for r in answers]
+        one, both = model["pass_at_k"]
+        assert (one["k"], one["share"], both["k"]) == (1, sum(right) / 8, 2)
+        assert both["share"] == sum(r > 0 for r in right) / 4
+    assert [each["finding"] in done.stdout and each["finding"] in card
+            for each in sampled["differences"]] == [True] * 3  # fmt: skip
     assert "base -> final_rlm_lora" in done.stdout and "out/c.md" in done.stdout
 
 
@@ -142,13 +151,18 @@ def test_train_runs_both_stages_by_the_known_command_line(tmp_path):
     known = "--mode full --num-samples 16 --seed 1 --sft-epochs 1 --sft-batch-size 8 --sft-lr 0.001"
     more = "--grpo-epochs 0.25 --grpo-samples 8 --grpo-lr 0.001 --no-wandb --log-level INFO"
     places = ["--output-dir", "out", "--model", TINY, "--max-tokens", 32]
-    words = [*known.split(), *more.split(), *places]
+    (tmp_path / "c.yaml").write_text("evaluate: {samples: 2}\n")
+    words = [*known.split(), *more.split(), *places, "--config", "c.yaml"]
     done = succeed("train.py", *words, cwd=tmp_path, EVAL_SAMPLES="3")
     assert (tmp_path / "out/sft_lora/adapter_model.safetensors").is_file()
     assert (tmp_path / "out/final_rlm_lora/adapter_model.safetensors").is_file()
     summary = json.loads((tmp_path / "runs/train/summary.json").read_text())
     assert [row["model"] for row in summary] == ["base", "sft", "grpo"]
     assert "| base " in done.stdout and "Question:" in done.stdout
+    sampled = json.loads((tmp_path / "runs/train/pass_at_k.json").read_text())["pass_at_k"]
+    told = [each["finding"] for each in sampled["differences"]]
+    page = (tmp_path / "runs/train/report.html").read_text()
+    assert len(told) == 3 and all(text in done.stdout and text in page for text in told)
     # 8 questions, a quarter of a pass, 16 a step: one step
     assert done.stderr.count("--grpo-samples 8: GRPO gets that many questions") == 1
     assert [row["step"] for row in rows(tmp_path / "runs/train/grpo/log.csv")] == ["0", "1"]
