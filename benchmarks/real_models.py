@@ -98,7 +98,7 @@ PARTS: dict[str, list[Row]] = {
             for form in ("think", "xml", "solution")
         ),
         Row("qwen/sft-human", "SFT, human demonstrations", f"{SFT} --num-samples 27"),
-        # Twice: bfloat16 on a CPU does not round alike in all versions of the code.
+        # Twice, at two states of the code: what differs between them is within the interval.
         *(
             Row(f"qwen/{name}", title,
                 f"{SFT} --num-samples 120 --demonstrations own --own-samples 2")
