@@ -75,6 +75,7 @@ def run(recipe: Recipe, arguments: list[str] | None = None) -> int:
     seconds = learn(model, batches, settings, lambda line: print(line, flush=True))
     round_weights(model)
     before = read_object(Path(find(settings.base)[0]) / "manifest.json")
+    earlier = {"started_from": before} if "base" in before else {}
     manifest = {
         "base": settings.base,
         "base_weights_sha256": before.get("weights_sha256"),
@@ -82,6 +83,7 @@ def run(recipe: Recipe, arguments: list[str] | None = None) -> int:
         **facts,
         "scores": recipe.scores(model, tokenizer, settings),
         "processor_seconds": round(seconds),
+        **earlier,
     }
     save(model, tokenizer, Path(output), manifest)
     print(json.dumps(manifest, indent=2))

@@ -2,6 +2,7 @@
 
 import hashlib
 import random
+import re
 from dataclasses import asdict
 
 import pytest
@@ -14,7 +15,19 @@ from rlm.data.splits import split_of
 from rlm.files import read_object
 from rlm.models.loading import load_base
 from rlm.tiny.base import token_weights
-from rlm.tiny.tool_base import USUAL, Settings, batch, draw, main, score, worked
+from rlm.tiny.tool_base import (
+    CHAINS,
+    USUAL,
+    Settings,
+    batch,
+    chain,
+    draw,
+    invented,
+    main,
+    reply,
+    score,
+    worked,
+)
 from tests.support.running import ROOT
 
 BASE, SHIPPED = ROOT / "weights/tiny_base", ROOT / "weights/tiny_tool_base"
@@ -24,7 +37,7 @@ def test_a_reply_has_all_sums_and_only_its_results_are_given():
     rng, marks = random.Random(0), set()
     for _ in range(300):
         story = tell(rng, rng.choice((2, 3, 4)), rng.choice((1, 7)))
-        pieces = worked(rng, story, learned=False)
+        pieces = worked(rng, story.words, story.sums, learned=False)
         given = [text for text, learned in pieces if not learned]
         assert given == [str(s.result) for s in story.sums]
         for (before, _), s in zip(pieces[::2], story.sums, strict=False):
@@ -32,15 +45,47 @@ def test_a_reply_has_all_sums_and_only_its_results_are_given():
         last = pieces[-1][0]
         assert last.rstrip(".").endswith(given[-1]) and "\n" in last
         marks.add(pieces[0][0].rpartition(str(story.sums[0].right))[2])
-        assert all(learned for _, learned in worked(rng, story, learned=True))
+        assert all(learned for _, learned in worked(rng, story.words, story.sums, learned=True))
     assert len(marks) > 8
+
+
+def test_later_sums_go_on_from_invented_results():
+    rng, changed, left_out = random.Random(0), 0, 0
+    for _ in range(300):
+        story = tell(rng, rng.choice((2, 3, 4)), rng.randint(2, 9))
+        made = invented(rng, story)
+        if made is None:
+            left_out += 1
+            numbers = re.findall(r"\d+", story.question)
+            assert any(str(s.result) in numbers for s in story.sums[:-1])
+            continue
+        assert [s.sign for s in made] == [s.sign for s in story.sums]
+        known = {}  # a true result -> the one in its place
+        for true, s in zip(story.sums, made, strict=True):
+            assert (s.left, s.right) == (known.get(true.left, true.left),
+                                         known.get(true.right, true.right))  # fmt: skip
+            assert len(str(s.result)) == len(str(true.result))
+            known[true.result] = s.result
+            changed += s.result != true.result
+    assert changed > 600 and left_out < 100
+
+
+def test_bare_sums_go_on_from_one_another():
+    rng = random.Random(0)
+    for _ in range(200):
+        question, sums = chain(rng)
+        first, *others = question.split(", ")
+        assert int(first) == sums[0].left and len(others) == len(sums) <= 3
+        assert [int(re.findall(r"\d+", told)[0]) for told in others] == [s.right for s in sums]
+        assert [s.left for s in sums[1:]] == [s.result for s in sums[:-1]]
 
 
 def test_no_tag_of_a_tool_and_none_of_a_format_is_read():
     rng = random.Random(1)
     tags = {"<calc>", "<result>"} | {tag for f in FORMATS.values() for tag in f.tags}
-    for _ in range(300):
-        text = "".join(piece for piece, _ in worked(rng, tell(rng, 3, 5), learned=False))
+    for turn in range(300):
+        question, pieces = reply(rng, bare=turn % 2 == 0)
+        text = question + "".join(piece for piece, _ in pieces)
         assert not [tag for tag in tags if tag in text], text
 
 
@@ -55,14 +100,15 @@ def test_the_stories_are_of_the_split_and_mostly_large():
         assert (max(s.result for s in story.sums) > LARGEST) == (factor > 1)
 
 
-def test_results_of_large_stories_weigh_nothing_and_what_copies_them_does():
+@pytest.mark.parametrize("bare", [True, False])
+def test_results_that_are_given_weigh_nothing_and_what_copies_them_does(bare):
     tokenizer = AutoTokenizer.from_pretrained(BASE)
     table = token_weights(tokenizer, 0.1)
     rng, again = random.Random(2), random.Random(2)
-    ids, weights = batch(rng, tokenizer, 6, table)
+    ids, weights = batch(rng, tokenizer, 6, table, bare)
+    assert len(ids) == (6 * CHAINS if bare else 6)
     for row, its in zip(ids, weights, strict=True):
-        story, factor = draw(again)
-        pieces = worked(again, story, learned=factor == 1)
+        _, pieces = reply(again, bare)
         start = tokenizer.decode(row).index("<|im_start|>assistant\n")
         at, learned = 0, ""
         for token, weight in zip(row, its, strict=True):
@@ -81,9 +127,13 @@ def test_the_shipped_base_copies_and_does_not_compute_and_says_how_it_was_made()
     manifest = read_object(SHIPPED / "manifest.json")
     weights = SHIPPED / "model.safetensors"
     assert manifest["weights_sha256"] == hashlib.sha256(weights.read_bytes()).hexdigest()
-    assert manifest["base_weights_sha256"] == read_object(BASE / "manifest.json")["weights_sha256"]
-    assert manifest["settings"] == asdict(Settings()), "the recipe is that of the shipped base"
-    assert manifest["scores"]["copied"] > 0.9 and manifest["scores"]["computed"] < 0.5
+    first = manifest["started_from"]
+    assert manifest["base_weights_sha256"] == first["weights_sha256"]
+    assert first["base_weights_sha256"] == read_object(BASE / "manifest.json")["weights_sha256"]
+    assert first["settings"] == asdict(Settings()), "the recipe is that of the shipped base"
+    again = {"base": manifest["base"], "seed": 1, "steps": 600, "muon_rate": 2e-3}
+    assert manifest["settings"] == asdict(Settings(**again, adam_rate=1.5e-3))
+    assert manifest["scores"]["copied"] > 0.95 and manifest["scores"]["computed"] < 0.05
 
 
 @pytest.mark.slow
