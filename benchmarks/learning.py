@@ -79,15 +79,15 @@ def clean(task: str, seed: int, samples: int | None) -> dict:
     return read(f"runs/{name}/test.json")
 
 
-def measure(part: str, seeds: list[int]) -> list[dict]:
-    """Return the results of a part, one entry a seed."""
-    if part == "samples":
-        runs = [{str(n): clean("addition", seed, n) for n in SIZES} for seed in seeds]
-        # The recipe's own number of demonstrations was measured as the control run.
-        whole_runs = read(RESULTS / "learning_addition.json")["results"]
-        runs = [run | {ALL: c["control"]} for run, c in zip(runs, whole_runs, strict=True)]
-        return [{"seed": s, "samples": run} for s, run in zip(seeds, runs, strict=True)]
-    return [whole(part, seed) for seed in seeds]
+def measure(part: str, seed: int) -> dict:
+    """Return the results of a part for one seed."""
+    if part != "samples":
+        return whole(part, seed)
+    # The recipe's own number of demonstrations was measured as the control run.
+    kept = read(RESULTS / "learning_addition.json")["results"]
+    control = next(run["control"] for run in kept if run["seed"] == seed)
+    samples = {str(n): clean("addition", seed, n) for n in SIZES} | {ALL: control}
+    return {"seed": seed, "samples": samples}
 
 
 def main() -> int:
@@ -99,7 +99,6 @@ def main() -> int:
     parser.add_argument("--part", choices=[*RECIPES, "samples"], required=True)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     options = parser.parse_args()
-    results = measure(options.part, options.seeds)
     import torch
 
     machine = {
@@ -109,8 +108,11 @@ def main() -> int:
         "torch": torch.__version__,
     }
     path = RESULTS / f"learning_{options.part}.json"
-    files.write_json(path, {"part": options.part, "machine": machine, "results": results})
-    print(f"written: {path}")
+    results: list[dict] = []
+    for seed in options.seeds:
+        results.append(measure(options.part, seed))
+        files.write_json(path, {"part": options.part, "machine": machine, "results": results})
+        print(f"written: {path}, seed {seed}", flush=True)
     return 0
 
 

@@ -14,19 +14,14 @@ It sees no graph of agents and no name of a role: that a graph with the right ro
 order, answers a question, is left to find out (configs/orchestrator.yaml).
 """
 
-import json
 import random
-import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass
 
 from rlm.data.problems import addition_question, number, tell
 from rlm.data.splits import split_of
-from rlm.files import read_object
 from rlm.seeds import derive
-from rlm.tiny import recipe_parser
 from rlm.tiny.corpus import WORDS
+from rlm.tiny.taught import Recipe, run
 
 CHARACTERS = '{"agents":[{"id":"a","prompt":"","reads":[]},{"id":"b","prompt":"","reads":["a"]}]}'
 ALIKE = 0.1  # rows that are nearer to each other than this never learned to differ
@@ -128,22 +123,11 @@ def batch(rng: random.Random, tokenizer, rows: int):
     return padded(made, tokenizer.pad_token_id)
 
 
-def train(model, tokenizer, settings: Settings, log: Callable[[str], None] = print) -> float:
-    """Train all weights in place; return the seconds of processor time."""
-    from rlm.tiny.base import loss_of, optimizers_of, take_step
-
-    began, shown = time.process_time(), None
-    optimizers = optimizers_of(model, settings.muon_rate, settings.adam_rate)
+def batches(tokenizer, settings: Settings):
+    """Yield what `batch` returns, without end."""
     rng = random.Random(derive("tiny json notes", settings.seed))
-    for step in range(1, settings.steps + 1):
-        rise = min(1.0, step / settings.warmup_steps)
-        loss = loss_of(model, *batch(rng, tokenizer, settings.batch_rows))
-        take_step(model, optimizers, loss, rise * (1 - (step - 1) / settings.steps))
-        shown = loss.item() if shown is None else 0.95 * shown + 0.05 * loss.item()
-        if step % 50 == 0 or step == settings.steps:
-            spent = time.process_time() - began
-            log(f"step {step} of {settings.steps}, {spent:.0f} s: {shown:.4f}")
-    return time.process_time() - began
+    while True:
+        yield batch(rng, tokenizer, settings.batch_rows)
 
 
 def score(model, tokenizer, seed: int, questions: int = 200) -> float:
@@ -163,35 +147,19 @@ def score(model, tokenizer, seed: int, questions: int = 200) -> float:
 
 def main(arguments: list[str] | None = None) -> int:
     """The command line: a flag for each field of Settings."""
-    parser = recipe_parser("rlm.tiny.json_base", __doc__, Settings())
-    parser.add_argument("--output", default="weights/tiny_json_base", help="the new base's folder")
-    parser.add_argument("--threads", type=int, default=1, help="processor threads, default 1")
-    options = vars(parser.parse_args(arguments))
-    output, threads = options.pop("output"), options.pop("threads")
-    settings = Settings(**options)
-    import torch
 
-    from rlm.models.loading import find, load_base
-    from rlm.tiny.base import round_weights, save, without_output_biases
+    def prepare(model, tokenizer, settings) -> dict:
+        found = revive(model, tokenizer, settings.seed)
+        return {"drawn_anew": [tokenizer.decode([id]) for id in found]}
 
-    torch.set_num_threads(threads)
-    model, tokenizer = load_base(settings.base, device="cpu", dtype="float32")
-    model = without_output_biases(model.requires_grad_(True))
-    found = revive(model, tokenizer, settings.seed)
-    seconds = train(model, tokenizer, settings, lambda line: print(line, flush=True))
-    round_weights(model)
-    before = read_object(Path(find(settings.base)[0]) / "manifest.json")
-    manifest = {
-        "base": settings.base,
-        "base_weights_sha256": before.get("weights_sha256"),
-        "settings": asdict(settings),
-        "drawn_anew": [tokenizer.decode([id]) for id in found],
-        "scores": {"sums_noted": score(model, tokenizer, settings.seed)},
-        "processor_seconds": round(seconds),
-    }
-    save(model, tokenizer, Path(output), manifest)
-    print(json.dumps(manifest, indent=2))
-    return 0
+    def scores(model, tokenizer, settings) -> dict[str, float]:
+        return {"sums_noted": score(model, tokenizer, settings.seed)}
+
+    recipe = Recipe(
+        "rlm.tiny.json_base", __doc__, "weights/tiny_json_base", Settings(), batches, scores,
+        prepare,
+    )  # fmt: skip
+    return run(recipe, arguments)
 
 
 if __name__ == "__main__":
