@@ -82,9 +82,14 @@ def points(change: tuple[float, float]) -> str:
     return f"{mean:+.1f}{reach}"
 
 
+def read() -> dict:
+    """Return the runs by task, change and seed; none before anything was measured."""
+    return json.loads(PATH.read_text(encoding="utf-8"))["runs"] if PATH.exists() else {}
+
+
 def table(task: str) -> str:
     """Return a row for each change that was measured on the task."""
-    runs = json.loads(PATH.read_text(encoding="utf-8"))["runs"].get(task, {})
+    runs = read().get(task, {})
     if "default" not in runs:
         return f"Not measured yet: `python benchmarks/ablations.py --task {task}`."
     head = ["", "change", "start", "end", "worst seed", "area", "end, points", "area, points",
@@ -106,7 +111,21 @@ def table(task: str) -> str:
     return f"{table}\n\n{whole} of {len(CHANGES) * len(SEEDS)} runs were measured."
 
 
-def draw(path: Path, tasks=("addition", "word_problems")) -> None:
+def rows_drawn(runs: dict) -> list[tuple[str, tuple[float, float]]]:
+    """Return (label, change of the area with half its interval) of what has an interval."""
+    found = [(f"{c.group}: {c.title}", measured(runs, name, c))
+             for name, c in CHANGES.items() if name != "default"]  # fmt: skip
+    return [(label, each["area_change"]) for label, each in found if each and each["seeds"] > 1]
+
+
+def picture() -> str:
+    """Return the line that shows what `draw` draws, where it draws anything."""
+    if not any(rows_drawn(runs) for runs in read().values()):
+        return "The picture is drawn when there is more than one seed."
+    return "![Change of the area of each change with its interval](what_helps.png)"
+
+
+def draw(path: Path) -> None:
     """Draw the change of the area of each change with its interval, a panel a task.
 
     Filled: the interval leaves out 0. So it can be read in black and white.
@@ -116,21 +135,18 @@ def draw(path: Path, tasks=("addition", "word_problems")) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    runs = json.loads(PATH.read_text(encoding="utf-8"))["runs"]
-    tasks = [task for task in tasks if "default" in runs.get(task, {})]
-    rows = {task: [(f"{c.group}: {c.title}", found["area_change"])
-                   for name, c in CHANGES.items() if name != "default"
-                   if (found := measured(runs[task], name, c)) and found["seeds"] > 1]
-            for task in tasks}  # fmt: skip
-    height = 1.2 + 0.24 * max(map(len, rows.values()), default=1)
-    figure, axes = plt.subplots(1, len(tasks), figsize=(7.5 * len(tasks), height),
+    rows = {task: drawn for task, runs in read().items() if (drawn := rows_drawn(runs))}
+    if not rows:
+        return
+    height = 1.2 + 0.24 * max(map(len, rows.values()))
+    figure, axes = plt.subplots(1, len(rows), figsize=(7.5 * len(rows), height),
                                 squeeze=False, constrained_layout=True)  # fmt: skip
-    for axis, task in zip(axes[0], tasks, strict=True):
-        for place, (_, (mean, half)) in enumerate(reversed(rows[task])):
+    for axis, (task, drawn) in zip(axes[0], rows.items(), strict=True):
+        for place, (_, (mean, half)) in enumerate(reversed(drawn)):
             face = "white" if verdict(mean, half) == "within noise" else "black"
             axis.errorbar(100 * mean, place, xerr=100 * half, fmt="o", color="black",
                           markerfacecolor=face, markersize=5, capsize=2, linewidth=1)  # fmt: skip
-        axis.set_yticks(range(len(rows[task])), [label for label, _ in reversed(rows[task])])
+        axis.set_yticks(range(len(drawn)), [label for label, _ in reversed(drawn)])
         axis.axvline(0, color="black", linewidth=0.8, linestyle=":")
         axis.set(title=task.replace("_", " "), xlabel="change of the area under the curve, points")
         axis.grid(axis="x", alpha=0.3)

@@ -35,8 +35,8 @@ PATH = Path(__file__).parent / "results" / "real_models.json"
 sys.path.insert(0, str(ROOT))
 # What a row keeps of a run's log.csv.
 COLUMNS = (
-    "step", "loss", "mean_reward", "accuracy", "validation_accuracy",
-    "validation_accuracy_lenient", "mean_tokens", "cut_off", "learning_rate",
+    "step", "loss", "reward_mean", "mixed_fraction", "completion_tokens", "truncated_fraction",
+    "validation_accuracy", "validation_accuracy_lenient", "learning_rate",
 )  # fmt: skip
 
 

@@ -288,8 +288,9 @@ PLACES: dict[str, dict[str, Callable[[], str]]] = {
         "model_size_sources": model_tables.size_sources,
     },
     "docs/what_helps.md": {
-        f"ablations_{task}": partial(ablation_tables.table, task)
-        for task in ("addition", "word_problems")
+        "ablations_addition": partial(ablation_tables.table, "addition"),
+        "ablations_word_problems": partial(ablation_tables.table, "word_problems"),
+        "ablations_picture": ablation_tables.picture,
     },
     "docs/evaluation.md": {"robustness": robustness_table},
     "docs/serving.md": {"serve": serve_table},
@@ -302,6 +303,7 @@ PLACES: dict[str, dict[str, Callable[[], str]]] = {
         "qwen_changes": partial(real_tables.changes, "qwen"),
         "smollm2": partial(real_tables.results, "smollm2"),
         "smollm2_changes": partial(real_tables.changes, "smollm2"),
+        "rates": partial(real_tables.results, "rates"),
     },
     "docs/speed.md": {
         "speed": speed_table,

@@ -16,7 +16,18 @@ SHIPPED = "weights/final_rlm_lora"
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
 import ablation_tables  # noqa: E402
-from ablation_tables import STUDENT, area, measured, paired, points, table, verdict  # noqa: E402
+from ablation_tables import (  # noqa: E402
+    STUDENT,
+    area,
+    draw,
+    measured,
+    paired,
+    picture,
+    points,
+    rows_drawn,
+    table,
+    verdict,
+)
 from ablations import CHANGES, SEEDS, TASKS, Change, commands, curve  # noqa: E402
 
 
@@ -106,6 +117,15 @@ def test_a_change_is_compared_with_its_pair_on_common_seeds(tmp_path, monkeypatc
     rows = [line for line in shown.splitlines() if line.startswith("| ")]
     assert len(rows) == 2 + 3 and "| KL | 0.1 |" in rows[3] and "+7.5" in rows[3]
     assert table("word_problems").startswith("Not measured yet")
+    drawn = rows_drawn(runs)
+    assert [label for label, _ in drawn] == ["KL: 0.1"]  # the other has one pair, so no interval
+    assert picture().startswith("![")
+    draw(tmp_path / "picture.png")
+    assert (tmp_path / "picture.png").stat().st_size > 5_000
+    ablation_tables.PATH.unlink()
+    assert not picture().startswith("![") and table("addition").startswith("Not measured yet")
+    draw(tmp_path / "none.png")
+    assert not (tmp_path / "none.png").exists()
 
 
 def test_every_task_has_a_recipe_that_is_there():
