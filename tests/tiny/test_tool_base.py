@@ -140,8 +140,10 @@ def test_the_shipped_base_copies_and_does_not_compute_and_says_how_it_was_made()
 @pytest.mark.ci
 def test_the_shipped_base_copies_what_its_manifest_says():
     model, tokenizer = load_base(str(SHIPPED), device="cpu", dtype="float32")
-    expected = read_object(SHIPPED / "manifest.json")["scores"]
-    assert score(model, tokenizer, 0) == pytest.approx(expected, abs=0.03)
+    manifest = read_object(SHIPPED / "manifest.json")
+    found = score(model, tokenizer, manifest["settings"]["seed"])
+    # Kernels may round a near tie otherwise; more than two of some 200 items would be a change.
+    assert found == pytest.approx(manifest["scores"], abs=0.011)
 
 
 @pytest.mark.slow
