@@ -45,12 +45,12 @@ TASKS = {
     "addition": Task(
         "configs/tiny_demo.yaml",
         "--backend own --eval-samples 50",
-        "--questions-per-step 16 --max-steps 12 --eval-every 3 --eval-samples 80 --probe 0",
+        "--questions-per-step 8 --max-steps 12 --eval-every 1 --eval-samples 60 --probe 0",
     ),
     "word_problems": Task(
         "configs/tiny_word_problems.yaml",
         "--backend own --eval-samples 50",
-        "--max-steps 16 --eval-every 4 --eval-samples 80 --probe 0",
+        "--questions-per-step 8 --max-steps 16 --eval-every 2 --eval-samples 60 --probe 0",
     ),
 }
 
@@ -81,9 +81,9 @@ CHANGES = {
     "scale-batch": Change("advantage", "by the batch's spread", "--advantage-scale batch"),
     "scale-none": Change("advantage", "not scaled", "--advantage-scale none"),
     # The same number of completions a step, otherwise shared out.
-    "group-4": Change("groups", "32 questions x 4", "--questions-per-step 32 --group-size 4"),
-    "group-16": Change("groups", "8 questions x 16", "--questions-per-step 8 --group-size 16"),
-    "group-32": Change("groups", "4 questions x 32", "--questions-per-step 4 --group-size 32"),
+    "group-4": Change("groups", "16 questions x 4", "--questions-per-step 16 --group-size 4"),
+    "group-16": Change("groups", "4 questions x 16", "--questions-per-step 4 --group-size 16"),
+    "group-32": Change("groups", "2 questions x 32", "--questions-per-step 2 --group-size 32"),
     "rate-3e-4": Change("rate", "3e-4", "--learning-rate 3e-4"),
     "rate-3e-3": Change("rate", "3e-3", "--learning-rate 3e-3"),
     "constant": Change("rate", "constant, not falling", "--lr-schedule constant"),
