@@ -98,13 +98,13 @@ def invented(rng: random.Random, story: Story) -> list[Given] | None:
     return made
 
 
-def chain(rng: random.Random) -> tuple[str, list[Sum]]:
+def chain(rng: random.Random) -> tuple[str, list[Given]]:
     """Return (question, sums): bare sums that go on from one another, with invented results.
 
     They are the densest text to learn copying from: almost every digit of the reply is one.
     """
     value = number(rng, 1, 4)
-    told, sums = [str(value)], []
+    told, sums = [str(value)], list[Given]()
     for _ in range(rng.randint(1, 3)):
         sign, right = rng.choice("+-*/"), number(rng, 1, 3)
         sums.append(Given(value, sign, right, ("",), number(rng, 1, 4)))
@@ -137,10 +137,11 @@ def worked(rng: random.Random, words: dict, sums: Sequence[Sum], learned: bool) 
 def reply(rng: random.Random, bare: bool) -> tuple[str, list]:
     """Return (question, the reply in pieces) of bare sums or of a story."""
     if bare:
-        question, sums = chain(rng)
-        return question, worked(rng, {}, sums, learned=False)
+        question, chained = chain(rng)
+        return question, worked(rng, {}, chained, learned=False)
     story, factor = draw(rng)
-    sums = (invented(rng, story) if factor > 1 else None) or list(story.sums)
+    made = invented(rng, story) if factor > 1 else None
+    sums: Sequence[Sum] = made or story.sums
     return story.question, worked(rng, story.words, sums, learned=factor == 1)
 
 
