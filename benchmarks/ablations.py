@@ -15,7 +15,6 @@ The results go to benchmarks/results/ablations.json.
 
 import argparse
 import fcntl
-import json
 import multiprocessing
 import os
 import platform
@@ -197,7 +196,9 @@ def measure(task: str, name: str, seed: int) -> dict:
 
 def read() -> dict:
     """Return what has been measured so far."""
-    return json.loads(PATH.read_text("utf-8")) if PATH.exists() else {"runs": {}}
+    from rlm import files
+
+    return files.read_object(PATH) or {"runs": {}}
 
 
 def keep(task: str, name: str, seed: int, found: dict) -> None:

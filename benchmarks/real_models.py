@@ -18,7 +18,6 @@ format and how much is reasoning (rlm/evaluation/comparison.py).
 import argparse
 import json
 import os
-import platform
 import shlex
 import shutil
 import subprocess
@@ -28,6 +27,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from machine import processor_name
 from run_tables import rows_of
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -197,11 +197,8 @@ def machine() -> dict:
     """Return what the seconds were measured on."""
     import torch
 
-    info = Path("/proc/cpuinfo")
-    names = [line.partition(":")[2].strip() for line in info.read_text().splitlines()
-             if line.startswith("model name")] if info.exists() else []  # fmt: skip
     return {
-        "processor": names[0] if names else platform.processor(),
+        "processor": processor_name(),
         "cores": os.cpu_count(),
         "torch": torch.__version__,
     }

@@ -22,6 +22,8 @@ from importlib.metadata import version
 from itertools import product
 from pathlib import Path
 
+from machine import processor_name
+
 ROOT = Path(__file__).resolve().parent.parent
 PATH = Path(__file__).parent / "results" / "sharpening.json"
 sys.path.insert(0, str(ROOT))
@@ -83,11 +85,8 @@ def once(command: str) -> float:
 
 def machine() -> dict:
     """Return what it was measured on."""
-    info = Path("/proc/cpuinfo")
-    names = [line.partition(":")[2].strip() for line in info.read_text().splitlines()
-             if line.startswith("model name")] if info.exists() else []  # fmt: skip
     return {
-        "processor": names[0] if names else platform.processor(),
+        "processor": processor_name(),
         "threads": 1,
         "python": platform.python_version(),
         "torch": version("torch"),
