@@ -7,7 +7,7 @@ import json
 from math import sqrt
 from pathlib import Path
 
-from ablations import CHANGES, SEEDS, Change
+from ablations import CHANGES, SEEDS, Change, changes_of
 
 PATH = Path(__file__).parent / "results" / "ablations.json"
 # Two-sided 95 % points of Student's t by degrees of freedom (number of seeds - 1).
@@ -48,7 +48,9 @@ def paired(differences: list[float]) -> tuple[float, float]:
 
 
 def verdict(mean: float, half: float) -> str:
-    """Return what an interval says: the change is better, worse, or within noise."""
+    """Return what an interval says: better, worse, within noise; or that no seed differs at all."""
+    if mean == half == 0:
+        return "the same"
     if abs(mean) <= half:
         return "within noise"
     return "better" if mean > 0 else "worse"
@@ -108,7 +110,7 @@ def table(task: str) -> str:
         group = change.group
     whole = sum(len(runs.get(name, {})) for name in CHANGES)
     table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
-    return f"{table}\n\n{whole} of {len(CHANGES) * len(SEEDS)} runs were measured."
+    return f"{table}\n\n{whole} of {len(changes_of(task)) * len(SEEDS)} runs were measured."
 
 
 def rows_drawn(runs: dict) -> list[tuple[str, tuple[float, float]]]:
@@ -143,7 +145,7 @@ def draw(path: Path) -> None:
                                 squeeze=False, constrained_layout=True)  # fmt: skip
     for axis, (task, drawn) in zip(axes[0], rows.items(), strict=True):
         for place, (_, (mean, half)) in enumerate(reversed(drawn)):
-            face = "white" if verdict(mean, half) == "within noise" else "black"
+            face = "white" if abs(mean) <= half else "black"
             axis.errorbar(100 * mean, place, xerr=100 * half, fmt="o", color="black",
                           markerfacecolor=face, markersize=5, capsize=2, linewidth=1)  # fmt: skip
         axis.set_yticks(range(len(drawn)), [label for label, _ in reversed(drawn)])

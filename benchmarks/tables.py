@@ -290,6 +290,7 @@ PLACES: dict[str, dict[str, Callable[[], str]]] = {
     "docs/what_helps.md": {
         "ablations_addition": partial(ablation_tables.table, "addition"),
         "ablations_word_problems": partial(ablation_tables.table, "word_problems"),
+        "ablations_tools": partial(ablation_tables.table, "tools"),
         "ablations_picture": ablation_tables.picture,
     },
     "docs/evaluation.md": {"robustness": robustness_table},

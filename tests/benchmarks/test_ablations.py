@@ -28,7 +28,12 @@ from ablation_tables import (  # noqa: E402
     table,
     verdict,
 )
-from ablations import CHANGES, SEEDS, TASKS, Change, commands, curve  # noqa: E402
+from ablations import CHANGES, SEEDS, TASKS, Change, changes_of, commands, curve  # noqa: E402
+
+
+def test_trl_takes_no_tools():
+    assert set(CHANGES) - set(changes_of("tools")) == {"trl"}
+    assert set(changes_of("addition")) == set(CHANGES)
 
 
 def test_each_change_is_one_that_the_scripts_take():
@@ -89,6 +94,7 @@ def test_intervals_are_student_s():
 def test_what_an_interval_says():
     assert verdict(0.02, 0.03) == "within noise" == verdict(-0.02, 0.02)
     assert (verdict(0.02, 0.01), verdict(-0.02, 0.01)) == ("better", "worse")
+    assert verdict(*paired([0.0, 0.0])) == "the same" and verdict(0.0, 0.01) == "within noise"
     assert points((0.021, 0.005)) == "+2.1 ± 0.5" and points((0.5, float("inf"))) == "+50.0"
 
 
