@@ -1,8 +1,9 @@
 """Log-probabilities of sampled completions, with gradients, in bounded memory.
 
 Groups are packed: each prompt stands once in a flat row, its completions after it, no padding
-(`rlm.learner.packed_groups`). Logits exist at completion positions only, a chunk at a time
-(`rlm.learner.lm_head`), so memory does not grow with tokens * vocabulary.
+(`rlm.learner.packed_groups`); what a group has several times stands there once, too. Logits
+exist at completion positions only, a chunk at a time (`rlm.learner.lm_head`), so memory does not
+grow with tokens * vocabulary.
 It does not know about rewards or losses. Any transformers causal LM, with or without PEFT.
 """
 
@@ -31,11 +32,12 @@ Flags = Sequence[Sequence[bool]]  # of each completion which of its tokens are t
 class Packed:
     """Groups as one flat row of T tokens, with the N completion tokens to be predicted.
 
-    ids, positions: [T], the prompts, then every completion but its last token.
+    ids, positions: [T], the prompts, then every distinct completion but its last token.
     targets: [N] the completion tokens; order: groups, then samples, then tokens.
     sequence: [N] each target's completion, counted from 0; lengths: targets of each completion.
     rows: [U] the distinct places of the row that predict something: the last one of a prompt
-        predicts the first token of all its completions.
+        predicts the first token of all its completions, and what was sampled several times is
+        predicted from one place.
     by_row: [N] the targets in the order of the rows that predict them; row_of: [N], beside it,
         indices into `rows`, ascending, kept on the CPU.
     groups, learned: what was packed, for a model that is padded (rlm.learner.padded).
@@ -81,13 +83,17 @@ def pack(groups: list[Group], *, learned: Flags | None = None, device="cpu") -> 
     # The longest completions stand first: the attention pads those of like length together.
     sources = [0] * len(targets)
     inputs = []
+    begins: dict[tuple, int] = {}  # where the inputs of a completion stand already
     for row in sorted(range(len(lengths)), key=lambda row: -lengths[row]):
         owner, more = owners[row], lengths[row] - 1
         first, length = starts[row], len(prompts[owner])
-        sources[first : first + more + 1] = [ends[owner], *range(len(ids), len(ids) + more)]
-        ids += targets[first : first + more]
-        positions += range(length, length + more)
-        inputs += [(owner, more)] if more else []
+        own = targets[first : first + more]
+        begin = begins.setdefault((owner, *own), len(ids))
+        sources[first : first + more + 1] = [ends[owner], *range(begin, begin + more)]
+        if more and begin == len(ids):
+            ids += own
+            positions += range(length, length + more)
+            inputs.append((owner, more))
     if learned is not None:
         kept = [flag for flags, _ in zip(learned, lengths, strict=True) for flag in flags]
         sources, targets = list(compress(sources, kept)), list(compress(targets, kept))

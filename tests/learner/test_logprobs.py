@@ -94,6 +94,30 @@ def test_what_is_packed():
     )
 
 
+def test_what_a_group_has_twice_is_packed_once():
+    packed = pack([([10], [[1, 2, 3], [1, 2, 4], [1, 2, 3], [7]]), ([10], [[1, 2, 3]])])
+    # 1 and 2 for the first three completions, and again for the other group; 7 is no input.
+    assert packed.ids.tolist() == [10, 10, 1, 2, 1, 2]
+    assert packed.positions.tolist() == [0, 0, 1, 2, 1, 2]
+    assert packed.targets.tolist() == [1, 2, 3, 1, 2, 4, 1, 2, 3, 7, 1, 2, 3]
+    assert packed.lengths == (3, 3, 3, 1, 3)
+    source = [0] * len(packed.targets)
+    for target, row in zip(packed.by_row.tolist(), packed.row_of.tolist(), strict=True):
+        source[target] = packed.rows.tolist()[row]
+    assert source == [0, 2, 3, 0, 2, 3, 0, 2, 3, 0, 1, 4, 5]
+
+
+@pytest.mark.parametrize("kind", ["qwen2", "llama"])
+def test_what_is_packed_once_has_the_gradient_of_all_its_copies(kind):
+    model = tiny_lora(tiny_model(kind))
+    (prompt, (long, short, end)), (other, rest) = random_groups([(5, [9, 4, 1]), (3, [6])])
+    groups = [(prompt, [long, short, long, end, long, short, end]), (other, [*rest, long, *rest])]
+    (logprobs, ours), (expected, plain) = learned_both_ways(model, groups, chunk=4)
+    torch.testing.assert_close(logprobs, expected, atol=1e-5, rtol=0)
+    assert_same_gradients(ours, plain, 1e-5)
+    assert len(pack(groups).ids) == 5 + 8 + 3 + 3 + 5 + 8  # not 5 + 3 * 8 + 2 * 3 + 3 + 2 * 5 + 8
+
+
 @pytest.mark.parametrize("kind", ["qwen2", "llama", "qwen3"])
 @pytest.mark.parametrize("tied", [False, True])
 def test_packed_equals_separate_forwards_value_and_gradient(kind, tied):
