@@ -15,7 +15,9 @@ import logging
 import os
 import signal
 import sys
+from contextlib import suppress
 from functools import lru_cache
+from pathlib import Path
 
 DIGITS = 50  # with which numbers are calculated where no exact form was found
 CLOSE, ZERO = 1e-20, 1e-100  # two such numbers are equal up to this share; this is nothing
@@ -40,10 +42,16 @@ def limit_memory(count: int) -> None:
 
 
 def resident_bytes() -> int:
-    """Return the most memory that the process has had at once."""
+    """Return the memory that the process has now; where that is not told, the most it has had.
+
+    On Linux the latter would begin with that of the process that started this one, getrusage(2).
+    """
+    with suppress(OSError):
+        pages = Path("/proc/self/statm").read_text(encoding="ascii").split()[1]
+        return int(pages) * os.sysconf("SC_PAGE_SIZE")
     try:
         import resource
-    except ImportError:
+    except ImportError:  # Windows
         return 0
     most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return most * (1 if sys.platform == "darwin" else 1024)

@@ -21,7 +21,7 @@ from rlm.answers.kinds import (
     stated,
     votes,
 )
-from rlm.answers.math_pool import MathPool
+from rlm.answers.math_pool import BYTES, MathPool
 from rlm.errors import InputError
 from rlm.records import Example, Rollout
 
@@ -69,6 +69,17 @@ def test_conformance_table(kind):
 def test_conformance_table_of_mathematics():
     cases = [case for case in table("math") if case["group"] != "hanging"]
     assert differing("math", cases) == []
+
+
+def test_a_process_with_much_memory_keeps_its_workers():
+    """A child's getrusage begins with its parent's peak: a model in memory is not the worker's."""
+    much = b"1" * (BYTES // 2 + (64 << 20))
+    with MathPool(1) as pool:
+        pool.judge([("1", "1")])
+        (worker,) = pool._workers
+        assert [f.equal for f in pool.judge([(ROOT_2, "2^{1/2}"), ("2", "3")])] == [True, False]
+        assert pool._workers == [worker] and pool.replaced == 0
+    assert len(much) > BYTES // 2
 
 
 @pytest.mark.slow
