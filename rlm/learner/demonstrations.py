@@ -109,7 +109,8 @@ def packed(given: Sequence[tuple], *, device="cpu") -> Packed:
         return pack(groups, learned=None if whole else learned, device=device)
     rests = [each.prompt[shared:] + each.completion for each in demonstrations]
     learned = [[False] * (len(each.prompt) - shared) + each.flags for each in demonstrations]
-    return pack([(demonstrations[0].prompt[:shared], rests)], learned=learned, device=device)
+    group = (demonstrations[0].prompt[:shared], rests)
+    return pack([group], learned=learned, once=False, device=device)  # `micro_batches` counts each
 
 
 def shared_tokens(prompts: list[list[int]]) -> int:

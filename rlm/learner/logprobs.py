@@ -36,8 +36,7 @@ class Packed:
     targets: [N] the completion tokens; order: groups, then samples, then tokens.
     sequence: [N] each target's completion, counted from 0; lengths: targets of each completion.
     rows: [U] the distinct places of the row that predict something: the last one of a prompt
-        predicts the first token of all its completions, and what was sampled several times is
-        predicted from one place.
+        predicts the first token of all its completions.
     by_row: [N] the targets in the order of the rows that predict them; row_of: [N], beside it,
         indices into `rows`, ascending, kept on the CPU.
     groups, learned: what was packed, for a model that is padded (rlm.learner.padded).
@@ -60,11 +59,12 @@ class Packed:
         return values.to(self.targets.device)[self.sequence]
 
 
-def pack(groups: list[Group], *, learned: Flags | None = None, device="cpu") -> Packed:
+def pack(groups: list[Group], *, learned: Flags | None = None, once=True, device="cpu") -> Packed:
     """Return the groups as one flat row. ValueError for an empty prompt or completion.
 
     A completion's last token is a target but no input: nothing follows from it.
     learned: the targets, one at least of each; the others are seen alone, as what a tool wrote.
+    once: what a group has several times stands there once; False, to measure memory: each time.
     """
     for index, (prompt, completions) in enumerate(groups):
         if not prompt or not completions or not all(completions):
@@ -81,14 +81,13 @@ def pack(groups: list[Group], *, learned: Flags | None = None, device="cpu") -> 
     targets = [token for _, completions in groups for c in completions for token in c]
     starts = torch.tensor([0, *lengths]).cumsum(0).tolist()
     # The longest completions stand first: the attention pads those of like length together.
-    sources = [0] * len(targets)
-    inputs = []
+    sources, inputs = [0] * len(targets), []
     begins: dict[tuple, int] = {}  # where the inputs of a completion stand already
     for row in sorted(range(len(lengths)), key=lambda row: -lengths[row]):
         owner, more = owners[row], lengths[row] - 1
         first, length = starts[row], len(prompts[owner])
         own = targets[first : first + more]
-        begin = begins.setdefault((owner, *own), len(ids))
+        begin = begins.setdefault((owner, *own), len(ids)) if once else len(ids)
         sources[first : first + more + 1] = [ends[owner], *range(begin, begin + more)]
         if more and begin == len(ids):
             ids += own
@@ -337,9 +336,8 @@ def _agrees(base, way: str) -> bool:
 class ReferencePolicy:
     """The policy as it is when this is made, kept as the reference for a KL term.
 
-    Not a second model: a frozen copy of the trainable tensors, or, while LoRA's B are all zero,
-    not even that: then the adapter is turned off, which is the same policy and faster. Where all
-    weights learn it is a second model after all.
+    A frozen copy of the trainable tensors, or, while LoRA's B are all zero, not even that: then the
+    adapter is turned off, the same policy and faster. Where all weights learn: a second model.
     """
 
     def __init__(self, model):

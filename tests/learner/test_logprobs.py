@@ -105,6 +105,9 @@ def test_what_a_group_has_twice_is_packed_once():
     for target, row in zip(packed.by_row.tolist(), packed.row_of.tolist(), strict=True):
         source[target] = packed.rows.tolist()[row]
     assert source == [0, 2, 3, 0, 2, 3, 0, 2, 3, 0, 1, 4, 5]
+    # What measures the memory of distinct completions has them apart.
+    apart = pack([([10], [[1, 2, 3], [1, 2, 3]])], once=False)
+    assert apart.ids.tolist() == [10, 1, 2, 1, 2]
 
 
 @pytest.mark.parametrize("kind", ["qwen2", "llama"])
