@@ -145,7 +145,7 @@ def draw(path: Path) -> None:
                                 squeeze=False, constrained_layout=True)  # fmt: skip
     for axis, (task, drawn) in zip(axes[0], rows.items(), strict=True):
         for place, (_, (mean, half)) in enumerate(reversed(drawn)):
-            face = "white" if abs(mean) <= half else "black"
+            face = "black" if verdict(mean, half) in ("better", "worse") else "white"
             axis.errorbar(100 * mean, place, xerr=100 * half, fmt="o", color="black",
                           markerfacecolor=face, markersize=5, capsize=2, linewidth=1)  # fmt: skip
         axis.set_yticks(range(len(drawn)), [label for label, _ in reversed(drawn)])

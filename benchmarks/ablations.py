@@ -25,6 +25,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from machine import processor_name
+
 ROOT = Path(__file__).resolve().parent.parent
 PATH = Path(__file__).parent / "results" / "ablations.json"
 sys.path.insert(0, str(ROOT))
@@ -215,7 +217,7 @@ def keep(task: str, name: str, seed: int, found: dict) -> None:
     from rlm import files
 
     kept = read()
-    kept["machine"] = {"processor": platform.machine(), "cores": os.cpu_count(),
+    kept["machine"] = {"processor": processor_name(), "cores": os.cpu_count(),
                        "python": platform.python_version(), "torch": torch.__version__}  # fmt: skip
     runs = kept["runs"].setdefault(task, {}).setdefault(name, {})
     runs[str(seed)] = found | {"commands": [f"python {c}" for c in commands(task, name, seed)]}

@@ -27,7 +27,7 @@ class MicroBatch:
         """Return the completions as a `rlm.learner.logprobs.Packed`."""
         from rlm.learner.logprobs import pack
 
-        return pack(self.groups, learned=self.learned, device=self.device)
+        return pack(self.groups, learned=self.learned, once=True, device=self.device)
 
 
 def micro_batches(

@@ -109,8 +109,7 @@ def packed(given: Sequence[tuple], *, device="cpu") -> Packed:
         return pack(groups, learned=None if whole else learned, device=device)
     rests = [each.prompt[shared:] + each.completion for each in demonstrations]
     learned = [[False] * (len(each.prompt) - shared) + each.flags for each in demonstrations]
-    group = (demonstrations[0].prompt[:shared], rests)
-    return pack([group], learned=learned, once=False, device=device)  # `micro_batches` counts each
+    return pack([(demonstrations[0].prompt[:shared], rests)], learned=learned, device=device)
 
 
 def shared_tokens(prompts: list[list[int]]) -> int:

@@ -1,7 +1,7 @@
 """Log-probabilities of sampled completions, with gradients, in bounded memory.
 
 Groups are packed: each prompt stands once in a flat row, its completions after it, no padding
-(`rlm.learner.packed_groups`); what a group has several times stands there once, too. Logits
+(`rlm.learner.packed_groups`); what a group has several times can stand there once, too. Logits
 exist at completion positions only, a chunk at a time (`rlm.learner.lm_head`), so memory does not
 grow with tokens * vocabulary.
 It does not know about rewards or losses. Any transformers causal LM, with or without PEFT.
@@ -32,7 +32,7 @@ Flags = Sequence[Sequence[bool]]  # of each completion which of its tokens are t
 class Packed:
     """Groups as one flat row of T tokens, with the N completion tokens to be predicted.
 
-    ids, positions: [T], the prompts, then every distinct completion but its last token.
+    ids, positions: [T], the prompts, then every (distinct) completion but its last token.
     targets: [N] the completion tokens; order: groups, then samples, then tokens.
     sequence: [N] each target's completion, counted from 0; lengths: targets of each completion.
     rows: [U] the distinct places of the row that predict something: the last one of a prompt
@@ -59,12 +59,12 @@ class Packed:
         return values.to(self.targets.device)[self.sequence]
 
 
-def pack(groups: list[Group], *, learned: Flags | None = None, once=True, device="cpu") -> Packed:
+def pack(groups: list[Group], *, learned: Flags | None = None, once=False, device="cpu") -> Packed:
     """Return the groups as one flat row. ValueError for an empty prompt or completion.
 
     A completion's last token is a target but no input: nothing follows from it.
     learned: the targets, one at least of each; the others are seen alone, as what a tool wrote.
-    once: what a group has several times stands there once; False, to measure memory: each time.
+    once: what a group has several times stands there once; else each time, as budgets count it.
     """
     for index, (prompt, completions) in enumerate(groups):
         if not prompt or not completions or not all(completions):

@@ -169,7 +169,7 @@ def learn(groups: list[Group], model, **options) -> torch.Tensor:
 
     Return the log-probabilities, detached.
     """
-    packed = pack(groups, once=False, device=next(model.parameters()).device)
+    packed = pack(groups, device=next(model.parameters()).device)
     better = torch.ones(len(packed.lengths))
     better[1::2] = -1.0
     model.train()

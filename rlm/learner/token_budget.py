@@ -80,7 +80,7 @@ def _kept(model, vocab_size: int, prompt: int, lengths: tuple[int, ...]) -> tupl
     """Return (bytes kept, tokens, pairs under masks) of one group; tokens as the learner packs."""
     device = next(model.parameters()).device
     ids = [i % vocab_size for i in range(max(prompt, *lengths))]
-    packed = pack([(ids[:prompt], [ids[:n] for n in lengths])], once=False, device=device)
+    packed = pack([(ids[:prompt], [ids[:n] for n in lengths])], device=device)
     tokens = len(packed.ids) if packs(model) else padded.tokens(packed.groups)
     # What rlm.learner.sharding has spread is in no place of its own.
     whole = [p for p in model.parameters() if not hasattr(p, "to_local")]

@@ -64,7 +64,8 @@ def learned_both_ways(model, groups, *, chunk=None, size=None):
     for packed in (True, False):
         model.zero_grad()
         if packed:
-            logprobs, _ = token_logprobs(model, pack(groups), chunk=chunk, vocab_size=size)
+            row = pack(groups, once=True)
+            logprobs, _ = token_logprobs(model, row, chunk=chunk, vocab_size=size)
         else:
             logprobs, _ = separately(model, groups, size=size)
         (logprobs * weights_like(logprobs)).sum().backward()
@@ -95,7 +96,7 @@ def test_what_is_packed():
 
 
 def test_what_a_group_has_twice_is_packed_once():
-    packed = pack([([10], [[1, 2, 3], [1, 2, 4], [1, 2, 3], [7]]), ([10], [[1, 2, 3]])])
+    packed = pack([([10], [[1, 2, 3], [1, 2, 4], [1, 2, 3], [7]]), ([10], [[1, 2, 3]])], once=True)
     # 1 and 2 for the first three completions, and again for the other group; 7 is no input.
     assert packed.ids.tolist() == [10, 10, 1, 2, 1, 2]
     assert packed.positions.tolist() == [0, 0, 1, 2, 1, 2]
@@ -105,8 +106,8 @@ def test_what_a_group_has_twice_is_packed_once():
     for target, row in zip(packed.by_row.tolist(), packed.row_of.tolist(), strict=True):
         source[target] = packed.rows.tolist()[row]
     assert source == [0, 2, 3, 0, 2, 3, 0, 2, 3, 0, 1, 4, 5]
-    # What measures the memory of distinct completions has them apart.
-    apart = pack([([10], [[1, 2, 3], [1, 2, 3]])], once=False)
+    # Without it, as where memory is measured, each stands for itself.
+    apart = pack([([10], [[1, 2, 3], [1, 2, 3]])])
     assert apart.ids.tolist() == [10, 1, 2, 1, 2]
 
 
@@ -118,7 +119,8 @@ def test_what_is_packed_once_has_the_gradient_of_all_its_copies(kind):
     (logprobs, ours), (expected, plain) = learned_both_ways(model, groups, chunk=4)
     torch.testing.assert_close(logprobs, expected, atol=1e-5, rtol=0)
     assert_same_gradients(ours, plain, 1e-5)
-    assert len(pack(groups).ids) == 5 + 8 + 3 + 3 + 5 + 8  # not 5 + 3 * 8 + 2 * 3 + 3 + 2 * 5 + 8
+    assert len(pack(groups, once=True).ids) == 5 + 8 + 3 + 3 + 5 + 8
+    assert len(pack(groups).ids) == 5 + 3 * 8 + 2 * 3 + 3 + 2 * 5 + 8
 
 
 @pytest.mark.parametrize("kind", ["qwen2", "llama", "qwen3"])
