@@ -63,13 +63,12 @@ def solved(path: Path) -> dict:
 
 def fixed(seed: int) -> dict:
     """Return the accuracy of every graph of two roles, and of the best one of each question."""
-    import tasks
-
     import config
     import data
     from rlm.agents.evaluation import fixed_graphs
     from rlm.agents.graph import Agent, Graph
     from rlm.models.policy import open_policy
+    from training import tasks
 
     arguments = ["--config", str(ROOT / RECIPE), "--models", "base", "--seed", str(seed)]
     settings = config.load(config.EvaluateSettings, arguments)

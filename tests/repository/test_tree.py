@@ -1,6 +1,8 @@
 """The shape of the repository: who may import whom, what no file may hold, how long things get."""
 
 import ast
+import functools
+import importlib.util
 import subprocess
 import sys
 from pathlib import Path
@@ -25,6 +27,9 @@ FILES = [path for path in FILES if path.exists()]
 TREES = {path: ast.parse(path.read_text(encoding="utf-8")) for path in FILES}
 ROOT_MODULES = {path.stem for path in FILES if path.parent == ROOT} | {"settings", "training"}
 
+
+# What is imported where it is there alone: on a GPU, in environments of their own.
+ELSEWHERE = {"bitsandbytes", "vllm", "instructor", "langchain_openai", "langchain_tests", "litellm"}
 
 # The ground, then the rooms from the lowest floor up: each may use the ground and those before it.
 GROUND = ("records", "errors", "files", "seeds", "parallel", "addresses", "line_process")
@@ -147,6 +152,16 @@ def test_no_root_name_hides_a_library():
     libraries |= {"vllm", "wandb", "trackio", "tensorboard", *sys.stdlib_module_names}
     here = {path.stem if path.suffix == ".py" else path.name for path in ROOT.iterdir()}
     assert not here & libraries
+
+
+def test_all_that_is_imported_is_there():
+    """Inside functions, too: a benchmark kept the name of a module that had moved."""
+    known = ROOT_MODULES | ELSEWHERE | {"rlm", "tests"}
+    benchmarks = {path.stem for path in ROOT.glob("benchmarks/*.py")}
+    there = functools.cache(importlib.util.find_spec)
+    for path, tree in TREES.items():
+        beside = {file.stem for file in path.parent.glob("*.py")} | benchmarks
+        assert not [n for n in imported(tree) - known - beside if not there(n)], path
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
