@@ -314,16 +314,19 @@ class Batches:
 class Curriculum(Batches):
     """Batches that prefer questions which are solved sometimes: those from which GRPO learns.
 
-    A question never sampled has weight 1, another 4 p (1 - p) + FLOOR, the variance of a reward of
-    0 or 1 at its pass rate p, which is the mean of the last one and the one before. A batch is
-    drawn without repetition (Efraimidis and Spirakis 2006: the largest keys u^(1/weight)).
+    The weight of a question is the variance p (1 - p) of a reward of 0 or 1 that is to be expected
+    after `right` and `wrong` answers, if every pass rate p was as likely before (a Beta(right + 1,
+    wrong + 1) of which E[p (1 - p)] = (right + 1)(wrong + 1) / ((n + 2)(n + 3))), times 6, so that
+    one never sampled has 1. Each time a question comes back its older answers count half, as they
+    are of an older policy. A batch is drawn without repetition (Efraimidis and Spirakis 2006: the
+    largest keys u^(1/weight)).
     """
 
-    FLOOR = 0.1
+    FADING = 0.5
 
     def __init__(self, examples: list[Example], batch_size: int, *, seed: int):
         super().__init__(examples, batch_size, seed=seed)
-        self.rates: dict[int, float] = {}
+        self.answers: dict[int, tuple[float, float]] = {}  # right, wrong
         self._places = {example.id: i for i, example in enumerate(self.examples)}
 
     def __next__(self) -> list[Example]:
@@ -336,22 +339,29 @@ class Curriculum(Batches):
 
     def weight(self, place: int) -> float:
         """Return how likely a question is drawn, beside the others."""
-        rate = self.rates.get(place)
-        return 1.0 if rate is None else 4 * rate * (1 - rate) + self.FLOOR
+        right, wrong = self.answers.get(place, (0.0, 0.0))
+        seen = right + wrong
+        return 6 * (right + 1) * (wrong + 1) / ((seen + 2) * (seen + 3))
 
     def observe(self, batch) -> None:
-        """Take over the pass rates of a `rlm.rollouts.batch.Batch`."""
+        """Count the right and wrong answers of a `rlm.rollouts.batch.Batch`."""
         for example, scores in zip(batch.examples, batch.scores, strict=True):
             judged = [s.parts.get("correctness", s.total) for s in scores if s.judged]
             if judged:
-                place, rate = self._places[example.id], sum(x >= 1 for x in judged) / len(judged)
-                self.rates[place] = (self.rates.get(place, rate) + rate) / 2
+                place, right = self._places[example.id], sum(x >= 1 for x in judged)
+                old = [self.FADING * count for count in self.answers.get(place, (0.0, 0.0))]
+                self.answers[place] = old[0] + right, old[1] + len(judged) - right
 
     def state(self) -> dict:
-        """Return the position and the pass rates, for JSON."""
-        return super().state() | {"rates": sorted(self.rates.items())}
+        """Return the position and what was answered, for JSON."""
+        return super().state() | {"answers": sorted(self.answers.items())}
 
     def restore(self, state: dict) -> None:
-        """Go on where `state` was taken; InputError as `Batches.restore`."""
+        """Go on where `state` was taken; InputError as `Batches.restore`, and for an older form."""
         super().restore(state)
-        self.rates = {int(place): rate for place, rate in state["rates"]}
+        if "answers" not in state:
+            raise InputError(
+                "the run to resume kept its curriculum as an older version did, without the number "
+                "of answers; finish it with that version, or start anew with --resume never"
+            )
+        self.answers = {int(place): (right, wrong) for place, (right, wrong) in state["answers"]}
