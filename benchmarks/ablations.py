@@ -43,7 +43,7 @@ class Task:
 
     Fewer completions, so that a change has something to be faster at: with the recipes' own numbers
     the first steps bring additions to 96 % whatever is changed. The warm-up is named, because the
-    demo's recipe has none since it was found here to cost samples.
+    recipes have none since it was found here to cost samples.
     """
 
     config: str
