@@ -97,7 +97,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--seeds", type=int, nargs="+", default=[15, 16, 17, 18, 19])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[20, 21, 22, 23, 24])
     parser.add_argument("--output", default=str(RESULTS / "orchestrator.json"))
     options, words = parser.parse_known_args()  # what is left goes to train.py
     import torch
