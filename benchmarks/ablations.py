@@ -42,8 +42,8 @@ class Task:
     """config: the recipe. sft, grpo: what the runs here have besides, so that many fit in a day.
 
     Fewer completions, so that a change has something to be faster at: with the recipes' own numbers
-    the first steps bring additions to 96 % whatever is changed. The warm-up is named, because the
-    recipes have none since it was found here to cost samples.
+    the first steps bring additions to 96 % whatever is changed. The warm-up is named, so that
+    a recipe may drop it, as it was found here to cost samples.
     """
 
     config: str
