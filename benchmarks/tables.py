@@ -21,6 +21,7 @@ sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]
 import ablation_tables  # noqa: E402
 import gpu_tables  # noqa: E402
 import model_tables  # noqa: E402
+import orchestrator_starts  # noqa: E402
 import real_tables  # noqa: E402
 import sharpening  # noqa: E402
 import tool_tables  # noqa: E402
@@ -295,7 +296,10 @@ PLACES: dict[str, dict[str, Callable[[], str]]] = {
     },
     "docs/evaluation.md": {"robustness": robustness_table},
     "docs/serving.md": {"serve": serve_table},
-    "docs/agents.md": {"orchestrator": orchestrator_table},
+    "docs/agents.md": {
+        "orchestrator": orchestrator_table,
+        "orchestrator_starts": orchestrator_starts.table,
+    },
     "docs/tools.md": {"tools": tool_tables.learning},
     "docs/results.md": {
         "prompts_gsm8k": partial(real_tables.prompts, "gsm8k"),
