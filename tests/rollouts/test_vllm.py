@@ -75,9 +75,7 @@ def url(place):
         yield address
 
 
-# .ci/run takes the server: a training with vLLM in this process is there already, and each of the
-# two takes a minute to start.
-@pytest.fixture(scope="module", params=["here", pytest.param("server", marks=pytest.mark.ci)])
+@pytest.fixture(scope="module", params=["here", "server"])
 def both(request, place):
     """The engine, its learner and our own engine of the same policy, with the prompts."""
     opened = policy(place / "base")
@@ -103,12 +101,14 @@ def test_without_a_mask_the_rows_without_a_token_are_the_likeliest(both):
     assert last[:, len(both.policy.tokenizer) :].sum(1).mean() > 0.5
 
 
+@pytest.mark.ci
 def test_greedy_tokens_are_those_of_our_own_engine(both):
     found = answers(both.engine, both.prompts)
     assert found == answers(both.own, both.prompts)
     assert all(finish == "stop" for _, _, finish in found)
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("temperature", [1.0, 1.7])
 def test_logprobs_are_the_learners_at_the_temperature(both, temperature):
     known = len(both.policy.tokenizer)
@@ -157,6 +157,7 @@ def change(model, seed: int) -> None:
                 weight += 0.02 * torch.randn(weight.shape, generator=draw)
 
 
+@pytest.mark.ci
 def test_after_a_sync_the_new_adapter_answers(both):
     before = answers(both.engine, both.prompts)
     change(both.policy.model, 1)
@@ -172,6 +173,7 @@ def test_after_a_sync_the_new_adapter_answers(both):
         assert len([card for card in cards if card["parent"]]) == 1, "the last one was taken out"
 
 
+@pytest.mark.ci
 def test_a_withheld_sync_stops_the_run(both, monkeypatch):
     engine, backend = both.engine, both.engine._backend
     last, complete = engine._loaded, backend.complete
