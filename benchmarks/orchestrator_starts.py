@@ -97,8 +97,9 @@ def probe(x, y, fitted: int) -> float:
         optimizer.zero_grad()
         scores = x[:fitted] @ weight + bias
         found = torch.nn.functional.cross_entropy(scores, y[:fitted])
-        (found + PENALTY * weight.square().sum()).backward()
-        return found + PENALTY * weight.square().sum()
+        found = found + PENALTY * weight.square().sum()
+        found.backward()
+        return found
 
     optimizer.step(loss)
     read = (x[fitted:] @ weight + bias).argmax(1)
