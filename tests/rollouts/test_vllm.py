@@ -128,16 +128,19 @@ def test_logprobs_are_the_learners_at_the_temperature(both, temperature):
 
 
 def test_without_seeds_samples_are_new_ones_under_the_same_mask(both, monkeypatch):
+    """Hot ones: at 1 the shipped adapter is so sure that 24 tokens are always the same."""
     monkeypatch.setattr(both.engine, "seeded", False)
-    found = [both.engine.generate(both.prompts, 4, Sampling(24), seed=1) for _ in range(2)]
+    sampling = Sampling(40, temperature=1.7)
+    found = [both.engine.generate(both.prompts, 4, sampling, seed=1) for _ in range(2)]
     ids = [[tuple(r.ids) for group in groups for r in group] for groups in found]
-    assert ids[0] != ids[1] and len(set(ids[0])) > 8, "a group's samples differ, too"
+    assert ids[0] != ids[1] and len(set(ids[0])) > 24, "a group's samples differ, too"
     known = len(both.policy.tokenizer)
     assert max(id for each in ids for row in each for id in row) < known
     packed = pack([(p.ids, [r.ids for r in g])
                    for p, g in zip(both.prompts, found[1], strict=True)])  # fmt: skip
     with torch.no_grad():
-        learner, _ = token_logprobs(both.policy.model, packed, vocab_size=known)
+        options = {"temperature": sampling.temperature, "vocab_size": known}
+        learner, _ = token_logprobs(both.policy.model, packed, **options)
     engine = torch.tensor([x for group in found[1] for r in group for x in r.logprobs])
     assert float((learner - engine).abs().max()) < TOLERANCE
 
