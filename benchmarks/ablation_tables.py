@@ -8,6 +8,7 @@ from math import sqrt
 from pathlib import Path
 
 from ablations import CHANGES, SEEDS, Change, changes_of
+from markdown_table import markdown_table
 
 PATH = Path(__file__).parent / "results" / "ablations.json"
 # Two-sided 95 % points of Student's t by degrees of freedom (number of seeds - 1).
@@ -96,7 +97,7 @@ def table(task: str) -> str:
         return f"Not measured yet: `python benchmarks/ablations.py --task {task}`."
     head = ["", "change", "start", "end", "worst seed", "area", "end, points", "area, points",
             "says the area", "seeds"]  # fmt: skip
-    lines, group = [head, ["---"] * len(head)], ""
+    lines, group = [head], ""
     for name, change in CHANGES.items():
         found = measured(runs, name, change)
         if not found:
@@ -109,7 +110,7 @@ def table(task: str) -> str:
                       str(found["seeds"])])  # fmt: skip
         group = change.group
     whole = sum(len(runs.get(name, {})) for name in CHANGES)
-    table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    table = markdown_table(lines)
     return f"{table}\n\n{whole} of {len(changes_of(task)) * len(SEEDS)} runs were measured."
 
 

@@ -3,6 +3,8 @@
 import json
 from pathlib import Path
 
+from markdown_table import markdown_table
+
 RESULTS = Path(__file__).parent / "results"
 RESULT = RESULTS / "families.json"
 SPEED = {
@@ -18,7 +20,7 @@ def families() -> str:
     """Return a line a family: how it runs and what was seen."""
     found = json.loads(RESULT.read_text(encoding="utf-8"))["families"]
     head = ["family", "engine", "learner", "tokens", "log-probabilities", "gradients"]
-    lines = [head, ["---"] * len(head)]
+    lines = [head]
     for seen in found:
         if seen["verdict"] == "not made":
             lines.append([seen["family"], "not made", *[""] * 4])
@@ -26,19 +28,19 @@ def families() -> str:
         equal = "equal" if seen["greedy_equal"] else "differ"
         gaps = [f"{seen[name]:.0e}" for name in ("logprob_gap", "gradient_gap")]
         lines.append([seen["family"], seen["engine"], seen["learner"], equal, *gaps])
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    return markdown_table(lines)
 
 
 def speed() -> str:
     """Return the seconds of models with windows and states over those of full attention."""
     found = json.loads((RESULTS / "families_speed.json").read_text(encoding="utf-8"))
-    lines = ["|  | 10⁶ weights | rollout | learning |", "| --- | --- | --- | --- |"]
+    lines = [["", "10⁶ weights", "rollout", "learning"]]
     weights = {name: f"{count / 1e6:.1f}" for name, count in found["weights"].items()}
-    lines.append(f"| full attention alone (qwen3) | {weights['full']} | 1 | 1 |")
+    lines.append(["full attention alone (qwen3)", weights["full"], "1", "1"])
     for name, title in SPEED.items():
         ratios = (_spread(found["ratios"][name][stage]) for stage in ("rollout", "learning"))
-        lines.append(f"| {title} | {weights[name]} | {' | '.join(ratios)} |")
-    return "\n".join(lines)
+        lines.append([title, weights[name], *ratios])
+    return markdown_table(lines)
 
 
 def beside_trl() -> str:
@@ -46,8 +48,8 @@ def beside_trl() -> str:
     found = json.loads((RESULTS / "families_speed.json").read_text(encoding="utf-8"))
     phases = {"rollout": "generate", "learn": "learn", "step": "the step"}
     ratios = [_spread(found["transformers_over_trl"][phase]) for phase in phases]
-    rows = [list(phases.values()), ["---"] * len(phases), ratios]
-    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+    rows = [list(phases.values()), ratios]
+    return markdown_table(rows)
 
 
 def _spread(ratio: dict[str, float]) -> str:
@@ -61,7 +63,7 @@ def sizes() -> str:
         "checkpoint", "10⁹ weights", "LoRA, 10⁶", "cache, KB a token", "state, MB a row",
         "SFT", "GRPO", "serving", "numbers from",
     ]  # fmt: skip
-    lines = [head, ["---"] * len(head)]
+    lines = [head]
     for one in found["checkpoints"]:
         lines.append([
             one["name"], f"{one['weights'] / 1e9:.2f}", f"{one['lora'] / 1e6:.1f}",
@@ -69,7 +71,7 @@ def sizes() -> str:
             *(f"{one[f'{stage}_bytes'] / 1e9:.1f}" for stage in ("sft", "grpo", "serving")),
             one["source"],
         ])  # fmt: skip
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    return markdown_table(lines)
 
 
 def size_sources() -> str:

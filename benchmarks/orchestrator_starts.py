@@ -18,6 +18,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from markdown_table import markdown_table
+
 ROOT = Path(__file__).resolve().parent.parent
 PATH = Path(__file__).parent / "results" / "orchestrator_starts.json"
 sys.path.insert(0, str(ROOT))
@@ -134,13 +136,13 @@ def table() -> str:
     if not found:
         return "Not measured yet: `python benchmarks/orchestrator_starts.py`."
     seeds = list(found["starts"])
-    lines = [["", *(f"seed {s}: first, second" for s in seeds)], ["---"] * (len(seeds) + 1)]
+    lines = [["", *(f"seed {s}: first, second" for s in seeds)]]
     for name in (BASE, *STARTS):
         shares = [found["starts"][seed].get(name) for seed in seeds]
         lines.append([name, *(
             f"{100 * s['first']:.1f}, {100 * s['second']:.1f}" if s else "" for s in shares
         )])  # fmt: skip
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    return markdown_table(lines)
 
 
 def main() -> int:

@@ -6,6 +6,8 @@ benchmarks/tables.py puts them into the document.
 import json
 from pathlib import Path
 
+from markdown_table import markdown_table
+
 RESULTS = Path(__file__).parent / "results"
 PLAIN = "plain"
 READINGS = ("accuracy", "accuracy_lenient")
@@ -17,7 +19,7 @@ def percent(share: float) -> str:
 
 def lines(head: list[str], rows: list[list[str]]) -> str:
     """Return a Markdown table."""
-    return "\n".join("| " + " | ".join(r) + " |" for r in (head, ["---"] * len(head), *rows))
+    return markdown_table([head, *rows])
 
 
 def cell(summary: dict, reading: str) -> str:

@@ -12,6 +12,7 @@ import sys
 from dataclasses import asdict, replace
 
 import scale_model as scale
+from markdown_table import markdown_table
 from qwen2_shape import MODELS, Qwen2Shape
 from scale_check import RESULTS, ROOT, measured, measured_axes
 from scale_model import FOUR_BIT, HALF, MACHINES, Load, Machine
@@ -26,12 +27,6 @@ WAYS = {
     "fsdp": "FSDP2, vLLM",
     "no": "–",
 }
-
-
-def table(head: list[str], lines: list[list]) -> str:
-    """Return a table in Markdown."""
-    rows = [head, ["---"] * len(head), *lines]
-    return "\n".join("| " + " | ".join(str(cell) for cell in row) + " |" for row in rows)
 
 
 # --- which way a model is trained on a machine
@@ -115,7 +110,7 @@ def models_table() -> str:
     head = ["Qwen2.5", "10⁹ weights", "base, GB", "in 4 bits, GB", "LoRA, 10⁶", "its state, GB",
             "activations, MB a token", "cache, KB a token", "logits chunk, MB",
             "adapter sync, MB", "launches, s a step"]  # fmt: skip
-    return table(head, lines)
+    return markdown_table([head, *lines])
 
 
 def machines_table() -> str:
@@ -124,7 +119,8 @@ def machines_table() -> str:
          f"{m.link / 1e9:.0f}"]
         for m in MACHINES
     ]  # fmt: skip
-    return table(["", "GB a GPU", "TFLOP/s", "memory, TB/s", "link, GB/s"], lines)
+    head = ["", "GB a GPU", "TFLOP/s", "memory, TB/s", "link, GB/s"]
+    return markdown_table([head, *lines])
 
 
 def fits_table() -> str:
@@ -134,7 +130,7 @@ def fits_table() -> str:
         need = [f"{scale.needed_bytes(m, LOAD, size) / 1e9:.0f}" for size in (HALF, FOUR_BIT)]
         lines.append([m.name, *need, *(WAYS[way(m, LOAD, machine)] for machine in MACHINES)])
     head = ["", "GB needed", "in 4 bits", *(machine.name for machine in MACHINES)]
-    return table(head, lines)
+    return markdown_table([head, *lines])
 
 
 def steps_table() -> str:
@@ -147,7 +143,7 @@ def steps_table() -> str:
             parts = " + ".join(short(x) for x in found.values() if x)
             cells.append(f"{parts}; {stage / 3600:.1f} h" if found and stage else "–")
         lines.append([m.name, *cells])
-    return table(["", *(machine.name for machine in MACHINES)], lines)
+    return markdown_table([["", *(machine.name for machine in MACHINES)], *lines])
 
 
 def growth_table(model: str = "7B") -> str:
@@ -167,7 +163,7 @@ def growth_table(model: str = "7B") -> str:
         ])  # fmt: skip
     head = ["GPUs", "sampling, s", "learning, s", "exchange, ms", "step, s",
             "step at 4 questions a GPU, s", "its tokens a second"]  # fmt: skip
-    return table(head, lines)
+    return markdown_table([head, *lines])
 
 
 def short(x: float) -> str:
@@ -189,7 +185,8 @@ def check_table(cases: list[dict]) -> str:
             one, other = c[figure], c[f"measured_{figure}"]
             cells.append(f"{one:.3g} / {other:.3g} = {one / other:.2f}")
         lines.append([name + (" (fitted)" if c.get("fitted") else ""), *cells])
-    return table(["", "sampling, s", "learning, s", "learning adds, MB"], lines)
+    head = ["", "sampling, s", "learning, s", "learning adds, MB"]
+    return markdown_table([head, *lines])
 
 
 def tables() -> dict[str, str]:

@@ -23,6 +23,7 @@ from itertools import product
 from pathlib import Path
 
 from machine import processor_name
+from markdown_table import markdown_table
 
 ROOT = Path(__file__).resolve().parent.parent
 PATH = Path(__file__).parent / "results" / "sharpening.json"
@@ -115,8 +116,8 @@ def table(path: Path = PATH) -> str:
         told.append(f"- {name}: {each['finding']}")
         found = part["machine"]
         machines[f"{found['processor']}, {found['threads']} thread, torch {found['torch']}"] = None
-    lines = [head, ["---"] * len(head), *rows]
-    made = "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    lines = [head, *rows]
+    made = markdown_table(lines)
     return "\n\n".join((made, "\n".join(told), f"Measured on {'; and on '.join(machines)}."))
 
 

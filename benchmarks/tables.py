@@ -26,6 +26,7 @@ import real_tables  # noqa: E402
 import sharpening  # noqa: E402
 import tool_tables  # noqa: E402
 from learning_curve import draw, keep_curves  # noqa: E402
+from markdown_table import markdown_table  # noqa: E402
 
 STAGES = {
     "base": "the base",
@@ -62,7 +63,7 @@ def learning_table(part: str) -> str:
     results = read(part)
     seeds = [f"seed {run['seed']}" for run in results]
     head = ["", *seeds, "lenient", "format", "step by step", "tokens"]
-    lines = [head, ["---"] * len(head)]
+    lines = [head]
     for stage, title in STAGES.items():
         found = [run[stage] for run in results if stage in run]
         if not found:
@@ -74,7 +75,7 @@ def learning_table(part: str) -> str:
 
         shares = [percent(mean(x)) for x in ("last_number", "format_rate", "step_by_step")]
         lines.append([title, *cells, *shares, f"{mean('mean_tokens'):.0f}"])
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    return markdown_table(lines)
 
 
 def samples_table() -> str:
@@ -82,19 +83,19 @@ def samples_table() -> str:
     results = read("samples")
     seeds = [f"seed {run['seed']}" for run in results]
     head = ["demonstrations", *seeds, "lenient, mean", "format, mean"]
-    lines = [head, ["---"] * len(head)]
+    lines = [head]
     for size in results[0]["samples"]:
         found = [run["samples"][size] for run in results]
         shares = [sum(s[x] for s in found) / len(found) for x in ("last_number", "format_rate")]
         lines.append([size, *(percent(s["accuracy"]) for s in found), *map(percent, shares)])
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    return markdown_table(lines)
 
 
 def speed_table() -> str:
     """Return the ratios to TRL, a row for each size, precision and device that was measured."""
     head = ["", "step", "completion tokens", "rollout", "learning", "whole step",
             "padded tokens", "learning adds, MB", "times the floor"]  # fmt: skip
-    lines = [head, ["---"] * len(head)]
+    lines = [head]
     machines: dict[str, None] = {}
     for path in sorted(RESULTS.glob("grpo_vs_trl_*.json"), key=_order):
         found = json.loads(path.read_text(encoding="utf-8"))
@@ -120,7 +121,7 @@ def speed_table() -> str:
             f"{found['mean_completion_tokens']['ours']:.0f} of {load['max_tokens']}",
             *pairs.values(), padded, memory, f"{floors['rollout']} / {floors['learn']}",
         ])  # fmt: skip
-    table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    table = markdown_table(lines)
     return table + "\n\nMeasured on " + "; and on ".join(machines) + "."
 
 
@@ -131,7 +132,7 @@ def sft_table() -> str:
         return "Not measured yet: `python benchmarks/sft_vs_trl.py --keep`."
     head = ["", "prompt + completion tokens", "own, s", "TRL", "TRL, one by one",
             "tokens padded / packed", "adds, MB"]  # fmt: skip
-    lines = [head, ["---"] * len(head)]
+    lines = [head]
     machines: dict[str, None] = {}
     for path in paths:
         found = json.loads(path.read_text(encoding="utf-8"))
@@ -147,7 +148,7 @@ def sft_table() -> str:
             f"{load['padded_over_true_tokens']} / {load['packed_over_true_tokens']}",
             " / ".join(f"{mb:.0f}" for mb in found["peak_mb"].values()),
         ])  # fmt: skip
-    table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    table = markdown_table(lines)
     return table + "\n\nMeasured on " + "; and on ".join(machines) + "."
 
 
@@ -158,7 +159,7 @@ def robustness_table() -> str:
     """
     found = {task: read_named(f"robustness_{task}") for task in ("addition", "word_problems")}
     sets = [s["set"] for s in found["word_problems"]["sets"]]  # it has all of them
-    lines = [["", *sets], ["---"] * (len(sets) + 1)]
+    lines = [["", *sets]]
     for task, each in found.items():
         by_set = {s["set"]: s for s in each["sets"]}
         cells = []
@@ -167,14 +168,14 @@ def robustness_table() -> str:
             both = [percent(trained[x]["share"]) for x in ("strict", "lenient")] if trained else []
             cells.append(" / ".join(both) or "–")
         lines.append([task.replace("_", " "), *cells])
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    return markdown_table(lines)
 
 
 def scaling_table() -> str:
     """Return what a step costs at both ends of each axis, and the exponent at the large end."""
     found = json.loads((RESULTS / "scaling_cpu.json").read_text(encoding="utf-8"))
     head = ["", "from, to", "sampling, s", "learning, s", "learning adds, MB", "exponents"]
-    lines = [head, ["---"] * len(head)]
+    lines = [head]
     for axis, points in found["axes"].items():
         first, last = points[0], points[-1]
         seconds = {
@@ -187,7 +188,7 @@ def scaling_table() -> str:
             f"{first['learn_mb']:.0f}, {last['learn_mb']:.0f}",
             f"{growth['rollout']} / {growth['learn']}",
         ])  # fmt: skip
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    return markdown_table(lines)
 
 
 def serve_table() -> str:
@@ -201,9 +202,9 @@ def serve_table() -> str:
             text = f"{speed['median']:.0f} ({speed['min']:.0f}–{speed['max']:.0f})"
             cells.setdefault(entry["server"], {})[column] = text
     columns = list(dict.fromkeys(column for row in cells.values() for column in row))
-    lines = [["", *columns], ["---"] * (len(columns) + 1)]
+    lines = [["", *columns]]
     lines += [[name, *(row.get(c, "") for c in columns)] for name, row in cells.items()]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    return markdown_table(lines)
 
 
 def backends_table() -> str:
@@ -213,7 +214,7 @@ def backends_table() -> str:
     found = read_named("backends")
     head = ["", "seed", "after SFT", "after GRPO", "lenient", "training, s", "a step, s",
             "peak memory, MB"]  # fmt: skip
-    lines = [head, ["---"] * len(head)]
+    lines = [head]
     for run in found["results"]:
         for name in run["order"]:
             each = run[name]
@@ -222,14 +223,14 @@ def backends_table() -> str:
                 percent(each["test"]["last_number"]), f"{each['seconds']:.0f}",
                 f"{each['step_seconds']:.2f}", f"{each['peak_memory_mb']:.0f}",
             ])  # fmt: skip
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    return markdown_table(lines)
 
 
 def orchestrator_table() -> str:
     """Return what each seed of the orchestrator reaches, beside its controls, and one answer."""
     found = read_named("orchestrator")
     pairs = list(zip(found["results"], found["fixed"], strict=True))
-    lines = [["", *(f"seed {run['seed']}" for run, _ in pairs)], ["---"] * (len(pairs) + 1)]
+    lines = [["", *(f"seed {run['seed']}" for run, _ in pairs)]]
     rows: dict[str, Callable[[dict, dict], str]] = {
         "after SFT on random graphs": lambda run, _: interval(run["sft"]),
         "after GRPO": lambda run, _: interval(run["grpo"]),
@@ -248,7 +249,7 @@ def orchestrator_table() -> str:
     }
     lines += [[title, *(cell(*pair) for pair in pairs)] for title, cell in rows.items()]
     shown = found["results"][0]["solved"]
-    table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    table = markdown_table(lines)
     words = "\n\n".join(shown[part] for part in ("question", "graph", "agents"))
     title = "A question, the graph written for it, and its agents' words:"
     return f"{table}\n\n{title}\n\n```\n{words}\n```"

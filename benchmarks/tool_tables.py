@@ -3,6 +3,8 @@
 import json
 from pathlib import Path
 
+from markdown_table import markdown_table
+
 RESULTS = Path(__file__).parent / "results"
 ROWS = {
     "base": "the base",
@@ -24,7 +26,7 @@ def learning() -> str:
     results = json.loads(path.read_text(encoding="utf-8"))["results"]
     head = ["", *(f"seed {run['seed']}" for run in results), "calls", "failed, %", "tokens",
             "tokens by tools"]  # fmt: skip
-    lines = [head, ["---"] * len(head)]
+    lines = [head]
     for stage, title in ROWS.items():
         found = [run[stage] for run in results]
 
@@ -36,7 +38,7 @@ def learning() -> str:
         tokens = [f"{mean(name):.0f}" for name in ("mean_tokens", "tool_tokens")]
         lines.append([title, *map(accuracy, found), *calls, *tokens])
     seconds = ", ".join(f"{run['seconds']:.0f}" for run in results)
-    table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    table = markdown_table(lines)
     return f"{table}\n\nSeconds of both stages and their evaluations: {seconds}."
 
 
