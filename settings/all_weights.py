@@ -9,10 +9,16 @@ LORA = ("lora_r", "lora_alpha", "lora_targets", "lora_dropout", "rslora")
 def check(settings) -> None:
     """InputError for what does not go with the weights that learn."""
     if settings.train == "lora":
-        if settings.optimizer != "adamw":
+        if settings.optimizer == "adamw8bit":
             raise InputError(f"{settings.given('optimizer')}: a LoRA's state is small; leave it "
                              "out, or use --train full")  # fmt: skip
+        if settings.optimizer == "muon" and getattr(settings, "backend", "own") == "trl":
+            raise InputError(f"{settings.given('optimizer')}: not with --backend trl, it is of our "
+                             "own learner; leave it out, or use --backend own")  # fmt: skip
         return
+    if settings.optimizer == "muon":
+        raise InputError(f"{settings.given('optimizer')}: is for a LoRA, whose weights are all "
+                         "matrices; leave it out, or use --train lora")  # fmt: skip
     if settings.quantize != "none":
         raise InputError(f"{settings.given('quantize')}: weights in 4 bits cannot learn; leave it "
                          "out, or use --train lora")  # fmt: skip

@@ -34,8 +34,10 @@ class Training(Orchestrator, Common):
         "bytes a weight or more, and a whole model comes out",
         section="What learns",
     )
-    optimizer: Literal["adamw", "adamw8bit"] = option(
-        "adamw", "with --train full; adamw8bit: its state in 8 bits (bitsandbytes, CUDA)"
+    optimizer: Literal["adamw", "muon", "adamw8bit"] = option(
+        "adamw",
+        "muon: as large a step in rare directions of a LoRA's matrices as in frequent ones "
+        "(arXiv:2502.16982); adamw8bit: --train full with its state in 8 bits (bitsandbytes, CUDA)",
     )
     lora_r: int = option(16, "rank of a new LoRA", ge=1, le=1024, section="LoRA")
     lora_alpha: float = option(32, "scale of a new LoRA: alpha / r times its output", gt=0)

@@ -1,4 +1,4 @@
-"""The optimiser of the trainable weights: AdamW, gradients cut to a norm, losses scaled in float16.
+"""The optimiser of the trainable weights: gradients cut to a norm, AdamW or Muon, float16's scale.
 
 What AdamW works on is float32: a LoRA's weights are, and of weights in half precision a float32
 copy is kept, their master (arXiv:1710.03740 section 3.1). A step changes the master and rounds it
@@ -13,9 +13,10 @@ import math
 import torch
 
 from rlm.errors import InputError
+from rlm.learner.muon import Muon
 from rlm.parallel import world
 
-MOMENTS = {"adamw": 8, "adamw8bit": 2}  # bytes of a weight's two moments
+MOMENTS = {"adamw": 8, "adamw8bit": 2, "muon": 4}  # bytes of what is kept of a weight
 HALF = (torch.float16, torch.bfloat16)
 
 
@@ -23,7 +24,9 @@ class Optimizer:
     """model: its parameters that require a gradient learn. kind: of MOMENTS.
 
     adamw8bit keeps the moments in 8 bits (arXiv:2110.02861), by bitsandbytes on CUDA; InputError
-    where that is not there. fused: AdamW in one kernel on CUDA, for many weights.
+    where that is not there. muon goes as far in each direction of a matrix as in the others
+    (`rlm.learner.muon`); InputError where not all that learns is matrices. fused: AdamW in one
+    kernel on CUDA, for many weights.
     """
 
     def __init__(
@@ -48,7 +51,7 @@ class Optimizer:
         # What does not learn has the format that the products are made in.
         half = any(p.dtype == torch.float16 for p in model.parameters())
         device = self.weights[0].device.type
-        self.adamw = adamw(kind, self.weights, betas=betas, fused=fused)
+        self.rule = rule(kind, self.weights, betas=betas, fused=fused)
         self.scaler = torch.amp.GradScaler(device, enabled=half)
         self.scaler.scale(torch.zeros((), device=device))  # its factor is there from now on
 
@@ -79,7 +82,7 @@ class Optimizer:
 
     def clear(self) -> None:
         """Drop the gradients that are there."""
-        self.adamw.zero_grad()
+        self.rule.zero_grad()
         for weight, _ in self.copies:  # of a backward that ran out of memory
             weight.grad = None
 
@@ -91,13 +94,13 @@ class Optimizer:
         """
         if not self._gathered():
             return 0.0
-        for group in self.adamw.param_groups:
+        for group in self.rule.param_groups:
             group["lr"] = self.learning_rate
-        self.scaler.unscale_(self.adamw)
+        self.scaler.unscale_(self.rule)
         norm = float(torch.nn.utils.clip_grad_norm_(self.weights, self.max_grad_norm))
         world().check_same(norm, "the norm of the gradients")
         if math.isfinite(norm):
-            self.scaler.step(self.adamw)
+            self.scaler.step(self.rule)
             self._round()
         self.scaler.update()
         self.clear()
@@ -133,7 +136,7 @@ class Optimizer:
 
     def pending_bytes(self) -> int:
         """Return the bytes that a first step takes beside the activations: gradients, moments."""
-        return 0 if self.adamw.state else (4 + MOMENTS[self.kind]) * self.count
+        return 0 if self.rule.state else (4 + MOMENTS[self.kind]) * self.count
 
     def told(self) -> str:
         """Return in a line what a weight takes while it learns."""
@@ -149,8 +152,8 @@ class Optimizer:
         )
 
     def state(self) -> dict:
-        """Return AdamW's moments of each weight, in order, the masters, the factor of the loss."""
-        moments = [self.adamw.state.get(weight, {}) for weight in self.weights]
+        """Return the moments of each weight, in order, the masters, the factor of the loss."""
+        moments = [self.rule.state.get(weight, {}) for weight in self.weights]
         masters = [master for _, master in self.copies]
         return {"moments": moments, "masters": masters, "scaler": self.scaler.state_dict()}
 
@@ -158,7 +161,7 @@ class Optimizer:
         """Go on from what `state` returned."""
         for (_, master), kept in zip(self.copies, state["masters"], strict=True):
             master.copy_(kept)
-        fused = any(group.get("fused") for group in self.adamw.param_groups)
+        fused = any(group.get("fused") for group in self.rule.param_groups)
         for weight, moments in zip(self.weights, state["moments"], strict=True):
             # AdamW counts its steps on the CPU, but for the fused one.
             kept = {
@@ -166,7 +169,7 @@ class Optimizer:
                 for name, x in moments.items()
             }
             if kept:
-                self.adamw.state[weight] = kept
+                self.rule.state[weight] = kept
         if state["scaler"]:
             self.scaler.load_state_dict(state["scaler"])
 
@@ -175,8 +178,10 @@ def _moved(value, device):
     return value.to(device) if isinstance(value, torch.Tensor) else value
 
 
-def adamw(kind: str, weights: list[torch.Tensor], *, betas, fused: bool):
-    """Return the optimiser of a kind for float32 weights; InputError where it cannot be."""
+def rule(kind: str, weights: list[torch.Tensor], *, betas, fused: bool):
+    """Return torch's optimiser of a kind for float32 weights; InputError where it cannot be."""
+    if kind == "muon":
+        return _muon(weights)
     options = {"betas": betas, "weight_decay": 0.0}
     cuda = all(weight.is_cuda for weight in weights)
     if kind == "adamw":
@@ -192,3 +197,11 @@ def adamw(kind: str, weights: list[torch.Tensor], *, betas, fused: bool):
             "use --optimizer adamw"
         ) from None
     return AdamW8bit(weights, **options)
+
+
+def _muon(weights: list[torch.Tensor]) -> Muon:
+    other = next((weight for weight in weights if weight.ndim != 2), None)
+    if other is not None:
+        raise InputError(f"--optimizer muon: learns matrices alone, and a weight here has shape "
+                         f"{tuple(other.shape)}; use --optimizer adamw")  # fmt: skip
+    return Muon(weights, lr=0.0)

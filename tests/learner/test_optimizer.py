@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from rlm.errors import InputError
 from rlm.learner.optimizer import Optimizer
 from tests.support.tiny_models import tiny_lora, tiny_model
 
@@ -72,3 +73,59 @@ def test_a_step_without_finite_gradients_is_left_out():
 
 def test_no_loss_is_scaled_where_nothing_is_float16():
     assert not Optimizer(torch.nn.Linear(2, 2), max_grad_norm=1.0).scaler.is_enabled()
+
+
+class Matrix(torch.nn.Module):
+    """The loss is the sum of the gradient times the weight, so that the gradient is what is given.
+
+    It stands in for an update with one frequent direction and one rare.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(2, 2))
+
+    def forward(self, gradient):
+        return (self.weight * gradient).sum()
+
+
+def muon_steps(model, optimizer, gradients) -> torch.Tensor:
+    for gradient in gradients:
+        optimizer.learning_rate = 0.1
+        optimizer.backward(model(gradient))
+        optimizer.step()
+    return model.weight.detach().clone()
+
+
+def test_muon_goes_as_far_in_a_rare_direction_as_in_a_frequent_one():
+    model = Matrix()
+    moved = muon_steps(
+        model,
+        Optimizer(model, max_grad_norm=1.0, kind="muon"),
+        [torch.tensor([[3.0, 0.0], [0.0, -0.3]])],
+    )
+    # U V' of diag(3, -0.3) is diag(1, -1), nearly; a step is 0.2 * sqrt(2) * rate of that.
+    step = 0.2 * 2**0.5 * 0.1
+    assert 0.6 * step < -moved[0, 0] < 1.25 * step
+    assert 0.6 * step < moved[1, 1] < 1.25 * step
+    assert moved[0, 1] == moved[1, 0] == 0
+
+
+def test_muon_goes_on_from_its_state_as_if_it_had_not_stopped():
+    gradients = torch.randn(6, 2, 2, generator=torch.Generator().manual_seed(1))
+    whole = Matrix()
+    expected = muon_steps(whole, Optimizer(whole, max_grad_norm=1.0, kind="muon"), gradients)
+    first = Matrix()
+    stopped = Optimizer(first, max_grad_norm=1.0, kind="muon")
+    muon_steps(first, stopped, gradients[:3])
+    second = Matrix()
+    second.load_state_dict(first.state_dict())
+    restored = Optimizer(second, max_grad_norm=1.0, kind="muon")
+    restored.restore(stopped.state())
+    assert torch.equal(muon_steps(second, restored, gradients[3:]), expected)
+
+
+def test_muon_takes_matrices_alone():
+    says = r"--optimizer muon: learns matrices alone, and a weight here has shape \(2,\)"
+    with pytest.raises(InputError, match=says):
+        Optimizer(torch.nn.Linear(3, 2), max_grad_norm=1.0, kind="muon")

@@ -35,7 +35,7 @@ def state(model, optimizer) -> dict:
     found |= {f"buffer {n}": t.clone() for n, t in model.named_buffers()}
     found |= {f"gradient {n}": copy.deepcopy(p.grad) for n, p in model.named_parameters()}
     found |= {f"training {n}": m.training for n, m in model.named_modules()}
-    for index, kept in enumerate(optimizer.adamw.state.values()):
+    for index, kept in enumerate(optimizer.rule.state.values()):
         found |= {f"adamw {index} {n}": t.clone() for n, t in kept.items()}
     found["scaler"] = optimizer.scaler.state_dict()
     found["python"], found["torch"] = random.getstate(), torch.get_rng_state()

@@ -97,6 +97,7 @@ def test_both_stages_of_train_learn_the_same_way(tmp_path):
         (TrainSettings, ["--quantize", "4bit"], "--quantize 4bit: weights in 4 bits cannot learn"),
         (SFTSettings, ["--train", "ful"], "--train ful: unknown; use lora | full; did you mean"),
         (SFTSettings, ["--train", "lora", "--optimizer", "adamw8bit"], "use --train full"),
+        (GRPOSettings, ["--optimizer", "muon"], "--optimizer muon: is for a LoRA"),
     ],
 )  # fmt: skip
 def test_what_does_not_go_with_it(capsys, cls, argv, says):

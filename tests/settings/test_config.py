@@ -277,7 +277,7 @@ def test_what_changes_nothing_is_refused(capsys):
     found = config.load(GRPOSettings, ["--reference-every", "4", "--kl-weight", "0.1"])
     assert found.reference_every == 4
     assert config.load(GRPOSettings, ["--dynamic-sampling", "3"]).replace_dead_groups == 3
-    for words in (["--curriculum"], ["--entropy-share", "0.2"]):
+    for words in (["--curriculum"], ["--entropy-share", "0.2"], ["--optimizer", "muon"]):
         assert "not with --backend trl" in refused(capsys, GRPOSettings, "--backend", "trl", *words)
 
 
