@@ -95,7 +95,7 @@ CHANGES = {
     "rate-3e-3": Change("rate", "3e-3", "--learning-rate 3e-3"),
     "constant": Change("rate", "constant, not falling", "--lr-schedule constant"),
     "warmup-0": Change("rate", "no warm-up", "--warmup-steps 0"),
-    "muon": Change("rate", "Muon in place of AdamW", "--optimizer muon"),
+    "muon": Change("rate", "Muon, 5e-3", "--optimizer muon --learning-rate 5e-3"),
     "temperature-0.7": Change("temperature", "0.7", "--temperature 0.7"),
     "temperature-1.3": Change("temperature", "1.3", "--temperature 1.3"),
     "kl-0.01": Change("KL", "0.01", "--kl-weight 0.01"),
