@@ -50,6 +50,7 @@ def train(settings) -> dict:
     about = {"kind": "human", "count": len(shown)}
     if own:
         shown, about = demonstrations.own(stage, examples, earlier)
+    about |= stage.task.prepare(shown, stage.run.info)
     records = token_records(shown, stage.task, settings)
     stage.run.info(
         f"SFT ({settings.stage}) on {len(records)} of {len(shown if own else examples)} "

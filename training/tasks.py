@@ -11,11 +11,14 @@ agents that do (--task orchestrator). The training loop is the same for both.
 from random import Random
 
 import data
-from rlm.agents.graph import Limits, instruction, random_graph
+from rlm import parallel
+from rlm.agents.graph import Graph, Limits, instruction, random_graph
 from rlm.errors import InputError
-from rlm.records import Prompt, Score
+from rlm.records import Prompt, Rollout, Score
 from rlm.rollouts import scoring
 from rlm.seeds import derive
+
+CHUNK = 256  # questions whose graphs are run together
 
 
 def task_of(settings, policy, shots=()):
@@ -70,6 +73,13 @@ class Answering:
         """Return what the policy is shown. kind: of the answer that is asked for."""
         asking = self.asking if kind == "number" else self.asking | {"kind": kind}
         return data.make_prompt(question, self.tokenizer, self.settings.format, **asking)
+
+    def prepare(self, examples, tell) -> dict:
+        """Do what comes before all demonstrations; return facts for the manifest.
+
+        tell: called with lines for the console.
+        """
+        return {}
 
     def demonstration(self, example) -> dict:
         """Return prompt_ids, completion_ids and end_ids of the example's solution.
@@ -127,6 +137,7 @@ class Orchestration:
             temperature=settings.agent_temperature,
         )
         self.engines = (self.runner.engine,)
+        self._right: dict[str, Graph] = {}  # what `prepare` found for a question, by its id
 
     def prompt(self, question: str, kind: str = "number") -> Prompt:
         """Return what the orchestrator is shown: how to write a graph, and the question.
@@ -142,12 +153,64 @@ class Orchestration:
         turns = [told, {"role": "user", "content": question}]
         return chat_prompt(turns, self.tokenizer, "plain")
 
+    def prepare(self, examples, tell) -> dict:
+        """Run --graph-tries random graphs for each question; return how many one of them answered.
+
+        Processes share the questions. What is right is told as GRPO tells it, so the first that
+        is right is a demonstration that nobody wrote (rejection sampling, arXiv:2308.01825).
+        """
+        tries, world = self.settings.graph_tries, parallel.world()
+        if not tries:
+            return {}
+        mine = world.shard(examples)
+        found: list[Graph | None] = []
+        for start in range(0, len(mine), CHUNK):
+            found += self._tried(mine[start : start + CHUNK], tries)
+            done = min(len(examples), world.size * len(found))
+            right = sum(map(bool, found)) / len(found)
+            tell(f"{done:,} of {len(examples):,} questions tried with {tries} random graphs each: "
+                 f"{right:.0%} have a right one")  # fmt: skip
+        graphs = world.unshard(found, "the graphs that were tried")
+        pairs = zip(examples, graphs, strict=True)
+        self._right = {example.id: graph for example, graph in pairs if graph}
+        return {"graph_tries": tries, "right_graphs": len(self._right)}
+
+    def _tried(self, examples, tries: int) -> list[Graph | None]:
+        """Return the first of each question's random graphs that is right, None for none.
+
+        A question has no graph twice, and no more of them once one was right.
+        """
+        drawn = [self._graphs(example, tries) for example in examples]
+        found: list[Graph | None] = [None] * len(examples)
+        for number in range(tries):
+            left = [i for i, graphs in enumerate(drawn) if not found[i] and number < len(graphs)]
+            groups = [[Rollout([], [], drawn[i][number].text(), "stop")] for i in left]
+            seed = derive("tries", self.settings.seed, number)
+            outcomes = self._outcomes([examples[i] for i in left], groups, seed=seed)
+            for i, (outcome,) in zip(left, outcomes, strict=True):
+                found[i] = outcome.reading.graph if outcome.right else None
+        return found
+
+    def _graphs(self, example, tries: int) -> list[Graph]:
+        """Return different random graphs, fewer than `tries` where there are hardly so many."""
+        rng = Random(derive("tries", self.settings.seed, example.id))
+        drawn: dict[str, Graph] = {}
+        for _ in range(20 * tries):
+            graph = random_graph(rng, self.settings.roles, self.limits)
+            drawn.setdefault(graph.text(), graph)
+            if len(drawn) == tries:
+                break
+        return list(drawn.values())
+
     def demonstration(self, example) -> dict:
-        """Return the tokens of a random valid graph: it teaches JSON, not which roles are right."""
+        """Return the tokens of a valid graph: the one that `prepare` found right, or a random one.
+
+        Random ones teach JSON, and not which roles are right.
+        """
         from rlm.models.prompts import token_ids
 
         rng = Random(derive("demonstration", self.settings.seed, example.id))
-        graph = random_graph(rng, self.settings.roles, self.limits)
+        graph = self._right.get(example.id) or random_graph(rng, self.settings.roles, self.limits)
         ends = data.end_ids(self.tokenizer, self.generation_config)
         completion = [*token_ids(self.tokenizer, graph.text()), ends[0]]
         prompt = self.prompt(example.question, **example.asks).ids
@@ -155,11 +218,16 @@ class Orchestration:
 
     def score(self, examples, groups, *, seed: int) -> list[list[Score]]:
         """Return what each of the [B][G] graphs earned; all of them are run together."""
-        from rlm.agents.scores import outcomes, score
+        from rlm.agents.scores import score
+
+        found = self._outcomes(examples, groups, seed=seed)
+        return [[score(outcome) for outcome in row] for row in found]
+
+    def _outcomes(self, examples, groups, *, seed: int) -> list[list]:
+        from rlm.agents.scores import outcomes
 
         keep = self.settings.keep_leaks
-        found = outcomes(self.runner, examples, groups, self.limits, keep_leaks=keep, seed=seed)
-        return [[score(outcome) for outcome in row] for row in found]
+        return outcomes(self.runner, examples, groups, self.limits, keep_leaks=keep, seed=seed)
 
     def measure(self, engine, examples, **options):
         """Return the evaluation of the graphs, with the control arm beside it."""
