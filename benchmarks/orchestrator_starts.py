@@ -25,11 +25,13 @@ PATH = Path(__file__).parent / "results" / "orchestrator_starts.json"
 sys.path.insert(0, str(ROOT))
 RECIPE = "configs/orchestrator.yaml"
 ATTENTION, MLP = "q_proj,k_proj,v_proj,o_proj", "gate_proj,up_proj,down_proj"
+RANDOM, ALL = "--graph-tries 0", f"--lora-targets {ATTENTION},{MLP}"
 STARTS = {
-    "all layers": f"--lora-targets {ATTENTION},{MLP}",
-    "all layers, rank 4": f"--lora-targets {ATTENTION},{MLP} --lora-r 4 --lora-alpha 8",
-    "attention alone": f"--lora-targets {ATTENTION}",
-    "MLPs alone": f"--lora-targets {MLP}",
+    "all layers": f"{RANDOM} {ALL}",
+    "all layers, rank 4": f"{RANDOM} {ALL} --lora-r 4 --lora-alpha 8",
+    "attention alone": f"{RANDOM} --lora-targets {ATTENTION}",
+    "MLPs alone": f"{RANDOM} --lora-targets {MLP}",
+    "all layers, 4 graphs tried": f"--graph-tries 4 {ALL}",
 }
 BASE = "the base, before SFT"
 SIGNS = "+-*/"

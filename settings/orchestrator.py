@@ -47,13 +47,6 @@ class Orchestrator(Settings):
         "system prompts that SFT's random graphs are made of, each in quotes",
         shown="five general ones",
     )
-    graph_tries: int = option(
-        0,
-        "random graphs that SFT tries for each question: the first that answers it right is "
-        "shown, and a random one where none does; 0: none is run, all are random",
-        ge=0,
-        le=4096,
-    )
     keep_leaks: bool = option(
         False, "a graph that states the gold answer itself may earn the reward, too"
     )

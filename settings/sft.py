@@ -47,6 +47,12 @@ class SFTSettings(Training):
     call_fraction: float = option(
         1.0, "with --tools: share of the demonstrations that call, where they can", ge=0, le=1
     )
+    graph_tries: int = option(
+        0,
+        "with task orchestrator: random graphs that are tried for each question; the first that "
+        "answers it right is shown, and a random one where none does; 0: all are random, untried",
+        ge=0, le=4096,
+    )  # fmt: skip
     epochs: float = option(3.0, "passes over the demonstrations", gt=0, le=1000)
     max_steps: int = option(0, "optimiser steps; 0: the epochs decide", ge=0)
     batch_size: int = option(8, "demonstrations an optimiser step", ge=1)
@@ -78,6 +84,9 @@ class SFTSettings(Training):
         self._check_demonstrations()
 
     def _check_demonstrations(self) -> None:
+        if self.graph_tries and self.task != "orchestrator":
+            raise InputError(f"{self.given('graph_tries')}: only with --task orchestrator, which "
+                             "shows graphs; leave it out")  # fmt: skip
         if self.demonstrations == "human":
             names = {"own_samples", "own_pick", "own_temperature"}
             for name in sorted(self.model_fields_set & names):
@@ -86,7 +95,7 @@ class SFTSettings(Training):
             return
         if self.task == "orchestrator":
             raise InputError(f"{self.given('demonstrations')}: task orchestrator is shown random "
-                             "graphs; leave it out")  # fmt: skip
+                             "graphs; leave it out, or use --graph-tries")  # fmt: skip
         if self.own_samples > 1 and self.own_temperature == 0:
             raise InputError(f"{self.given('own_samples')}: greedy samples are all the same; use "
                              "--own-temperature above 0, or --own-samples 1")  # fmt: skip

@@ -168,8 +168,9 @@ class Orchestration:
             found += self._tried(mine[start : start + CHUNK], tries)
             done = min(len(examples), world.size * len(found))
             right = sum(map(bool, found)) / len(found)
-            tell(f"{done:,} of {len(examples):,} questions tried with {tries} random graphs each: "
-                 f"{right:.0%} have a right one")  # fmt: skip
+            each = f"{tries} random graph{'s' * (tries > 1)} each"
+            tell(f"{done:,} of {len(examples):,} questions tried with {each}: {right:.0%} have a "
+                 "right one")  # fmt: skip
         graphs = world.unshard(found, "the graphs that were tried")
         pairs = zip(examples, graphs, strict=True)
         self._right = {example.id: graph for example, graph in pairs if graph}

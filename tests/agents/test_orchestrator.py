@@ -22,9 +22,11 @@ NAMES = ["id", "prompt", "output", "reads"]
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Where SFT on random graphs and two steps of GRPO have been trained."""
+    """Where SFT, with one graph tried a question, and two steps of GRPO have been trained."""
     path = tmp_path_factory.mktemp("orchestrator")
-    succeed("train_sft.py", *RECIPE, *SMALL, "--max-steps", 200, cwd=path)
+    tried = ["--graph-tries", 1]
+    done = succeed("train_sft.py", *RECIPE, *SMALL, *tried, "--max-steps", 200, cwd=path)
+    assert "1,000 of 1,000 questions tried with 1 random graph each" in done.stderr + done.stdout
     # After so few steps the brackets are sure only where sampling is sharp.
     steps = [
         "--max-steps",
@@ -63,6 +65,9 @@ def test_grpo_logged_graphs_and_agents(folder):
         (folder / "weights/orchestrator/final_rlm_lora/manifest.json").read_text()
     )
     assert manifest["task"] == "orchestrator"
+    manifest = json.loads((folder / "weights/orchestrator/sft_lora/manifest.json").read_text())
+    shown = manifest["demonstrations"]
+    assert shown["graph_tries"] == 1 and 20 < shown["right_graphs"] < 200  # of 16 pairs one
 
 
 def test_evaluate_shows_what_the_graphs_add(folder):

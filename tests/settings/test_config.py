@@ -274,6 +274,7 @@ def test_what_changes_nothing_is_refused(capsys):
     assert "needs --importance-cap above 0" in refused(capsys, GRPOSettings, *more)
     assert config.load(GRPOSettings, [*more, "--importance-cap", "2"]).importance_mode == "mask"
     assert "without --kl-weight" in refused(capsys, GRPOSettings, "--reference-every", "4")
+    assert "only with --task orchestrator" in refused(capsys, SFTSettings, "--graph-tries", "4")
     found = config.load(GRPOSettings, ["--reference-every", "4", "--kl-weight", "0.1"])
     assert found.reference_every == 4
     assert config.load(GRPOSettings, ["--dynamic-sampling", "3"]).replace_dead_groups == 3
