@@ -31,7 +31,7 @@ STARTS = {
     "all layers, rank 4": f"{RANDOM} {ALL} --lora-r 4 --lora-alpha 8",
     "attention alone": f"{RANDOM} --lora-targets {ATTENTION}",
     "MLPs alone": f"{RANDOM} --lora-targets {MLP}",
-    "all layers, 4 graphs tried": f"--graph-tries 4 {ALL}",
+    "all layers, 8 graphs tried": f"--graph-tries 8 {ALL}",
 }
 BASE = "the base, before SFT"
 SIGNS = "+-*/"
