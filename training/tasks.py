@@ -158,10 +158,13 @@ class Orchestration:
 
         Processes share the questions. What is right is told as GRPO tells it, so the first that
         is right is a demonstration that nobody wrote (rejection sampling, arXiv:2308.01825).
+        InputError as of `prompt`.
         """
         tries, world = self.settings.graph_tries, parallel.world()
         if not tries:
             return {}
+        for kind in sorted({example.kind for example in examples}):
+            self.prompt("?", kind)  # told before anything is run
         mine = world.shard(examples)
         found: list[Graph | None] = []
         for start in range(0, len(mine), CHUNK):

@@ -3,6 +3,7 @@
 import pytest
 
 from config import SFTSettings
+from rlm.errors import InputError
 from rlm.models.policy import open_policy
 from rlm.records import Example, Rollout
 from tests.support.running import ROOT
@@ -52,3 +53,9 @@ def test_where_none_is_right_a_random_one_is_shown_as_without_trying(policy):
     tried.prepare([WRONG], lambda line: None)
     assert untried.prepare([WRONG], lambda line: None) == {}
     assert graph(tried, WRONG) == graph(untried, WRONG)
+
+
+def test_answers_that_are_no_numbers_are_told_before_anything_is_run(policy):
+    choice = Example("letter", "Which is even?", "B", kind="choice", choices=("3", "4"))
+    with pytest.raises(InputError, match="a question whose answer is of kind choice"):
+        opened(policy, 2).prepare([RIGHT, choice], lambda line: None)
