@@ -232,7 +232,7 @@ def orchestrator_table() -> str:
     pairs = list(zip(found["results"], found["fixed"], strict=True))
     lines = [["", *(f"seed {run['seed']}" for run, _ in pairs)]]
     rows: dict[str, Callable[[dict, dict], str]] = {
-        "after SFT on random graphs": lambda run, _: interval(run["sft"]),
+        "after SFT on tried graphs": lambda run, _: interval(run["sft"]),
         "after GRPO": lambda run, _: interval(run["grpo"]),
         "the best graph that is the same for all": lambda _, fixed: (
             f"{percent(fixed['best_accuracy'])} ({fixed['best']})"
@@ -253,6 +253,16 @@ def orchestrator_table() -> str:
     words = "\n\n".join(shown[part] for part in ("question", "graph", "agents"))
     title = "A question, the graph written for it, and its agents' words:"
     return f"{table}\n\n{title}\n\n```\n{words}\n```"
+
+
+def orchestrator_untried_table() -> str:
+    """Return what seeds of the orchestrator reached whose SFT had random graphs alone."""
+    runs = read_named("orchestrator_untried")["results"]
+    return markdown_table([
+        ["without tried graphs", *(f"seed {run['seed']}" for run in runs)],
+        *([f"after {stage.upper()}", *(interval(run[stage]) for run in runs)]
+          for stage in ("sft", "grpo")),
+    ])  # fmt: skip
 
 
 def invalid(log: list[dict]) -> float:
@@ -299,6 +309,7 @@ PLACES: dict[str, dict[str, Callable[[], str]]] = {
     "docs/serving.md": {"serve": serve_table},
     "docs/agents.md": {
         "orchestrator": orchestrator_table,
+        "orchestrator_untried": orchestrator_untried_table,
         "orchestrator_starts": orchestrator_starts.table,
     },
     "docs/tools.md": {"tools": tool_tables.learning},

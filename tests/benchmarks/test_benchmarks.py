@@ -181,7 +181,8 @@ def test_the_table_of_the_orchestrator_has_its_controls_beside_it(monkeypatch):
            "processor_seconds": 99.6}  # fmt: skip
     fixed = {"best": "Multiply. Subtract.", "best_accuracy": 0.25, "best_of_each_question": 0.9}
     found = {"results": [run], "fixed": [fixed]}
-    monkeypatch.setattr(tables, "read_named", lambda name: {"orchestrator": found}[name])
+    named = {"orchestrator": found, "orchestrator_untried": found}
+    monkeypatch.setattr(tables, "read_named", named.__getitem__)
     table, words = tables.orchestrator_table().split("\n\n", 1)
     cells = dict(line.strip("| ").rsplit(" | ", 1) for line in table.splitlines()[2:])
     assert list(cells.values()) == [
@@ -189,6 +190,10 @@ def test_the_table_of_the_orchestrator_has_its_controls_beside_it(monkeypatch):
         "0.5 / 2.0", "0.0", "100",
     ]  # fmt: skip
     assert "How many?\n\n{}\n\na, reads the question: Add.\n5" in words
+    assert tables.orchestrator_untried_table().splitlines() == [
+        "| without tried graphs | seed 3 |", "| --- | --- |",
+        "| after SFT | 12.5 [2.5, 22.5] |", "| after GRPO | 50.0 [40.0, 60.0] |",
+    ]  # fmt: skip
 
 
 def test_tokens_of_demonstrations_by_hand():
