@@ -130,6 +130,11 @@ def test_sft_by_our_own_learner_ends_the_same_too(tmp_path, unbroken):
 
 
 @pytest.mark.slow
+def test_a_lora_that_learns_by_muon_too(tmp_path, unbroken):
+    stopped_killed_and_gone_on_with(tmp_path / "work", unbroken, (*GRPO, "--optimizer", "muon"))
+
+
+@pytest.mark.slow
 def test_all_weights_in_half_precision_with_their_masters_too(tmp_path, unbroken):
     stopped_killed_and_gone_on_with(tmp_path / "work", unbroken, FULL)
 
