@@ -47,7 +47,8 @@ def train(settings) -> dict:
 
     # 2. The policy: a fresh LoRA, an earlier stage's adapter to go on from, or all weights.
     stage = begin(settings, began)
-    about = {"kind": "human", "count": len(shown)}
+    graphs = settings.task == "orchestrator"
+    about = {"kind": "graphs" if graphs else "human", "count": len(shown)}
     if own:
         shown, about = demonstrations.own(stage, examples, earlier)
     about |= stage.task.prepare(shown, stage.run.info)

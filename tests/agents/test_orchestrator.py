@@ -67,7 +67,8 @@ def test_grpo_logged_graphs_and_agents(folder):
     assert manifest["task"] == "orchestrator"
     manifest = json.loads((folder / "weights/orchestrator/sft_lora/manifest.json").read_text())
     shown = manifest["demonstrations"]
-    assert shown["graph_tries"] == 1 and 20 < shown["right_graphs"] < 200  # of 16 pairs one
+    assert shown["kind"] == "graphs" and shown["graph_tries"] == 1
+    assert 20 < shown["right_graphs"] < 200, "of 16 pairs of roles one is right"
 
 
 def test_evaluate_shows_what_the_graphs_add(folder):
