@@ -31,7 +31,6 @@ STARTS = {
     "all layers, rank 4": f"{RANDOM} {ALL} --lora-r 4 --lora-alpha 8",
     "attention alone": f"{RANDOM} --lora-targets {ATTENTION}",
     "MLPs alone": f"{RANDOM} --lora-targets {MLP}",
-    "all layers, 8 graphs tried": f"--graph-tries 8 {ALL}",
 }
 BASE = "the base, before SFT"
 SIGNS = "+-*/"

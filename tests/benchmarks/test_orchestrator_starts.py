@@ -69,8 +69,7 @@ def test_the_table_has_a_row_for_each_start_and_leaves_out_what_is_missing(tmp_p
     lines = starts.table().splitlines()
     assert lines[0] == "|  | seed 15: first, second |"
     assert lines[2] == "| the base, before SFT | 100.0, 99.2 |"
-    assert lines[3] == "| all layers |  |" and lines[6] == "| MLPs alone | 97.0, 90.0 |"
-    assert lines[7:] == ["| all layers, 8 graphs tried |  |"]
+    assert lines[3] == "| all layers |  |" and lines[-1] == "| MLPs alone | 97.0, 90.0 |"
 
 
 def test_the_command_is_the_recipe_with_the_lora_elsewhere():
