@@ -48,8 +48,7 @@ def beside_trl() -> str:
     found = json.loads((RESULTS / "families_speed.json").read_text(encoding="utf-8"))
     phases = {"rollout": "generate", "learn": "learn", "step": "the step"}
     ratios = [_spread(found["transformers_over_trl"][phase]) for phase in phases]
-    rows = [list(phases.values()), ratios]
-    return markdown_table(rows)
+    return markdown_table([phases.values(), ratios])
 
 
 def _spread(ratio: dict[str, float]) -> str:

@@ -17,11 +17,6 @@ def percent(share: float) -> str:
     return f"{100 * share:.1f}"
 
 
-def lines(head: list[str], rows: list[list[str]]) -> str:
-    """Return a Markdown table."""
-    return markdown_table([head, *rows])
-
-
 def cell(summary: dict, reading: str) -> str:
     """Return an accuracy with its 95 % interval, in per cent."""
     low, high = percent(summary[f"{reading}_low"]), percent(summary[f"{reading}_high"])
@@ -39,7 +34,7 @@ def prompts(task: str) -> str:
          percent(r["cut_off"])]
         for name, asked in found["models"].items() for r in asked
     ]  # fmt: skip
-    return lines(head, rows)
+    return markdown_table([head, *rows])
 
 
 def results(part: str) -> str:
@@ -65,7 +60,8 @@ def results(part: str) -> str:
              and row["commands"][0].startswith("python train.py")]  # fmt: skip
     took = "".join(f"train.py took {minutes:.0f} min with its evaluations. " for minutes in whole)
     return (
-        f"{lines(head, rows)}\n\nPer cent of {questions} questions, with 95 % intervals. "
+        f"{markdown_table([head, *rows])}\n\n"
+        f"Per cent of {questions} questions, with 95 % intervals. "
         f"{took}{'; '.join(machines)}; other programs ran beside some rows.\n\n"
         f"<details><summary>Commands</summary>\n\n```\n{commands}\n```\n</details>"
     )
@@ -91,4 +87,4 @@ def changes(part: str) -> str:
         rows.append([" → ".join(titles), points(each["strict"]), points(each["lenient"]),
                      *(str(parts[k]) for k in ("format_gain", "reasoning_gain", "format_loss",
                                                "reasoning_loss"))])  # fmt: skip
-    return lines(head, rows)
+    return markdown_table([head, *rows])

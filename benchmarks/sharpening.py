@@ -116,8 +116,7 @@ def table(path: Path = PATH) -> str:
         told.append(f"- {name}: {each['finding']}")
         found = part["machine"]
         machines[f"{found['processor']}, {found['threads']} thread, torch {found['torch']}"] = None
-    lines = [head, *rows]
-    made = markdown_table(lines)
+    made = markdown_table([head, *rows])
     return "\n\n".join((made, "\n".join(told), f"Measured on {'; and on '.join(machines)}."))
 
 

@@ -34,7 +34,7 @@ SAMPLED_WITH = ("own_samples", "own_pick", "own_temperature", "max_tokens", "for
 
 def human(examples: list[Example], settings) -> list[Example]:
     """Return the examples that have a solution; InputError if none has."""
-    graphs = settings.task == "orchestrator"  # its demonstrations are random, not solutions
+    graphs = settings.task == "orchestrator"  # its demonstrations are graphs, not solutions
     solved = [e for e in examples if e.solution is not None or graphs]
     if not solved:
         raise InputError(

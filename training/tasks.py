@@ -187,24 +187,25 @@ class Orchestration:
         drawn = [self._graphs(example, tries) for example in examples]
         found: list[Graph | None] = [None] * len(examples)
         for number in range(tries):
-            left = [i for i, graphs in enumerate(drawn) if not found[i] and number < len(graphs)]
-            groups = [[Rollout([], [], drawn[i][number].text(), "stop")] for i in left]
+            left = [i for i, texts in enumerate(drawn) if not found[i] and number < len(texts)]
+            if not left:
+                break
+            groups = [[Rollout([], [], drawn[i][number], "stop")] for i in left]
             seed = derive("tries", self.settings.seed, number)
             outcomes = self._outcomes([examples[i] for i in left], groups, seed=seed)
             for i, (outcome,) in zip(left, outcomes, strict=True):
                 found[i] = outcome.reading.graph if outcome.right else None
         return found
 
-    def _graphs(self, example, tries: int) -> list[Graph]:
+    def _graphs(self, example, tries: int) -> list[str]:
         """Return different random graphs, fewer than `tries` where there are hardly so many."""
         rng = Random(derive("tries", self.settings.seed, example.id))
-        drawn: dict[str, Graph] = {}
+        drawn: dict[str, None] = {}  # in the order in which they were drawn
         for _ in range(20 * tries):
-            graph = random_graph(rng, self.settings.roles, self.limits)
-            drawn.setdefault(graph.text(), graph)
+            drawn[random_graph(rng, self.settings.roles, self.limits).text()] = None
             if len(drawn) == tries:
                 break
-        return list(drawn.values())
+        return list(drawn)
 
     def demonstration(self, example) -> dict:
         """Return the tokens of a valid graph: the one that `prepare` found right, or a random one.
