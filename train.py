@@ -58,8 +58,11 @@ def train(settings) -> list[dict]:
     work = partial(measure, measured, examples, shots, settings.run_dir)
     stages = {"sft": (train_sft, settings.sft), "grpo": (train_grpo, settings.grpo)}
     names = ["sft", "grpo"] if settings.mode == "full" else [settings.mode]
-    facts = {"train": settings.lasting()} | {n: stages[n][1]().lasting() for n in names}
-    done = Done(settings.run_dir / "done.json", facts, go_on=settings.resume != "never")
+    parts = {"train": settings} | {name: stages[name][1]() for name in names}
+    facts = {name: part.lasting() for name, part in parts.items()}
+    defaults = {name: part.defaults() for name, part in parts.items()}
+    go_on = settings.resume != "never"
+    done = Done(settings.run_dir / "done.json", facts, go_on=go_on, defaults=defaults)
     rows = [done.once("base", partial(work, "base"))]
     for place, name in enumerate(names):
         script, stage_settings = stages[name]

@@ -192,9 +192,10 @@ def begin(settings, began: float, *, logged: bool = True, questions=()) -> Stage
     world = parallel.world()
     found = checkpoint.find(settings.resume, settings.run_dir) if logged and world.first else None
     found = world.broadcast(found, "the checkpoint")
+    defaults = {"settings": settings.defaults()}
     if found:
         settings = same_day(settings, found.facts)
-        checkpoint.check_same(found, {"settings": settings.lasting()})
+        checkpoint.check_same(found, {"settings": settings.lasting()}, defaults)
     loading, sharded = settings.loading(), sharding_asked(settings)
     opening = time.monotonic()
     policy = open_policy(
@@ -226,7 +227,7 @@ def begin(settings, began: float, *, logged: bool = True, questions=()) -> Stage
     tasks.check_shots(settings, task, settings.max_tokens, engine.context_tokens)
     stage = Stage(settings, policy, engine, run, task, found, opened, began)
     if found:
-        checkpoint.check_same(found, stage.facts())
+        checkpoint.check_same(found, stage.facts(), defaults)
         run.info(f"goes on after step {found.step}, from {found.path}")
     if run:
         run.info(rates.told(settings, policy.model))

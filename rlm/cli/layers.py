@@ -84,6 +84,11 @@ class Settings(BaseSettings):
         """Every setting as plain JSON values, for `runs/<name>/settings.json`."""
         return self.model_dump(mode="json")
 
+    @classmethod
+    def defaults(cls) -> dict:
+        """Every setting as `dump` gives it where nobody gave any."""
+        return cls().dump()
+
     def given(self, name: str) -> str:
         """How the field was given, to open an error message: `--group-size 1`."""
         return self._origins.get(name) or f"{flag_of(name)} {getattr(self, name)}"

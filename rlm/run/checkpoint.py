@@ -127,9 +127,12 @@ def open_checkpoint(path: Path) -> Checkpoint:
         raise InputError(f"{path / STATE}: cannot be read as a checkpoint") from None
 
 
-def check_same(found: Checkpoint, facts: dict) -> None:
-    """InputError naming what differs between the facts of the checkpoint and those given."""
-    told = differences({name: found.facts.get(name) for name in facts}, facts)
+def check_same(found: Checkpoint, facts: dict, defaults: dict | None = None) -> None:
+    """InputError naming what differs between the facts of the checkpoint and those given.
+
+    defaults: see `differences`.
+    """
+    told = differences({name: found.facts.get(name) for name in facts}, facts, defaults)
     if told:
         raise InputError(
             f"{found.run}: stopped after step {found.step} with other settings ({told}); give the "
@@ -138,8 +141,10 @@ def check_same(found: Checkpoint, facts: dict) -> None:
         )
 
 
-def differences(before: dict, now: dict) -> str:
+def differences(before: dict, now: dict, defaults: dict | None = None) -> str:
     """Return in words what differs, empty for nothing; dictionaries inside are settings.
+
+    defaults: as `now`; what a setting counts as that `before`, of an older release, did not know.
 
     >>> differences({"settings": {"seed": 0, "group_size": 8}}, {"settings": {"seed": 1}})
     '--group-size was 8, now None; --seed was 0, now 1'
@@ -149,6 +154,7 @@ def differences(before: dict, now: dict) -> str:
         if isinstance(now[name], dict):
             old, new = before.get(name) or {}, now[name]
             names = sorted({*old, *new})
+            old = (defaults or {}).get(name, {}) | old if old else {}
             changed += [(f"--{n.replace('_', '-')}", old.get(n), new.get(n)) for n in names]
         else:
             changed.append((name.replace("_", " "), before.get(name), now[name]))

@@ -19,14 +19,17 @@ logger = logging.getLogger("rlm")
 class Done:
     """path: a JSON file. facts: plain values that must be the same when a command goes on.
 
-    go_on: False begins anew whatever is there. InputError names facts that have changed.
+    go_on: False begins anew whatever is there. defaults: see `checkpoint.differences`. InputError
+    names facts that have changed.
     """
 
-    def __init__(self, path: Path, facts: dict, *, go_on: bool = True):
+    def __init__(
+        self, path: Path, facts: dict, *, go_on: bool = True, defaults: dict | None = None
+    ):
         self.path, self.facts = path, facts
         saved = files.read_object(path) if go_on else {}
         self.values: dict = saved.get("values", {})
-        told = differences(saved.get("facts", {}), facts) if saved else ""
+        told = differences(saved.get("facts", {}), facts, defaults) if saved else ""
         if told:
             raise InputError(
                 f"{path.parent}: was stopped with other settings ({told}); give the old ones to go "

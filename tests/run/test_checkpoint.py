@@ -140,5 +140,13 @@ def test_what_changed_is_named(tmp_path):
     checkpoint.check_same(found, {"settings": {"seed": 0}})
     with pytest.raises(InputError, match=r"step 2 .*--seed was 0, now 1\).*--resume never"):
         checkpoint.check_same(found, {"settings": {"seed": 1}})
+    # A setting that came after the checkpoint: as long as nobody gives it, the run is the same.
+    newer = {"settings": {"seed": 0, "tries": 0}}
+    defaults = {"settings": {"seed": 5, "tries": 0}}
+    checkpoint.check_same(found, newer, defaults)
+    with pytest.raises(InputError, match=r"--tries was 0, now 8\)"):
+        checkpoint.check_same(found, {"settings": {"seed": 0, "tries": 8}}, defaults)
+    with pytest.raises(InputError, match=r"--seed was 0, now 5\)"):  # one that it did know
+        checkpoint.check_same(found, {"settings": {"seed": 5, "tries": 0}}, defaults)
     assert checkpoint.differences({"mark": "a"}, {"mark": "b"}) == "mark was a, now b"
     assert checkpoint.differences({"s": {"digits": [1, 3]}}, {"s": {"digits": (1, 3)}}) == ""
