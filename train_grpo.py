@@ -53,7 +53,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def train(settings) -> dict:
-    """Train, keep the best adapter by validation accuracy; return its metrics, "log" among them.
+    """Train, keep an adapter by validation accuracy; return its metrics, "log" among them.
 
     That is a dictionary a step: `train(config.GRPOSettings(max_steps=8))["log"]`.
     """
@@ -110,7 +110,7 @@ def train(settings) -> dict:
         if guard.gave_up:
             break
 
-    # 4. What is kept is the best adapter by validation accuracy, not the last one.
+    # 4. What is kept is the latest adapter, but for falls of the validation beyond its noise.
     return keep_best(stage, best, guard, examples)
 
 

@@ -62,7 +62,7 @@ def train(settings, began: float) -> dict:
             f"checkpoints: the logs are in {stage.run.path}, the next run begins anew",
         )
 
-    # 3. What is kept is the best adapter by validation accuracy, not the last one.
+    # 3. What is kept is the latest adapter, but for falls of the validation beyond its noise.
     return keep_best(stage, best, guard, examples)
 
 

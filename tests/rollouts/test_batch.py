@@ -3,10 +3,8 @@
 import pytest
 import torch
 
-from rlm.evaluation.measure import Evaluation
 from rlm.records import Example, Prompt, Rollout, Score
 from rlm.rollouts.batch import ALL, Batch, describe, records
-from rlm.run.best import BestAdapter
 
 
 def rollout(tokens: int, finish: str = "stop", text: str = "<think>\n</think>\n1") -> Rollout:
@@ -102,19 +100,6 @@ def test_records_have_the_tokens_lengths_and_log_probabilities():
     assert found[0]["token_lengths"] == [1, 2, 0], "neither prefill nor end"
     assert str(found[0]["logprobs"]) == "[0, -1.24, -0.5]"
     assert "logprobs" not in records(3, made, torch.tensor([[1.0, -1.0]]))[0]
-
-
-def test_the_best_is_kept_not_the_last_and_ties_keep_the_earlier():
-    model = torch.nn.Linear(1, 1)
-    accuracies = iter([0.2, 0.6, 0.6, 0.4])
-    best = BestAdapter(model, lambda: Evaluation("x", [], {"accuracy": next(accuracies)}))
-    for step in range(4):
-        with torch.no_grad():
-            model.weight.fill_(float(step))
-        best.offer(step)
-    best.put_back()
-    assert best.step == 1 and model.weight.item() == 1.0
-    assert best.evaluation.summary["accuracy"] == 0.6
 
 
 def test_facts_are_averaged_and_the_trace_goes_into_the_record():

@@ -134,6 +134,44 @@ def evaluation(accuracy: float, questions: int = 100) -> Evaluation:
     return Evaluation("x", [], {"accuracy": accuracy, "questions": questions})
 
 
+@pytest.mark.parametrize(
+    ("accuracies", "kept"),
+    [
+        ([0.2, 0.6, 0.6], 2),  # a tie: the later one has learned from more
+        # sqrt(0.56 * 0.44 / 100) = 0.0496: 0.56 is within one of 0.6, and 0.54, whose own is
+        # 0.0498, is not; the bound is that of the highest, not of what was kept last.
+        ([0.6, 0.56], 1),
+        ([0.6, 0.56, 0.54], 1),
+        ([0.2, 0.6, 0.4, 0.55], 1),
+        ([0.2, 0.6, 0.4, 0.56], 3),
+        ([1.0, 0.99], 0),  # sqrt(0.99 * 0.01 / 100) = 0.00995
+        ([0.0, 0.0], 1),
+    ],
+)
+def test_the_latest_is_kept_unless_it_fell_beyond_noise(accuracies, kept):
+    model, values = torch.nn.Linear(1, 1), iter(accuracies)
+    best = BestAdapter(model, lambda: evaluation(next(values)))
+    for step in range(len(accuracies)):
+        with torch.no_grad():
+            model.weight.fill_(float(step))
+        best.offer(step)
+        # A run that is stopped and goes on keeps the same.
+        best_again = BestAdapter(model, best.measure)
+        best_again.restore(best.state())
+        best = best_again
+    best.put_back()
+    assert best.step == kept and model.weight.item() == kept
+    assert best.evaluation.summary["accuracy"] == accuracies[kept]
+
+
+def test_the_best_of_an_older_release_is_the_highest():
+    best = BestAdapter(torch.nn.Linear(1, 1), lambda: evaluation(0.6))
+    best.offer(0)
+    older = {name: value for name, value in best.state().items() if name != "highest"}
+    best.restore(older)
+    assert best.highest == 0.6
+
+
 def test_two_standard_errors_below_the_best_is_a_fall():
     values = iter([evaluation(0.6), evaluation(0.51), evaluation(0.49)])
     best = BestAdapter(torch.nn.Linear(1, 1), lambda: next(values))
