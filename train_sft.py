@@ -47,8 +47,7 @@ def train(settings) -> dict:
 
     # 2. The policy: a fresh LoRA, an earlier stage's adapter to go on from, or all weights.
     stage = begin(settings, began)
-    graphs = settings.task == "orchestrator"
-    about = {"kind": "graphs" if graphs else "human", "count": len(shown)}
+    about = {"kind": "human", "count": len(shown)}
     if own:
         shown, about = demonstrations.own(stage, examples, earlier)
     about |= stage.task.prepare(shown, stage.run.info)

@@ -49,7 +49,7 @@ class GRPOSettings(Training):
     )
     output: str = option(
         lambda v: f"{v['weights']}/final_rlm_{v['train']}",
-        "folder of the best adapter, or with --train full of the best model",
+        "folder of the adapter that is kept, or with --train full of the model",
         flags=["--output-dir"],
         shown="weights/final_rlm_lora, with --train full weights/final_rlm_full",
     )
@@ -173,7 +173,7 @@ class GRPOSettings(Training):
         8, "steps between validations; 0: only at the end", ge=0, section="Validation"
     )
     early_stop: bool = option(
-        False, "end when a validation falls by more than two standard errors below the best"
+        False, "end when a validation falls by more than two standard errors below the highest"
     )
     probe: int = option(8, "questions tried before training; 0: none", ge=0)
     check_only: bool = option(

@@ -75,7 +75,7 @@ class Answering:
         return data.make_prompt(question, self.tokenizer, self.settings.format, **asking)
 
     def prepare(self, examples, tell) -> dict:
-        """Do what comes before all demonstrations; return facts for the manifest.
+        """Do what comes before all demonstrations; return facts for the manifest, if there are any.
 
         tell: called with lines for the console.
         """
@@ -154,7 +154,7 @@ class Orchestration:
         return chat_prompt(turns, self.tokenizer, "plain")
 
     def prepare(self, examples, tell) -> dict:
-        """Run --graph-tries random graphs for each question; return how many one of them answered.
+        """Run --graph-tries random graphs for each question; return how many one of them answers.
 
         Processes share the questions. What is right is told as GRPO tells it, so the first that
         is right is a demonstration that nobody wrote (rejection sampling, arXiv:2308.01825).
@@ -162,7 +162,7 @@ class Orchestration:
         """
         tries, world = self.settings.graph_tries, parallel.world()
         if not tries:
-            return {}
+            return {"kind": "graphs"}
         for kind in sorted({example.kind for example in examples}):
             self.prompt("?", kind)  # told before anything is run
         mine = world.shard(examples)
@@ -177,7 +177,7 @@ class Orchestration:
         graphs = world.unshard(found, "the graphs that were tried")
         pairs = zip(examples, graphs, strict=True)
         self._right = {example.id: graph for example, graph in pairs if graph}
-        return {"graph_tries": tries, "right_graphs": len(self._right)}
+        return {"kind": "graphs", "graph_tries": tries, "right_graphs": len(self._right)}
 
     def _tried(self, examples, tries: int) -> list[Graph | None]:
         """Return the first of each question's random graphs that is right, None for none.

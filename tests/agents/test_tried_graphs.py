@@ -40,7 +40,8 @@ def test_a_question_is_shown_the_graph_that_answered_it(policy):
     # 12 * 4 + 2 = 50: of the 16 pairs of roles only one is right. No graph is tried twice.
     task, told = opened(policy, 40), list[str]()
     assert len(task._graphs(RIGHT, 40)) == 16
-    assert task.prepare([RIGHT, WRONG], told.append) == {"graph_tries": 40, "right_graphs": 1}
+    found = {"kind": "graphs", "graph_tries": 40, "right_graphs": 1}
+    assert task.prepare([RIGHT, WRONG], told.append) == found
     assert told == ["2 of 2 questions tried with 40 random graphs each: 50% have a right one"]
     shown = graph(task, RIGHT)
     assert shown.index("Multiply.") < shown.index("Add.") and '"reads":["a"]' in shown
@@ -51,7 +52,7 @@ def test_a_question_is_shown_the_graph_that_answered_it(policy):
 def test_where_none_is_right_a_random_one_is_shown_as_without_trying(policy):
     tried, untried = opened(policy, 8), opened(policy, 0)
     tried.prepare([WRONG], lambda line: None)
-    assert untried.prepare([WRONG], lambda line: None) == {}
+    assert untried.prepare([WRONG], lambda line: None) == {"kind": "graphs"}
     assert graph(tried, WRONG) == graph(untried, WRONG)
 
 
