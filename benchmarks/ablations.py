@@ -56,7 +56,7 @@ class Task:
 
 FEWER = "--backend own --eval-samples 50 --num-samples 1000"
 TASKS = {
-    "addition": Task("benchmarks/plain_addition.yaml", f"{FEWER} --terse-fraction 0.8"),
+    "addition": Task("configs/tiny_demo.yaml", f"{FEWER} --terse-fraction 0.8"),
     "word_problems": Task("configs/tiny_word_problems.yaml", f"{FEWER} --terse-fraction 0.8"),
     "tools": Task("configs/tiny_tools.yaml", FEWER),
 }

@@ -1,11 +1,11 @@
-"""GRPO by our own loop and by TRL's GRPOTrainer: a stage of additions from one SFT adapter.
+"""GRPO by our own loop and by TRL's GRPOTrainer: the tiny demo's stage from one SFT adapter.
 
     python benchmarks/backends.py                   # one seed; --seeds 0 1 2 for more
     python benchmarks/tables.py                     # puts the results into the documents
 
-Each seed: SFT as benchmarks/plain_addition.yaml has it, then its GRPO stage (32 steps of 32
-questions with 8 samples) by train_grpo.py with --backend own, trl, and trl in larger micro-batches
-(64 completions, its fastest here); which of them goes first changes with the seed. One thread, one
+Each seed: SFT as configs/tiny_demo.yaml has it, then its GRPO stage (32 steps of 32 questions with
+8 samples, additions) by train_grpo.py with --backend own, trl, and trl in larger micro-batches (64
+completions, its fastest here); which of them goes first changes with the seed. One thread, one
 process at a time. Accuracies are greedy, of 500 held-out test questions, with the 95 % Wilson
 interval. Seconds are of processor time, which other programs hardly change: of a step its
 sampling, rewards and learning; of the training the whole script, with start, validations and
@@ -27,7 +27,7 @@ from run_tables import rows_of
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = Path(__file__).parent / "results"
 sys.path.insert(0, str(ROOT))
-RECIPE = "benchmarks/plain_addition.yaml"
+RECIPE = "configs/tiny_demo.yaml"
 BACKENDS = {
     "own": ["--backend", "own"],
     "trl": ["--backend", "trl"],

@@ -3,7 +3,7 @@
     python benchmarks/learning.py --part addition       # base, SFT, GRPO; and the control run
     python benchmarks/learning.py --part word_problems
     python benchmarks/learning.py --part tools          # with a calculator; the control: without
-    python benchmarks/learning.py --part samples        # demonstrations against accuracy
+    python benchmarks/learning.py --part samples        # demonstrations against accuracy; last
     python benchmarks/tables.py                         # puts the results into the documents
 
 It runs the scripts of the repository as a user would, in processes of their own, and keeps what
@@ -28,7 +28,7 @@ RECIPES = {
     "word_problems": "configs/tiny_word_problems.yaml",
     "tools": "configs/tiny_tools.yaml",
 }
-PLAIN, SIZES = "benchmarks/plain_addition.yaml", (100, 500, 1000, 2000)
+SIZES, ALL = (100, 500, 1000), "2000"
 
 
 def call(script: str, *arguments) -> float:
@@ -50,7 +50,7 @@ def whole(task: str, seed: int) -> dict:
     """
     stages, seconds = staged(task, seed, f"benchmark/{task}-{seed}")
     if task == "addition":
-        stages |= {"control": clean(RECIPES[task], f"{task}-clean-all", seed)}
+        stages |= {"control": clean(task, seed, None)}
     if task == "tools":
         without, more = staged(task, seed, f"benchmark/no-{task}-{seed}", "--tools", "none")
         stages |= {f"control_{stage}": without[stage] for stage in ("sft", "grpo")}
@@ -68,12 +68,12 @@ def staged(task: str, seed: int, name: str, *more) -> tuple[dict, float]:
     return {"base": base, "sft": sft, "grpo": grpo}, seconds
 
 
-def clean(recipe: str, name: str, seed: int, *more) -> dict:
+def clean(task: str, seed: int, samples: int | None) -> dict:
     """Return the test summary after SFT on demonstrations that all show their working."""
-    name = f"benchmark/{name}-{seed}"
-    common = ["--config", recipe, "--seed", seed]
+    name = f"benchmark/{task}-clean-{samples or 'all'}-{seed}"
+    common = ["--config", RECIPES[task], "--seed", seed]
     words = ["--terse-fraction", 0, "--overwrite", "--run", name, "--output", f"weights/{name}"]
-    call("train_sft.py", *common, *words, *more)
+    call("train_sft.py", *common, *words, *(["--num-samples", samples] if samples else []))
     models = ["--models", f"weights/{name}", "--run", name, "--output-file"]
     call("evaluate.py", *common, *models, f"runs/{name}/test.csv")
     return read(f"runs/{name}/test.json")
@@ -83,10 +83,11 @@ def measure(part: str, seed: int) -> dict:
     """Return the results of a part for one seed."""
     if part != "samples":
         return whole(part, seed)
-    return {"seed": seed, "samples": {
-        str(size): clean(PLAIN, f"addition-clean-{size}", seed, "--num-samples", size)
-        for size in SIZES
-    }}  # fmt: skip
+    # The recipe's own number of demonstrations was measured as the control run.
+    kept = read(RESULTS / "learning_addition.json")["results"]
+    control = next(run["control"] for run in kept if run["seed"] == seed)
+    samples = {str(n): clean("addition", seed, n) for n in SIZES} | {ALL: control}
+    return {"seed": seed, "samples": samples}
 
 
 def main() -> int:

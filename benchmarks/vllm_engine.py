@@ -1,11 +1,10 @@
-"""GRPO of additions with rollouts from vLLM and from our own engine, from the same SFT adapter.
+"""The tiny demo's GRPO with rollouts from vLLM and from our own engine, from the same SFT adapter.
 
     .venv-vllm/bin/python benchmarks/vllm_engine.py           # `make vllm` makes that environment
 
-The recipe is benchmarks/plain_addition.yaml. Same steps, same seed, same learner; what differs is
-who samples, and with it which numbers are drawn. Held-out accuracy is measured by our own engine
-for both, on the same 500 questions, with 95 % intervals and a paired difference. Kept in
-benchmarks/results/vllm_engine.json.
+Same steps, same seed, same learner; what differs is who samples, and with it which numbers are
+drawn. Held-out accuracy is measured by our own engine for both, on the same 500 questions, with
+95 % intervals and a paired difference. Kept in benchmarks/results/vllm_engine.json.
 """
 
 import argparse
@@ -25,7 +24,7 @@ RESULT = Path(__file__).parent / "results" / "vllm_engine.json"
 sys.path.insert(0, str(ROOT))
 from rlm import files  # noqa: E402
 
-RECIPE = ["--config", "benchmarks/plain_addition.yaml"]
+RECIPE = ["--config", "configs/tiny_demo.yaml"]
 PLACE = "benchmark/vllm_engine"
 SFT = f"weights/{PLACE}/sft"
 ENGINES = ("own", "vllm")
