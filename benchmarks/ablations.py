@@ -18,7 +18,6 @@ import fcntl
 import importlib
 import multiprocessing
 import os
-import platform
 import shlex
 import sys
 import time
@@ -222,10 +221,10 @@ def keep(task: str, name: str, seed: int, found: dict) -> None:
     from rlm import files
 
     kept = read()
-    kept["machine"] = {"processor": processor_name(), "cores": os.cpu_count(),
-                       "python": platform.python_version(), "torch": torch.__version__}  # fmt: skip
     runs = kept["runs"].setdefault(task, {}).setdefault(name, {})
-    runs[str(seed)] = found | {"commands": [f"python {c}" for c in commands(task, name, seed)]}
+    machine = f"{processor_name()}, torch {torch.__version__}"
+    told = {"commands": [f"python {c}" for c in commands(task, name, seed)], "machine": machine}
+    runs[str(seed)] = found | told
     files.write_json(PATH, kept)
 
 

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from rlm.errors import InputError
 from rlm.run import checkpoint
+from rlm.run.done import Done
 
 STATE = {"weights": [torch.tensor([1.0, 2.0]), torch.tensor(3)], "step": {"drawn": 7, "name": None}}
 
@@ -150,3 +151,13 @@ def test_what_changed_is_named(tmp_path):
         checkpoint.check_same(found, {"settings": {"seed": 5, "tries": 0}}, defaults)
     assert checkpoint.differences({"mark": "a"}, {"mark": "b"}) == "mark was a, now b"
     assert checkpoint.differences({"s": {"digits": [1, 3]}}, {"s": {"digits": (1, 3)}}) == ""
+
+
+def test_a_command_of_parts_goes_on_with_a_setting_that_came_later(tmp_path):
+    Done(tmp_path / "done.json", {"sft": {"seed": 0}}).once("base", lambda: 1)
+    defaults = {"sft": {"seed": 5, "tries": 0}}
+    same = {"sft": {"seed": 0, "tries": 0}}
+    assert Done(tmp_path / "done.json", same, defaults=defaults).values == {"base": 1}
+    given = {"sft": {"seed": 0, "tries": 8}}
+    with pytest.raises(InputError, match=r"--tries was 0, now 8\)"):
+        Done(tmp_path / "done.json", given, defaults=defaults)
