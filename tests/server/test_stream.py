@@ -91,13 +91,14 @@ def test_an_error_before_the_stream_is_plain(place):
 
 
 def test_a_deadline_ends_a_stream_with_what_there_is(slow):
-    events = stream(slow, temperature=0, timeout_s=0.4)
+    # Time for 80 tokens at most, on a machine that is busy with other tests for some.
+    events = stream(slow, temperature=0, timeout_s=0.8)
     assert [name for name, _ in events[-2:]] == ["sample", "done"]
     done = events[-1][1]
     assert (done["finish_reason"], done["answer"]) == ("timeout", None)
-    assert 5 < done["usage"]["completion_tokens"] < 60
+    assert 5 < done["usage"]["completion_tokens"] < 80
     assert joined(events, "reasoning").startswith("I need")
-    plain = ask(slow, temperature=0, timeout_s=0.4).json()
+    plain = ask(slow, temperature=0, timeout_s=0.8).json()
     assert (plain["finish_reason"], plain["answer"]) == ("timeout", None)
     assert plain["reasoning"].startswith("I need") and plain["usage"]["completion_tokens"] > 5
     # One of them ends in time, and is the reply.

@@ -2,7 +2,8 @@
 
 TRL pads a batch and scores every position; ours is packed, in several micro-batches. Both begin
 with a LoRA that changes the base, so that A and B have gradients. Ten demonstrations in batches of
-four: the last batch of a pass is smaller, and the fourth step begins the second pass.
+four: the last batch of a pass is smaller, and the fourth step begins the second pass. In float64:
+in float32 the rounding of either is over 1e-5 on some processors.
 """
 
 import copy
@@ -31,10 +32,11 @@ def start():
     """(settings, policy, records)"""
     settings = config.load(config.SFTSettings, FLAGS)
     policy = open_policy(settings.model, None, lora={"r": 16, "alpha": 32, "seed": 0})
+    policy.model.double()
     draw = torch.Generator().manual_seed(0)
     for name, weight in trained(policy.model).items():
         if "lora_B" in name:
-            weight.data = 0.02 * torch.randn(weight.shape, generator=draw)
+            weight.data = 0.02 * torch.randn(weight.shape, generator=draw).double()
     examples, _ = data.training_sets(settings)
     return settings, policy, train_sft.token_records(examples, task_of(settings, policy), settings)
 
