@@ -13,7 +13,7 @@ from rlm.server.upstream import Lost, Served
 from tests.server.test_upstream import CHAT, ids_of, metric
 from tests.support.fake_vllm import TURN, FakeVLLM
 from tests.support.serving import ask, read_events, until
-from tests.support.upstreams import Asking, fronted
+from tests.support.upstreams import Asking, arrived, fronted
 
 
 @pytest.fixture(autouse=True)
@@ -34,7 +34,7 @@ def held(servers, place, tokens=0, **fields):
     asking = Asking(place, **fields)
     until(lambda: any(server.open for server in servers))
     here, there = sorted(servers, key=lambda server: not server.open)
-    until(lambda: here.open[0].sent == tokens)
+    until(lambda: here.open[0].sent == tokens and arrived(place) == [tokens])
     there.allowed = 999
     return asking, here, there
 
@@ -163,10 +163,7 @@ def test_of_several_samples_those_elsewhere_count(two):
         server.allowed = 3
     with fronted(*two) as place:
         asking = Asking(place, n=4, stream=True)
-        until(
-            lambda: all(asked.sent == 3 for s in two for asked in s.open) and len(two[1].open) == 2
-        )
-        until(lambda: len(two[0].open) == 2)
+        until(lambda: arrived(place) == [3] * 4 and [len(s.open) for s in two] == [2, 2])
         two[0].kill()
         until(lambda: not is_up(place, two[0]))
         two[1].allowed = 999
