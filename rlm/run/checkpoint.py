@@ -152,9 +152,9 @@ def differences(before: dict, now: dict, defaults: dict | None = None) -> str:
     changed = []
     for name in now:
         if isinstance(now[name], dict):
-            old, new = before.get(name) or {}, now[name]
-            names = sorted({*old, *new})
-            old = (defaults or {}).get(name, {}) | old if old else {}
+            known, new = before.get(name) or {}, now[name]
+            old = (defaults or {}).get(name, {}) | known if known else {}
+            names = sorted({*known, *new})
             changed += [(f"--{n.replace('_', '-')}", old.get(n), new.get(n)) for n in names]
         else:
             changed.append((name.replace("_", " "), before.get(name), now[name]))
